@@ -1,0 +1,307 @@
+"""The callback that reads the energies of a network while it trains."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, log_period
+from lightning_leaky.functional._checks import check_non_negative
+from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, plain_name
+from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
+from lightning_leaky.observer import BlockPath, PathObserver, check_weight_decay
+
+_DEFAULT_ENERGIES = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
+_DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
+
+
+class EnergyMonitor(Callback):
+    """Logs cost of identity, kinetic energy and other readings of every layer (arXiv 2405.17573, section 1).
+
+    Two kinds of readings, both also kept in `readings`:
+
+    - ``readings["train"]``: of the training batch (all micro-batches of an accumulated one), every `every_n_steps`
+      optimizer steps, taken after the backward pass and before the optimizer moves the weights.
+    - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly. No gradients flow there, so no
+      momentum quantities. The keys start with ``val_`` and ``test_``.
+
+    Training is not touched: losses are bit-equal with and without the monitor. A layer that diverged reads NaN, with
+    one warning.
+
+    Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3:
+
+    | key | unit | meaning |
+    | --- | --- | --- |
+    | ``cost_of_identity/layer_*`` | – | ‖A‖²_K: soft count of the dimensions in use |
+    | ``cost_of_identity/min`` | – | least over the layers: bounds the bottleneck rank from above |
+    | ``kinetic_energy/layer_*`` | energy | (1/(2L̃))‖∂_pA‖²_K: how much the layer works |
+    | ``potential_energy/layer_*`` | energy | −(L̃/2)‖A‖²_K |
+    | ``cross_term/layer_*`` | – | ⟨∂_pA, A⟩_K |
+    | ``lagrangian/layer_*`` | energy | least weight cost of the step per unit of p |
+    | ``energy_hamiltonian/layer_*`` | energy | kinetic plus potential energy |
+    | ``energy_hamiltonian/bottleneck_rank`` | – | median of −2H/L̃ over the layers (L̃ > 0) |
+    | ``energy_hamiltonian/spread`` | energy | max − min over the layers |
+    | ``speed/layer_*`` | – | ‖∂_pA‖_K |
+    | ``speed/path_length`` | – | Σ_l ρ_l ‖∂_pA‖_K |
+    | ``stable_rank/layer_*`` | – | ‖A‖²_*/‖A‖²_F |
+    | ``hamiltonian/layer_*`` | energy | momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA) |
+    | ``hamiltonian/bottleneck_rank`` | – | median of −2H/L̃ over the layers (L̃ > 0): bounds the rank from below |
+    | ``hamiltonian/spread`` | energy | max − min over the layers |
+    | ``criticality_residual/layer_*`` | – | ‖W − L̃Bᵀσ(A)‖/‖W‖: near 0 the Hamiltonian can be trusted |
+    | ``criticality_residual/max`` | – | greatest over the layers |
+    | ``momentum_norm/layer_*`` | – | ‖B‖_F |
+    | ``features_momentum_norm/layer_*`` | – | ‖Bᵀσ(A)‖_F |
+
+    Args:
+        layers: Glob over the names of the modules to read, in the order in which they run; ``None`` finds the leaky
+            path of the model.
+        quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic and
+            potential energy, their sum and the stable rank, and, where λ is known, the Hamiltonian in momentum form
+            with its criticality residual.
+        every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
+            ``log_every_n_steps``. Loggers get those that fall on a logging step.
+        on_validation: Whether to read whole validation and test sets.
+        gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
+        gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
+        weight_decay: λ of the objective, for the momentum readings; ``None`` takes the module's ``weight_decay``
+            where the module has a leaky path.
+        effective_depth: L̃ of layers chosen by `layers`; a leaky path knows its own.
+        loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of a run if no module has the name asked for, the
+            model has no leaky path, or momentum quantities are asked for without a weight decay.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[EnergyMonitor()], logger=False)
+    """
+
+    def __init__(
+        self,
+        layers: str | None = None,
+        quantities: Sequence[str] | None = None,
+        every_n_steps: int | None = None,
+        on_validation: bool = True,
+        gamma: float | None = None,
+        gamma_rel: float = 1e-3,
+        weight_decay: float | None = None,
+        effective_depth: float = 0.0,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
+        KNorm(gamma, gamma_rel)  # refuses bad stabilisers here, where the traceback shows the caller
+        if quantities is not None:
+            check_quantities(quantities)
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps!r}.")
+        self.layers = layers
+        self.quantities = quantities
+        self.every_n_steps = every_n_steps
+        self.on_validation = on_validation
+        self.gamma, self.gamma_rel = gamma, gamma_rel
+        self.weight_decay = weight_decay
+        self.effective_depth = check_non_negative("effective_depth", effective_depth)
+        self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        self.readings: dict[str, Readings] = {}
+        self._train: PathObserver | None = None
+        self._evaluation: PathObserver | None = None
+        self._is_collecting = False
+        self._fresh: Readings | None = None
+        self._warned_of_nan = False
+
+    # Hooks exist between the start of a run and its end, or its exception.
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Register the forward hooks; layers may not exist earlier."""
+        self._detach()
+        path, quantities, weight_decay = self._plan(pl_module)
+        self._train = self._observe(path, quantities, weight_decay)
+        self._attach_evaluation(path, quantities)
+        self._warn_of_settings(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Register the forward hooks of a run without a fit, and start the sums anew."""
+        self._start_evaluation(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Register the forward hooks of a run without a fit, and start the sums anew."""
+        self._start_evaluation(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the forward hooks."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the forward hooks: after an exception there is no teardown."""
+        self._detach()
+
+    # Training: armed over the micro-batches of one optimizer step, computed before the weights move.
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Arm for a batch whose optimizer step is to be read."""
+        if self._train is None or not is_due(trainer, self.every_n_steps or log_period(trainer)):
+            return
+        if not self._is_collecting:
+            self._train.reset()
+            self._is_collecting = True
+        self._train.arm()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Ignore forward passes made inside backward, as activation checkpointing does."""
+        if self._train is not None:
+            self._train.disarm()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Read while weights and step-sizes are still those of the forward pass."""
+        if self._is_collecting:
+            self._finish(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a micro-batch that did not step, or log the reading of the one that did."""
+        if self._is_collecting and self._train is not None:
+            if is_accumulating(trainer):
+                self._train.drain(gradient_scale(trainer))
+            else:  # manual optimization around Lightning's optimizers: no hook was called before the step
+                self._finish(trainer)
+        if self._fresh is not None:
+            self._publish("train", self._fresh)
+            pl_module.log_dict(_as_logged(self._fresh.scalars()), on_step=True, on_epoch=False, batch_size=1)
+            self._fresh = None
+
+    # Evaluation: armed for every batch, computed once over the whole data set.
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Arm for a batch, except of the sanity check."""
+        self._arm_evaluation(trainer)
+
+    def on_test_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Arm for a batch."""
+        self._arm_evaluation(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Add a batch."""
+        self._drain_evaluation(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Add a batch."""
+        self._drain_evaluation(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the readings of the whole validation set."""
+        self._finish_evaluation(trainer, pl_module, "validate", "val_")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the readings of the whole test set."""
+        self._finish_evaluation(trainer, pl_module, "test", "test_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the observers behind: a copy has no hooks until its run starts."""
+        return {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_fresh": None}
+
+    def _plan(self, pl_module: LightningModule) -> tuple[LeakyPath, tuple[str, ...], float | None]:
+        """What to read on this module: path, quantities and λ."""
+        if self.layers is None:
+            path = find_leaky_path(pl_module)
+            weight_decay = self.weight_decay or getattr(pl_module, "weight_decay", None)
+        else:
+            path = BlockPath(_modules_named(pl_module, self.layers), self.effective_depth)
+            weight_decay = self.weight_decay
+        if self.quantities is None:
+            return path, _DEFAULT_ENERGIES + (_DEFAULT_MOMENTA if weight_decay else ()), weight_decay
+        if set(MOMENTA) & set(self.quantities):
+            check_weight_decay(weight_decay, self.quantities)
+        if "criticality_residual" in self.quantities and not hasattr(path, "weights"):
+            raise ValueError(
+                f'`quantities` cannot include "criticality_residual" for layers {self.layers!r}: it needs the weights '
+                "of a leaky path. Leave it out."
+            )
+        return path, tuple(self.quantities), weight_decay
+
+    def _observe(self, path: LeakyPath, quantities: Sequence[str], weight_decay: float | None) -> PathObserver:
+        return PathObserver(path, quantities, self.gamma, self.gamma_rel, weight_decay, self.loss_reduction).attach()
+
+    def _attach_evaluation(self, path: LeakyPath, quantities: Sequence[str]) -> None:
+        readable = [name for name in quantities if name not in MOMENTA]
+        if self.on_validation and readable:
+            self._evaluation = self._observe(path, readable, None)
+
+    def _detach(self) -> None:
+        for observer in (self._train, self._evaluation):
+            if observer is not None:
+                observer.detach()
+        self._train = self._evaluation = None
+        self._is_collecting, self._fresh = False, None
+
+    def _warn_of_settings(self, trainer: Trainer) -> None:
+        if not trainer.loggers:
+            rank_zero_warn("EnergyMonitor has no logger to write to: readings are kept in its `readings` only.")
+        if self.every_n_steps and log_period(trainer) and self.every_n_steps % log_period(trainer):
+            rank_zero_warn(
+                f"EnergyMonitor reads every {self.every_n_steps} optimizer steps and the trainer logs every "
+                f"{log_period(trainer)}: only readings on a logging step reach the loggers. "
+                "Choose `every_n_steps` as a multiple of `log_every_n_steps`."
+            )
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._is_collecting = False
+        if self._train is not None:
+            self._train.drain(gradient_scale(trainer))
+            self._fresh = self._train.compute()
+
+    def _start_evaluation(self, pl_module: LightningModule) -> None:
+        if self._evaluation is None and self._train is None:
+            path, quantities, _ = self._plan(pl_module)
+            self._attach_evaluation(path, quantities)
+        if self._evaluation is not None:
+            self._evaluation.reset()
+
+    def _arm_evaluation(self, trainer: Trainer) -> None:
+        if self._evaluation is not None and not trainer.sanity_checking:
+            self._evaluation.arm()
+
+    def _drain_evaluation(self, trainer: Trainer) -> None:
+        if self._evaluation is not None and not trainer.sanity_checking:
+            self._evaluation.drain()
+
+    def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:
+        if self._evaluation is None or trainer.sanity_checking:
+            return
+        readings = self._evaluation.compute()
+        if readings is not None:
+            self._publish(stage, readings)
+            pl_module.log_dict(_as_logged(readings.scalars(prefix)), batch_size=1)
+
+    def _publish(self, stage: str, readings: Readings) -> None:
+        self.readings[stage] = readings
+        if not self._warned_of_nan and not readings.is_finite():
+            self._warned_of_nan = True
+            broken = [name for name, values in readings.quantities.items() if not torch.isfinite(values).all()]
+            rank_zero_warn(
+                f"EnergyMonitor: {broken} are not finite in the {stage} reading and are logged as they are. "
+                "A layer has diverged, or no gradient has reached it."
+            )
+
+
+def _modules_named(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """Return the modules whose names match a glob, or raise ValueError with the names that exist."""
+    names = {plain_name(name): module for name, module in model.named_modules() if name}
+    found = [module for name, module in names.items() if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise ValueError(f"`layers` must match module names, but {pattern!r} matches none of {list(names)}.")
+    return found
+
+
+def _as_logged(scalars: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Lightning keeps logged values in float32."""
+    return {key: value.to(torch.float32) for key, value in scalars.items()}

@@ -1,0 +1,135 @@
+"""The step-size hook as a Lightning callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_leaky.callbacks._trainer import callbacks_of, is_due, log_period
+from lightning_leaky.leaky_path import step_sizes_of
+from lightning_leaky.metrics.path_reader import layer_key
+from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
+
+
+class StepSizeAdapter(Callback):
+    """Adapts layer step-sizes during training (arXiv 2405.17573, section 4): `StepSizeHook` for a Lightning trainer.
+
+    The only callback here that changes a model. The step-sizes are saved with the model, the adapter's own state with
+    the checkpoint: a resumed run equals an uninterrupted one. Each fit that is not resumed counts its own steps.
+
+    Log keys: ``step_size/layer_*`` (ρ_l, no unit), those that the logged step ran with.
+
+    Args:
+        every_n_steps: Optimizer steps between two adaptations.
+        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's undamped rule.
+        start_step: First optimizer step (counted from 1) after which to adapt.
+        stop_step: Last one; ``None`` never stops.
+        max_leak: Upper bound of ρ_l L̃; ``None`` for no bound.
+        optimizer_index: Which optimizer's steps to follow, where the module has several.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of a fit if the model has no step-sizes, cannot keep
+            the bound, or has several optimizers and none is designated.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[StepSizeAdapter(every_n_steps=10, damping=0.1)], logger=False)
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 10,
+        damping: float = 0.1,
+        start_step: int = 1,
+        stop_step: int | None = None,
+        max_leak: float | None = 1.0,
+        optimizer_index: int | None = None,
+    ) -> None:
+        check_settings(every_n_steps, damping, start_step, stop_step, max_leak)
+        self.settings: dict[str, Any] = {
+            "every_n_steps": every_n_steps,
+            "damping": damping,
+            "start_step": start_step,
+            "stop_step": stop_step,
+            "max_leak": max_leak,
+        }
+        self.optimizer_index = optimizer_index
+        self._hook: StepSizeHook | None = None
+        self._restored: dict[str, Any] | None = None
+        self._final_state: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        return self._generate_state_key(optimizer_index=self.optimizer_index)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the hook to the optimizer."""
+        self._detach()
+        self._warn_of_averaging(trainer)
+        optimizer = self._designated(trainer.optimizers)
+        self._hook = StepSizeHook(pl_module, **self.settings)
+        if self._restored is not None:
+            self._hook.load_state_dict(self._restored)
+            self._restored = None
+        self._hook.attach(optimizer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the step-sizes of a step that is logged."""
+        if self._hook is not None and is_due(trainer, log_period(trainer)):
+            rho = step_sizes_of(self._hook.path).to(torch.float32)
+            keys = {f"step_size/{layer_key(index, len(rho))}": value for index, value in enumerate(rho)}
+            pl_module.log_dict(keys, on_step=True, on_epoch=False, batch_size=1)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the hook."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hook: after an exception there is no teardown."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the hook's state; after a fit that in which it ended."""
+        return self._final_state if self._hook is None else self._hook.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the hook's state, before or after the fit has started: strategies differ in the order."""
+        if self._hook is not None:
+            self._hook.load_state_dict(state_dict)
+        elif state_dict:
+            self._restored = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hook behind: a copy has none until its run starts."""
+        return {**self.__dict__, "_hook": None, "_final_state": self.state_dict()}
+
+    def _designated(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+        if self.optimizer_index is None and len(optimizers) != 1:
+            raise ValueError(
+                f"`optimizer_index` must say which of {len(optimizers)} optimizers to follow, got None; "
+                "the step-sizes move with the steps of exactly one."
+            )
+        index = self.optimizer_index or 0
+        if not 0 <= index < len(optimizers):
+            raise ValueError(
+                f"`optimizer_index` must be below {len(optimizers)}, the optimizers there are, got {index}."
+            )
+        return optimizers[index]
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._final_state = self._hook.state_dict()
+            self._hook.detach()
+            self._hook = None
+
+    def _warn_of_averaging(self, trainer: Trainer) -> None:
+        if any(isinstance(other, WeightAveraging) and other._use_buffers for other in callbacks_of(trainer)):
+            rank_zero_warn(
+                "WeightAveraging with `use_buffers=True` averages the step-sizes too: the averaged model runs on "
+                "step-sizes that no training step had. Pass `use_buffers=False`."
+            )

@@ -1,0 +1,36 @@
+"""Console script `lightning-leaky`: `fit`, `validate`, `test` and `predict` on LightningCLI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningDataModule
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; every argument can also be set from YAML with ``--config``.
+
+    Args:
+        args: Arguments in place of those of the process.
+
+    Raises:
+        SystemExit: If jsonargparse is missing, or the arguments are wrong.
+    """
+    # Imported here: Lightning needs jsonargparse for its command line, which nothing else of this package does.
+    try:
+        from lightning.pytorch.cli import LightningCLI
+    except (ImportError, ModuleNotFoundError) as error:
+        raise SystemExit(
+            f"{error}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'."
+        ) from error
+    from lightning_leaky.module import LeakyResNetModule
+
+    LightningCLI(
+        LeakyResNetModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=None if args is None else list(args),
+    )

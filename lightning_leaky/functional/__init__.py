@@ -1,0 +1,117 @@
+"""Every quantity of the mechanics of Leaky ResNets, as pure functions of tensors.
+
+Each takes representations of shape (..., N, w): samples in rows, neurons in columns, any leading dimensions (layers,
+say). Each quantity comes from tensors and, as ``*_from_moments``, from sums over samples. All compute in float64
+(float32 on MPS) whatever the input, and are differentiable wherever the mathematics is.
+"""
+
+from lightning_leaky.functional.bounds import Bounds, rank_gap_bounds, speed_bounds
+from lightning_leaky.functional.cost_of_identity import (
+    cost_of_identity,
+    cost_of_identity_from_moments,
+    potential_energy,
+    potential_energy_from_moments,
+)
+from lightning_leaky.functional.criticality import (
+    balancedness_defect,
+    criticality_residual,
+    criticality_residual_from_moments,
+)
+from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.hamiltonian import (
+    bottleneck_rank,
+    energy_hamiltonian,
+    energy_hamiltonian_from_moments,
+    hamiltonian,
+    hamiltonian_from_moments,
+    hamiltonian_spread,
+)
+from lightning_leaky.functional.k_norm import (
+    KNorm,
+    k_inner_products,
+    k_inner_products_from_moments,
+    operator_norm,
+    relative_gamma,
+)
+from lightning_leaky.functional.kinetic_energy import (
+    kinetic_energy,
+    kinetic_energy_from_moments,
+    path_length,
+    path_length_from_moments,
+    velocity,
+)
+from lightning_leaky.functional.lagrangian import (
+    cross_term,
+    cross_term_from_moments,
+    lagrangian,
+    lagrangian_from_moments,
+)
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
+from lightning_leaky.functional.spectrum import (
+    singular_values,
+    singular_values_from_moments,
+    stable_rank,
+    stable_rank_from_moments,
+)
+from lightning_leaky.functional.step_sizes import (
+    adaptive_step_sizes,
+    cap_step_sizes,
+    check_step_sizes,
+    equidistant_step_sizes,
+    irregular_step_sizes,
+    normalise_step_sizes,
+    relative_distances,
+)
+
+__all__ = [
+    "Activation",
+    "Bounds",
+    "KNorm",
+    "MomentumMoments",
+    "SecondMoments",
+    "adaptive_step_sizes",
+    "balancedness_defect",
+    "bottleneck_rank",
+    "cap_step_sizes",
+    "check_step_sizes",
+    "cost_of_identity",
+    "cost_of_identity_from_moments",
+    "criticality_residual",
+    "criticality_residual_from_moments",
+    "cross_term",
+    "cross_term_from_moments",
+    "energy_hamiltonian",
+    "energy_hamiltonian_from_moments",
+    "equidistant_step_sizes",
+    "features",
+    "hamiltonian",
+    "hamiltonian_from_moments",
+    "hamiltonian_spread",
+    "irregular_step_sizes",
+    "k_inner_products",
+    "k_inner_products_from_moments",
+    "kinetic_energy",
+    "kinetic_energy_from_moments",
+    "lagrangian",
+    "lagrangian_from_moments",
+    "leak_scale",
+    "momentum_moments",
+    "normalise_step_sizes",
+    "operator_norm",
+    "path_length",
+    "path_length_from_moments",
+    "potential_energy",
+    "potential_energy_from_moments",
+    "rank_gap_bounds",
+    "relative_distances",
+    "relative_gamma",
+    "resolve_activation",
+    "second_moments",
+    "singular_values",
+    "singular_values_from_moments",
+    "speed_bounds",
+    "stable_rank",
+    "stable_rank_from_moments",
+    "velocity",
+]

@@ -1,0 +1,58 @@
+"""Validation shared by the public functions: each error names the argument, the value given and the remedy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating dtype of a device: float64, except on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in the working dtype of its device."""
+    return tensor.to(working_dtype(tensor.device))
+
+
+def check_matrix(name: str, tensor: Tensor) -> Tensor:
+    """Return a finite floating tensor of shape (..., rows, columns) in the working dtype, or raise ValueError."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"`{name}` must be a torch.Tensor, got {type(tensor).__name__}; convert it with torch.as_tensor."
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}; convert it with `.float()`.")
+    if tensor.ndim < 2 or 0 in tensor.shape:
+        raise ValueError(
+            f"`{name}` must have shape (..., rows, columns) with at least one entry, got {tuple(tensor.shape)}; "
+            "put samples in rows and neurons in columns."
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        count = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"`{name}` must be finite, got {count} NaN or infinite entries; look for a diverged layer.")
+    return widen(tensor)
+
+
+def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless both tensors have the same shape."""
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"`{name}` must have the shape of `{other_name}`, got {tuple(tensor.shape)} and {tuple(other.shape)}; "
+            "take both from the same samples and layers of one width."
+        )
+
+
+def check_non_negative(name: str, value: float) -> float:
+    """Return a finite value ≥ 0, or raise ValueError."""
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}.")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return a finite value > 0, or raise ValueError."""
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
+    return value

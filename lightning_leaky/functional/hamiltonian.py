@@ -1,0 +1,163 @@
+"""The Hamiltonian in momentum and in energy form, and what its conservation says about the bottleneck."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_positive, check_same_shape
+from lightning_leaky.functional.cost_of_identity import potential_energy_of
+from lightning_leaky.functional.features import Activation
+from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional.kinetic_energy import kinetic_energy_of
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments
+
+_DEFAULT = KNorm()
+
+
+def hamiltonian(
+    representation: Tensor,
+    momentum: Tensor,
+    effective_depth: float,
+    activation: Activation = "relu",
+    constant_column: bool = True,
+) -> Tensor:
+    """Hamiltonian in momentum form, ``H = (L̃/2)‖Bᵀσ(A)‖²_F − L̃ tr(BᵀA)`` (arXiv 2405.17573, section 2.1).
+
+    No inverse is needed. For a discrete net pair A_{l−1} with B_l = −(1/λ) ∂C/∂A_l: back-propagation through the Euler
+    steps is symplectic Euler for H in that pairing; A_l with B_l drifts more. At L̃ = 0 it is ``½‖Bᵀσ(A)‖²_F``.
+
+    Args:
+        representation: A_{l−1}, shape (..., N, w).
+        momentum: B_l, shape (..., N, w).
+        effective_depth: L̃ ≥ 0.
+        activation: Entrywise nonlinearity of the features.
+        constant_column: Whether the features end with a column of ones.
+
+    Returns:
+        Shape (...), an energy, of either sign, float64. Constant over the layers of an optimum of the objective.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+
+    Example:
+        >>> hamiltonian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), effective_depth=2.0)
+        tensor(2., dtype=torch.float64)
+    """
+    return hamiltonian_from_moments(
+        momentum_moments(representation, momentum, activation, constant_column), effective_depth
+    )
+
+
+def hamiltonian_from_moments(moments: MomentumMoments, effective_depth: float) -> Tensor:
+    """Hamiltonian in momentum form from sums over samples; see `hamiltonian`.
+
+    Args:
+        moments: Momentum moments of (A_{l−1}, B_l).
+        effective_depth: L̃ ≥ 0.
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> moments = momentum_moments(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]))
+        >>> hamiltonian_from_moments(moments, effective_depth=2.0)
+        tensor(2., dtype=torch.float64)
+    """
+    square = moments.features_momentum.square().sum((-2, -1))
+    return 0.5 / leak_scale(effective_depth) * square - effective_depth * moments.momentum_representation
+
+
+def energy_hamiltonian(
+    representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT
+) -> Tensor:
+    """Hamiltonian in energy form, ``H_γ = (1/(2L̃))‖∂_pA‖²_K − (L̃/2)‖A‖²_K``: kinetic plus potential (section 2.2).
+
+    It needs no loss and no weight decay, but it feels the stabiliser γ.
+
+    Args:
+        representation: A, shape (..., N, w).
+        velocity: ∂_pA, shape (..., N, w).
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...), an energy, of either sign, float64.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> energy_hamiltonian(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        tensor(2.3750, dtype=torch.float64)
+    """
+    check_same_shape("velocity", velocity, "representation", representation)
+    return energy_hamiltonian_of(
+        k_inner_products(representation, representation, velocity, k_norm=k_norm), effective_depth
+    )
+
+
+def energy_hamiltonian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Hamiltonian in energy form from second moments; see `energy_hamiltonian`.
+
+    Args:
+        moments: Second moments of A and ∂_pA.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> energy_hamiltonian_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
+        tensor(2.3750, dtype=torch.float64)
+    """
+    return energy_hamiltonian_of(k_inner_products_from_moments(moments, k_norm), effective_depth)
+
+
+def energy_hamiltonian_of(products: Tensor, effective_depth: float) -> Tensor:
+    """Hamiltonian in energy form from the inner products of (A, ∂_pA), shape (..., 2, 2)."""
+    return kinetic_energy_of(products[..., 1, 1], effective_depth) + potential_energy_of(
+        products[..., 0, 0], effective_depth
+    )
+
+
+def bottleneck_rank(hamiltonian: Tensor, effective_depth: float) -> Tensor:
+    """Bottleneck-rank estimate ``−2H/L̃`` (section 2.2): it approaches k* from below as L̃ grows.
+
+    Args:
+        hamiltonian: H, any shape.
+        effective_depth: L̃ > 0.
+
+    Returns:
+        The shape of `hamiltonian`, no unit.
+
+    Raises:
+        ValueError: If L̃ is not positive: a plain ResNet has no such estimate.
+
+    Example:
+        >>> bottleneck_rank(torch.tensor(-10.5), effective_depth=7.0)
+        tensor(3.)
+    """
+    return -2 * hamiltonian / check_positive("effective_depth", effective_depth)
+
+
+def hamiltonian_spread(hamiltonian: Tensor) -> Tensor:
+    """Spread ``max_l H_l − min_l H_l`` of the Hamiltonian over the layers, the last dimension.
+
+    Zero on an exact optimum of the continuous objective: it measures the discretisation and how far training is from
+    an optimum. The criticality residual tells the two apart.
+
+    Args:
+        hamiltonian: H, shape (..., L).
+
+    Returns:
+        Shape (...), an energy, ≥ 0.
+
+    Example:
+        >>> hamiltonian_spread(torch.tensor([-3.0, -2.5, -2.0]))
+        tensor(1.)
+    """
+    return hamiltonian.amax(-1) - hamiltonian.amin(-1)

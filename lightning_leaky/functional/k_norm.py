@@ -1,0 +1,205 @@
+"""The K-norm ‖M‖²_K = tr(Mᵀ K⁺ M), K = σ(A) σ(A)ᵀ, in which the energies are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_matrix, check_non_negative, check_same_shape
+from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.moments import SecondMoments, moments_of, pairwise_inner
+
+
+@dataclass(frozen=True)
+class KNorm:
+    """How to measure a matrix against the features of its layer (arXiv 2405.17573, sections 1.1 and 2.2).
+
+    *Stable form* (default): ``‖M‖²_{K+γ} = tr(Mᵀ (K + γI)⁻¹ M)``. The part M_⊥ of M outside the column space of σ(A)
+    counts as ``‖M_⊥‖²/γ``. *Raw form* (``gamma=0``): ``‖σ(A)⁺ M‖²_F``, where M_⊥ counts zero and singular values of
+    σ(A) below `rtol` times the largest are dropped; it jumps when one of them crosses that line.
+
+    Args:
+        gamma: The stabiliser γ ≥ 0 itself, in units of K; 0 selects the raw form. ``None`` makes it relative.
+        gamma_rel: γ0 ≥ 0 of the relative stabiliser γ = γ0 ‖K‖_op, used where `gamma` is ``None``. Relative, the
+            energies do not change when the data set is repeated or the representation is rescaled.
+        activation: Entrywise nonlinearity σ, a name or a function.
+        constant_column: Whether σ(A) ends with a column of ones.
+        rtol: Relative cut-off of the raw form on the singular values of σ(A). From second moments values below about
+            1e-7 are rounding noise.
+
+    Raises:
+        ValueError: If `gamma`, `gamma_rel` or `rtol` is negative or not finite, `gamma_rel` is 0 while it is in use,
+            or the activation's name is not known.
+
+    Example:
+        >>> KNorm(gamma=0.0).is_raw
+        True
+    """
+
+    gamma: float | None = None
+    gamma_rel: float = 1e-3
+    activation: Activation = "relu"
+    constant_column: bool = True
+    rtol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_non_negative("rtol", self.rtol)
+        check_non_negative("gamma_rel", self.gamma_rel)
+        resolve_activation(self.activation)
+        if self.gamma is not None:
+            check_non_negative("gamma", self.gamma)
+        elif self.gamma_rel == 0:
+            raise ValueError("`gamma_rel` must be > 0, got 0; ask for the raw form with gamma=0.")
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether this is the raw form."""
+        return self.gamma == 0
+
+    def features(self, representation: Tensor) -> Tensor:
+        """Features σ(A), shape (..., N, d), of a representation A, shape (..., N, w)."""
+        return features(representation, self.activation, self.constant_column)
+
+    def stabiliser(self, gram: Tensor) -> Tensor:
+        """Stabiliser γ, shape (...), for σᵀσ or σσᵀ, shape (..., n, n): both have the operator norm of K."""
+        if self.gamma is not None:
+            return gram.new_full(gram.shape[:-2], self.gamma)
+        return self.gamma_rel * operator_norm(gram)
+
+
+_DEFAULT = KNorm()
+
+
+def operator_norm(gram: Tensor) -> Tensor:
+    """Largest eigenvalue, shape (...), of symmetric non-negative matrices, shape (..., n, n).
+
+    Example:
+        >>> operator_norm(torch.diag(torch.tensor([1.0, 3.0])))
+        tensor(3.)
+    """
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+    return eigenvalues[..., -1].clamp(min=0)
+
+
+def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Relative stabiliser ``γ = γ0 ‖K‖_op`` of a representation.
+
+    Args:
+        representation: A, shape (..., N, w).
+        gamma_rel: γ0.
+        k_norm: Supplies activation and constant column.
+
+    Returns:
+        γ, shape (...), float64.
+
+    Raises:
+        ValueError: If the representation is not floating-point, finite and of shape (..., N, w).
+
+    Example:
+        >>> relative_gamma(torch.tensor([[-3.0, -1.0]]), gamma_rel=0.1)  # σ(A) = [0, 0, 1], ‖K‖ = 1
+        tensor(0.1000, dtype=torch.float64)
+    """
+    sigma = k_norm.features(check_matrix("representation", representation))
+    norm: Tensor = torch.linalg.matrix_norm(sigma, ord=2)
+    return gamma_rel * norm.square()
+
+
+def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """All inner products ``⟨M_i, M_j⟩_K`` of some matrices at one representation.
+
+    The smaller of the two sides is factorised, once for all matrices: K (N × N) where N < d, else σᵀσ (d × d).
+
+    Args:
+        representation: A, shape (..., N, w).
+        *matrices: k matrices M_i, each of shape (..., N, w).
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (..., k, k), float64 (float32 on MPS). NaN where γ is too small beside ‖K‖_op to be seen in that
+        precision (about 1e-15).
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0]])  # σ(A) = [1, 2, 1], K = 6
+        >>> k_inner_products(A, A, k_norm=KNorm(gamma=4.0))
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+    wide = check_matrix("representation", representation)
+    stacked = []
+    for index, matrix in enumerate(matrices):
+        stacked.append(check_matrix(f"matrices[{index}]", matrix))
+        check_same_shape(f"matrices[{index}]", matrix, "representation", representation)
+    sigma, targets = k_norm.features(wide), torch.stack(stacked, dim=-3)
+    if k_norm.is_raw:
+        pseudo_inverse = torch.linalg.pinv(sigma, rtol=k_norm.rtol)
+        return pairwise_inner(pseudo_inverse.unsqueeze(-3) @ targets)
+    if sigma.shape[-2] < sigma.shape[-1]:
+        gram = sigma @ sigma.mT
+        return _stable_from_kernel(gram, targets, k_norm.stabiliser(gram))
+    return k_inner_products_from_moments(moments_of(sigma, targets), k_norm)
+
+
+def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """All inner products ``⟨M_i, M_j⟩_K`` of the matrices of some second moments.
+
+    With G = σᵀσ the stable form is ``(tr(M_iᵀM_j) − tr((σᵀM_i)ᵀ (G + γI)⁻¹ (σᵀM_j))) / γ``. The difference cancels:
+    its relative error is about 1e-15/γ0, so second moments want γ0 ≥ 1e-8.
+
+    Args:
+        moments: Second moments, as of `second_moments`.
+        k_norm: Which K-norm; its activation and constant column are those of the moments already.
+
+    Returns:
+        Shape (..., k, k). NaN where the moments are not finite.
+
+    Example:
+        >>> from lightning_leaky.functional import second_moments
+        >>> k_inner_products_from_moments(second_moments(torch.tensor([[1.0, 2.0]])), KNorm(gamma=4.0))
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+    finite = torch.isfinite(moments.gram).all(-1).all(-1)
+    # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked, its neighbours survive.
+    gram = torch.where(finite[..., None, None], moments.gram, torch.eye(moments.gram.shape[-1]).to(moments.gram))
+    if k_norm.is_raw:
+        products = _raw_from_moments(gram, moments.cross, k_norm.rtol)
+    else:
+        products = _stable_from_moments(gram, moments.cross, moments.inner, k_norm.stabiliser(gram))
+    return torch.where(finite[..., None, None], products, torch.nan)
+
+
+def _stable_from_kernel(kernel: Tensor, matrices: Tensor, gamma: Tensor) -> Tensor:
+    """⟨M_i, M_j⟩_{K+γ} by a Cholesky factor of K + γI (N × N)."""
+    factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(kernel, gamma))
+    half = torch.linalg.solve_triangular(factor.unsqueeze(-3), matrices, upper=False)
+    return _mask(pairwise_inner(half), pairwise_inner(matrices), gamma, info)
+
+
+def _stable_from_moments(gram: Tensor, cross: Tensor, inner: Tensor, gamma: Tensor) -> Tensor:
+    """⟨M_i, M_j⟩_{K+γ} by a Cholesky factor of σᵀσ + γI (d × d) and Woodbury's identity."""
+    factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(gram, gamma))
+    half = torch.linalg.solve_triangular(factor.unsqueeze(-3), cross, upper=False)
+    return _mask((inner - pairwise_inner(half)) / gamma[..., None, None], inner, gamma, info)
+
+
+def _raw_from_moments(gram: Tensor, cross: Tensor, rtol: float) -> Tensor:
+    """⟨σ⁺M_i, σ⁺M_j⟩ from the eigenvalues of σᵀσ, the squares of the singular values of σ."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    kept = eigenvalues > rtol**2 * eigenvalues[..., -1:].clamp(min=0)
+    inverse = torch.where(kept, 1 / torch.where(kept, eigenvalues, 1.0), 0.0)
+    return pairwise_inner(inverse[..., None, :, None] * (eigenvectors.mT.unsqueeze(-3) @ cross))
+
+
+def _add_to_diagonal(matrix: Tensor, gamma: Tensor) -> Tensor:
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix + gamma[..., None, None] * identity
+
+
+def _mask(products: Tensor, inner: Tensor, gamma: Tensor, info: Tensor) -> Tensor:
+    """Set NaN where the factorisation failed, and the limit γ → 0 of M_iᵀM_j/γ where there are no features at all."""
+    products = torch.where((info == 0)[..., None, None], products, torch.nan)
+    limit = torch.where(inner == 0, 0.0, torch.copysign(torch.full_like(inner, torch.inf), inner))
+    return torch.where((gamma == 0)[..., None, None], limit, products)

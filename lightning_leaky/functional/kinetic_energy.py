@@ -1,0 +1,144 @@
+"""Kinetic energy and path length: how much a layer changes its representation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_matrix, check_same_shape
+from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import SecondMoments
+from lightning_leaky.functional.step_sizes import check_step_sizes
+
+_DEFAULT = KNorm()
+
+
+def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Tensor:
+    """Velocity ``V_l = (A_l − A_{l−1}) / ρ_l`` of one layer, or of a stack of layers.
+
+    Take it from the two representations, not from the weights: in float32 −L̃A + σ(A)Wᵀ cancels to noise on layers
+    that hardly move.
+
+    Args:
+        previous: A_{l−1}, shape (..., N, w).
+        current: A_l, shape (..., N, w).
+        step_size: ρ_l > 0, a number or shape (...).
+
+    Returns:
+        Shape (..., N, w), float64.
+
+    Raises:
+        ValueError: If the shapes differ, a representation is not finite, or a step-size is not positive.
+
+    Example:
+        >>> velocity(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.5)
+        tensor([[2.]], dtype=torch.float64)
+    """
+    wide_previous, wide_current = check_matrix("previous", previous), check_matrix("current", current)
+    check_same_shape("current", current, "previous", previous)
+    rho = torch.as_tensor(step_size, dtype=wide_current.dtype, device=wide_current.device)
+    if not bool((rho > 0).all()):
+        raise ValueError(f"`step_size` must be > 0, got {rho.tolist()}.")
+    return (wide_current - wide_previous) / rho[..., None, None]
+
+
+def kinetic_energy(
+    representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT
+) -> Tensor:
+    """Kinetic energy ``(1/(2L̃)) ‖∂_pA‖²_K`` (arXiv 2405.17573, section 1.3); at L̃ = 0, ``½ ‖∂_pA‖²_K``.
+
+    Args:
+        representation: A, the point where the velocity is measured: A_{l−1}. Shape (..., N, w).
+        velocity: ∂_pA, as of `velocity`; shape (..., N, w).
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...), an energy, ≥ 0, float64.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> kinetic_energy(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        tensor(2.5000, dtype=torch.float64)
+    """
+    check_same_shape("velocity", velocity, "representation", representation)
+    return kinetic_energy_of(k_inner_products(representation, velocity, k_norm=k_norm)[..., 0, 0], effective_depth)
+
+
+def kinetic_energy_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Kinetic energy from second moments; see `kinetic_energy`.
+
+    Args:
+        moments: Second moments of A and ∂_pA.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> kinetic_energy_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
+        tensor(2.5000, dtype=torch.float64)
+    """
+    return kinetic_energy_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], effective_depth)
+
+
+def kinetic_energy_of(velocity_square: Tensor, effective_depth: float) -> Tensor:
+    """Kinetic energy from ‖∂_pA‖²_K."""
+    return 0.5 * leak_scale(effective_depth) * velocity_square
+
+
+def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Length of the path, ``ℓ = Σ_l ρ_l ‖V_l‖_K`` ≈ ``∫ ‖∂_pA‖_K dp`` (section 3).
+
+    Args:
+        representations: A_0, …, A_{L−1}, shape (L, N, w).
+        velocities: V_1, …, V_L, shape (L, N, w).
+        step_sizes: ρ, shape (L,), positive, summing to 1.
+        k_norm: Which K-norm.
+
+    Returns:
+        A scalar, no unit.
+
+    Raises:
+        ValueError: If the tensors are not as described.
+
+    Example:
+        >>> A = torch.tensor([[[1.0, 2.0]], [[1.0, 2.0]]])
+        >>> V = torch.tensor([[[0.0, 5.0]], [[0.0, 0.0]]])
+        >>> path_length(A, V, torch.tensor([0.6, 0.4]), KNorm(gamma=6.5))
+        tensor(0.8485, dtype=torch.float64)
+    """
+    check_same_shape("velocities", velocities, "representations", representations)
+    squares = k_inner_products(representations, velocities, k_norm=k_norm)[..., 0, 0]
+    return path_length_of(squares, check_step_sizes(step_sizes, num_layers=representations.shape[0]))
+
+
+def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Length of the path from second moments; see `path_length`.
+
+    Args:
+        moments: Second moments of A and ∂_pA of all layers, with L as their first dimension.
+        step_sizes: ρ, shape (L,).
+        k_norm: Which K-norm.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> A, V = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 5.0]]])
+        >>> path_length_from_moments(second_moments(A, V), torch.ones(1), KNorm(gamma=6.5))
+        tensor(1.4142, dtype=torch.float64)
+    """
+    rho = check_step_sizes(step_sizes, num_layers=moments.gram.shape[0])
+    return path_length_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], rho)
+
+
+def path_length_of(velocity_squares: Tensor, step_sizes: Tensor) -> Tensor:
+    """Length of the path from ‖V_l‖²_K; rounding below zero counts as zero."""
+    return (step_sizes * velocity_squares.clamp(min=0).sqrt()).sum(-1)

@@ -1,0 +1,105 @@
+"""The Lagrangian, the least weight cost of a step, and the cross term between its two energies."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_same_shape
+from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import SecondMoments
+
+_DEFAULT = KNorm()
+
+
+def cross_term(representation: Tensor, velocity: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Cross term ``⟨∂_pA, A⟩_K`` of the Lagrangian (arXiv 2405.17573, section 1.3).
+
+    Args:
+        representation: A, shape (..., N, w).
+        velocity: ∂_pA, shape (..., N, w).
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...), of either sign, float64.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> cross_term(A, V, KNorm(gamma=4.0))
+        tensor(1., dtype=torch.float64)
+    """
+    check_same_shape("velocity", velocity, "representation", representation)
+    return k_inner_products(representation, representation, velocity, k_norm=k_norm)[..., 0, 1]
+
+
+def cross_term_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Cross term from second moments; see `cross_term`.
+
+    Args:
+        moments: Second moments of A and ∂_pA.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> cross_term_from_moments(second_moments(A, V), KNorm(gamma=4.0))
+        tensor(1., dtype=torch.float64)
+    """
+    return k_inner_products_from_moments(moments, k_norm)[..., 0, 1]
+
+
+def lagrangian(representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Lagrangian ``(L̃/2)‖A‖²_K + ⟨∂_pA, A⟩_K + (1/(2L̃))‖∂_pA‖²_K = (1/(2L̃))‖L̃A + ∂_pA‖²_K`` (section 1.3).
+
+    It is the weight cost per unit of p, without λ, of the smallest weight that moves A at this velocity. At L̃ = 0,
+    where the paper's factor 1/L̃ is dropped, it is the kinetic energy.
+
+    Args:
+        representation: A, shape (..., N, w).
+        velocity: ∂_pA, shape (..., N, w).
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...), an energy, ≥ 0, float64.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> lagrangian(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        tensor(3.6250, dtype=torch.float64)
+    """
+    check_same_shape("velocity", velocity, "representation", representation)
+    return lagrangian_of(k_inner_products(representation, representation, velocity, k_norm=k_norm), effective_depth)
+
+
+def lagrangian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
+    """Lagrangian from second moments; see `lagrangian`.
+
+    Args:
+        moments: Second moments of A and ∂_pA.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+
+    Returns:
+        Shape (...).
+
+    Example:
+        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+        >>> lagrangian_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
+        tensor(3.6250, dtype=torch.float64)
+    """
+    return lagrangian_of(k_inner_products_from_moments(moments, k_norm), effective_depth)
+
+
+def lagrangian_of(products: Tensor, effective_depth: float) -> Tensor:
+    """Lagrangian from the inner products of (A, ∂_pA), shape (..., 2, 2)."""
+    square = effective_depth**2 * products[..., 0, 0] + 2 * effective_depth * products[..., 0, 1] + products[..., 1, 1]
+    return 0.5 * leak_scale(effective_depth) * square

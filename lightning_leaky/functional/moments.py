@@ -1,0 +1,127 @@
+"""Sums over samples from which every reading of a layer follows, whatever the number of samples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_matrix, check_same_shape
+from lightning_leaky.functional.features import Activation, features
+
+
+class SecondMoments(NamedTuple):
+    """Second moments of features S = σ(A) and of k matrices M_i that share their rows.
+
+    They are sums over samples, so those of a data set are the sum of those of its batches, in O(w²) memory.
+
+    Attributes:
+        gram: SᵀS, shape (..., d, d), with d = w + 1 (d = w without the constant column).
+        cross: SᵀM_i, shape (..., k, d, w).
+        inner: tr(M_iᵀ M_j), shape (..., k, k).
+    """
+
+    gram: Tensor
+    cross: Tensor
+    inner: Tensor
+
+
+class MomentumMoments(NamedTuple):
+    """Sums over samples that pair the momentum B with its representation A and features S = σ(A).
+
+    Attributes:
+        features_momentum: SᵀB, shape (..., d, w).
+        momentum_representation: tr(BᵀA), shape (...).
+        momentum_square: ‖B‖²_F, shape (...).
+    """
+
+    features_momentum: Tensor
+    momentum_representation: Tensor
+    momentum_square: Tensor
+
+
+def second_moments(
+    representation: Tensor,
+    velocity: Tensor | None = None,
+    activation: Activation = "relu",
+    constant_column: bool = True,
+) -> SecondMoments:
+    """Second moments of a representation, and of its velocity where one is given.
+
+    Args:
+        representation: A, shape (..., N, w).
+        velocity: ∂_pA, shape (..., N, w). With it, k = 2 and the matrices are (A, ∂_pA); without it, k = 1.
+        activation: Entrywise nonlinearity of the features.
+        constant_column: Whether the features end with a column of ones.
+
+    Returns:
+        The moments, in float64 (float32 on MPS).
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+
+    Example:
+        >>> moments = second_moments(torch.tensor([[1.0, -1.0]]))
+        >>> moments.gram.shape, moments.cross.shape, moments.inner.shape
+        (torch.Size([3, 3]), torch.Size([1, 3, 2]), torch.Size([1, 1]))
+    """
+    matrices = [check_matrix("representation", representation)]
+    if velocity is not None:
+        matrices.append(check_matrix("velocity", velocity))
+        check_same_shape("velocity", velocity, "representation", representation)
+    return moments_of(features(matrices[0], activation, constant_column), torch.stack(matrices, dim=-3))
+
+
+def momentum_moments(
+    representation: Tensor, momentum: Tensor, activation: Activation = "relu", constant_column: bool = True
+) -> MomentumMoments:
+    """Sums over samples that pair a momentum with its representation.
+
+    Args:
+        representation: A_{l-1}, shape (..., N, w).
+        momentum: B_l = −(1/λ) ∂C/∂A_l, shape (..., N, w).
+        activation: Entrywise nonlinearity of the features.
+        constant_column: Whether the features end with a column of ones.
+
+    Returns:
+        The moments, in float64 (float32 on MPS).
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+
+    Example:
+        >>> A, B = torch.tensor([[1.0, -1.0]]), torch.tensor([[2.0, 0.0]])
+        >>> momentum_moments(A, B).momentum_representation
+        tensor(2., dtype=torch.float64)
+    """
+    wide_representation = check_matrix("representation", representation)
+    wide_momentum = check_matrix("momentum", momentum)
+    check_same_shape("momentum", momentum, "representation", representation)
+    return momentum_moments_of(
+        features(wide_representation, activation, constant_column), wide_representation, wide_momentum
+    )
+
+
+def moments_of(feature_matrix: Tensor, matrices: Tensor) -> SecondMoments:
+    """Second moments of (..., N, d) features and (..., k, N, w) matrices, without checks."""
+    return SecondMoments(
+        gram=feature_matrix.mT @ feature_matrix,
+        cross=feature_matrix.mT.unsqueeze(-3) @ matrices,
+        inner=pairwise_inner(matrices),
+    )
+
+
+def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum: Tensor) -> MomentumMoments:
+    """Momentum moments of (..., N, d) features and (..., N, w) representation and momentum, without checks."""
+    return MomentumMoments(
+        features_momentum=feature_matrix.mT @ momentum,
+        momentum_representation=(momentum * representation).sum((-2, -1)),
+        momentum_square=momentum.square().sum((-2, -1)),
+    )
+
+
+def pairwise_inner(matrices: Tensor) -> Tensor:
+    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of (..., k, N, w) matrices."""
+    flat = matrices.flatten(-2)
+    return flat @ flat.mT

@@ -1,0 +1,82 @@
+"""What a network must offer so that its path can be read and its step-sizes adapted, and how it is found."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+@runtime_checkable
+class LeakyPath(Protocol):
+    """A stack of leaky steps with a buffer of step-sizes.
+
+    `LeakyResNet` is one; any module with these attributes is another, and every callback and hook accepts it.
+
+    Attributes:
+        layers: The L steps, each mapping A_{l−1} (its first argument) to A_l.
+        step_sizes: Buffer ρ, shape (L,), read at every forward pass and changed in place only.
+        effective_depth: L̃ ≥ 0.
+    """
+
+    layers: nn.ModuleList
+    step_sizes: Tensor
+    effective_depth: float
+
+
+def find_leaky_path(model: nn.Module) -> LeakyPath:
+    """Return the one leaky path of a model: the model itself or one of its descendants.
+
+    Args:
+        model: Where to look.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+
+    Example:
+        >>> from lightning_leaky import LeakyResNet
+        >>> model = torch.nn.Sequential(LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0))
+        >>> len(find_leaky_path(model).layers)
+        3
+    """
+    found = {plain_name(name): module for name, module in model.named_modules() if _is_leaky_path(module)}
+    if len(found) == 1:
+        path = next(iter(found.values()))
+        assert isinstance(path, LeakyPath)  # noqa: S101 - narrows the type; `_is_leaky_path` has looked
+        return path
+    if not found:
+        raise ValueError(
+            f"`model` must contain a module with step-sizes, got {type(model).__name__} without one; "
+            "build it on LeakyResNet or give it `layers`, a buffer `step_sizes` and `effective_depth`."
+        )
+    raise ValueError(f"`model` must contain one module with step-sizes, got {sorted(found)}; pass the one you mean.")
+
+
+def plain_name(name: str) -> str:
+    """Return a module's name as it was before torch.compile, FSDP or checkpointing wrapped its parents.
+
+    Example:
+        >>> plain_name("_orig_mod.network.layers.0")
+        'network.layers.0'
+    """
+    for wrapper in _WRAPPERS:
+        name = f"{name}.".replace(wrapper, "").rstrip(".")
+    return name
+
+
+def _is_leaky_path(module: nn.Module) -> bool:
+    # A compiled wrapper answers for the module inside it: it would be found twice.
+    return (
+        not hasattr(module, "_orig_mod")
+        and isinstance(getattr(module, "step_sizes", None), Tensor)
+        and isinstance(module, LeakyPath)
+    )
+
+
+def step_sizes_of(path: LeakyPath) -> Tensor:
+    """Return a float64 copy of a path's step-sizes that sums to 1 exactly, however coarse the buffer is."""
+    rho = path.step_sizes.detach().to("cpu", torch.float64)
+    return rho / rho.sum()

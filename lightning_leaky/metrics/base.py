@@ -1,0 +1,96 @@
+"""What all metrics of a path share: sums over samples for all layers in one tensor a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.plotting import plot_along_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+
+class LayerMetric(Metric):
+    """Base of the metrics: one value per layer, exact over batches and processes.
+
+    States are sums over samples, stacked over the layers, so the number of collectives does not depend on L. For a
+    single layer `compute` returns a scalar: torchmetrics squeezes single values.
+
+    Args:
+        num_layers: L, the number of layers read.
+        width: w, the common width of their representations.
+        k_norm: Which K-norm; its activation and constant column shape the features even where no norm is taken.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If `num_layers` or `width` is not positive.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self, num_layers: int, width: int, k_norm: KNorm | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("num_layers", num_layers), ("width", width)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+        self.num_layers = num_layers
+        self.width = width
+        self.k_norm = KNorm() if k_norm is None else k_norm
+        self.feature_width = width + 1 if self.k_norm.constant_column else width
+
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Add a state that is a sum over samples."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def layers_of(self, **matrices: Sequence[Tensor] | Tensor) -> Iterator[list[Tensor]]:
+        """Yield, layer by layer, the matrices of that layer on the metric's device, in float64 (float32 on MPS).
+
+        One layer at a time, so that one layer's copies exist at a time. Values are not checked: a NaN belongs in the
+        reading of its layer, not in a crash of the training it watches.
+        """
+        for name, sequence in matrices.items():
+            if len(sequence) != self.num_layers:
+                raise ValueError(
+                    f"`{name}` must hold one matrix for each of {self.num_layers} layers, got {len(sequence)}."
+                )
+        for index, group in enumerate(zip(*matrices.values(), strict=True)):
+            for name, matrix in zip(matrices, group, strict=True):
+                self._check(f"{name}[{index}]", matrix, rows=group[0].shape[0])
+            yield [matrix.detach().to(self.device, working_dtype(self.device)) for matrix in group]
+
+    def _check(self, name: str, matrix: Tensor, rows: int) -> None:
+        if not matrix.is_floating_point():
+            raise ValueError(f"`{name}` must be a floating-point tensor, got {matrix.dtype}.")
+        if matrix.ndim != 2 or matrix.shape != (rows, self.width):
+            raise ValueError(
+                f"`{name}` must have shape ({rows}, {self.width}), got {tuple(matrix.shape)}; "
+                "samples in rows, all matrices of a layer over the same samples, all layers of one width."
+            )
+
+    def plot(self, val: Tensor | None = None, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
+        """Draw the values along the layers.
+
+        Args:
+            val: Values to draw, as returned by `compute` or `forward`; what `compute` returns now by default.
+            ax: Axes to draw on; a new figure where it is ``None``.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        values = self.compute() if val is None else val
+        name = type(self).__name__
+        curves = dict(values) if isinstance(values, dict) else {name: values.reshape(-1)}
+        return plot_along_path(curves, ylabel=name, ax=ax)

@@ -1,0 +1,276 @@
+"""Energies of a path from second moments: everything that representations and velocities alone tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional.cost_of_identity import potential_energy_of
+from lightning_leaky.functional.hamiltonian import energy_hamiltonian_of
+from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_moments
+from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of
+from lightning_leaky.functional.lagrangian import lagrangian_of
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import SecondMoments, moments_of
+from lightning_leaky.functional.step_sizes import check_step_sizes
+from lightning_leaky.metrics.base import LayerMetric
+
+
+class _MomentMetric(LayerMetric):
+    """Sums the second moments of k matrices per layer."""
+
+    gram: Tensor
+    cross: Tensor
+    inner: Tensor
+
+    def __init__(
+        self, num_layers: int, width: int, num_matrices: int, k_norm: KNorm | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_layers, width, k_norm, **kwargs)
+        self.add_sum("gram", num_layers, self.feature_width, self.feature_width)
+        self.add_sum("cross", num_layers, num_matrices, self.feature_width, width)
+        self.add_sum("inner", num_layers, num_matrices, num_matrices)
+
+    def accumulate(self, index: int, representation: Tensor, *matrices: Tensor) -> None:
+        """Add the moments of one layer's matrices."""
+        moments = moments_of(self.k_norm.features(representation), torch.stack(matrices))
+        self.gram[index] += moments.gram
+        self.cross[index] += moments.cross
+        self.inner[index] += moments.inner
+
+    def products(self) -> Tensor:
+        """Inner products ⟨M_i, M_j⟩_K of all layers, shape (L, k, k); one layer's workspace at a time."""
+        layers = zip(self.gram, self.cross, self.inner, strict=True)
+        return torch.stack([k_inner_products_from_moments(SecondMoments(*layer), self.k_norm) for layer in layers])
+
+
+class CostOfIdentity(_MomentMetric):
+    """Cost of identity ``‖A‖²_K`` of each layer over a data set; see `lightning_leaky.cost_of_identity`.
+
+    Args:
+        num_layers: L, the number of representations.
+        width: w.
+        k_norm: Which K-norm.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Returns:
+        From `compute`: shape (L,), no unit.
+
+    Raises:
+        ValueError: From `update`, if there is not one (N, w) floating-point matrix for each layer.
+
+    Example:
+        >>> metric = CostOfIdentity(num_layers=1, width=3, k_norm=KNorm(gamma=0.0, constant_column=False))
+        >>> metric.update(torch.eye(3)[None])
+        >>> metric.compute()
+        tensor(3., dtype=torch.float64)
+    """
+
+    def __init__(self, num_layers: int, width: int, k_norm: KNorm | None = None, **kwargs: Any) -> None:
+        super().__init__(num_layers, width, 1, k_norm, **kwargs)
+
+    def update(self, representations: Sequence[Tensor] | Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            representations: One matrix of shape (N, w) per layer.
+        """
+        for index, (representation,) in enumerate(self.layers_of(representations=representations)):
+            self.accumulate(index, representation, representation)
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return self.products()[:, 0, 0]
+
+
+class PotentialEnergy(CostOfIdentity):
+    """Potential energy ``−(L̃/2)‖A‖²_K`` of each layer over a data set; see `lightning_leaky.potential_energy`.
+
+    Args:
+        num_layers: L, the number of representations.
+        width: w.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Returns:
+        From `compute`: shape (L,), an energy.
+
+    Raises:
+        ValueError: If L̃ is negative; from `update`, if there is not one (N, w) floating-point matrix for each layer.
+
+    Example:
+        >>> metric = PotentialEnergy(1, 2, effective_depth=7.0, k_norm=KNorm(gamma=4.0))
+        >>> metric.update([torch.tensor([[1.0, 2.0]])])
+        >>> metric.compute()
+        tensor(-1.7500, dtype=torch.float64)
+    """
+
+    def __init__(
+        self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_layers, width, k_norm, **kwargs)
+        leak_scale(effective_depth)
+        self.effective_depth = effective_depth
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return potential_energy_of(super().compute(), self.effective_depth)
+
+
+class PathEnergies(_MomentMetric):
+    """All energies of a path over a data set, from one factorisation per layer.
+
+    `compute` returns a dictionary of tensors of shape (L,): ``cost_of_identity``, ``kinetic_energy``,
+    ``potential_energy``, ``cross_term``, ``lagrangian``, ``energy_hamiltonian`` and ``speed`` (‖∂_pA‖_K). Layer l is
+    read at A_{l−1} with the velocity (A_l − A_{l−1})/ρ_l.
+
+    Args:
+        num_layers: L, the number of layers.
+        width: w.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If L̃ is negative; from `update`, if the matrices or step-sizes do not fit the layers.
+
+    Example:
+        >>> metric = PathEnergies(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()["kinetic_energy"]
+        tensor(2.5000, dtype=torch.float64)
+    """
+
+    def __init__(
+        self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_layers, width, 2, k_norm, **kwargs)
+        leak_scale(effective_depth)
+        self.effective_depth = effective_depth
+
+    def update(
+        self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            previous: A_0, …, A_{L−1}, each of shape (N, w).
+            current: A_1, …, A_L, each of shape (N, w).
+            step_sizes: ρ, shape (L,).
+        """
+        rho = check_step_sizes(step_sizes, self.num_layers).tolist()
+        for index, (start, end) in enumerate(self.layers_of(previous=previous, current=current)):
+            self.accumulate(index, start, start, (end - start) / rho[index])
+
+    def compute(self) -> dict[str, Tensor] | Tensor:
+        """Return the energies by name, each of shape (L,)."""
+        return self.energies()
+
+    def energies(self) -> dict[str, Tensor]:
+        """Return the energies by name, each of shape (L,)."""
+        products = self.products()
+        return {
+            "cost_of_identity": products[:, 0, 0],
+            "kinetic_energy": kinetic_energy_of(products[:, 1, 1], self.effective_depth),
+            "potential_energy": potential_energy_of(products[:, 0, 0], self.effective_depth),
+            "cross_term": products[:, 0, 1],
+            "lagrangian": lagrangian_of(products, self.effective_depth),
+            "energy_hamiltonian": energy_hamiltonian_of(products, self.effective_depth),
+            "speed": products[:, 1, 1].clamp(min=0).sqrt(),
+        }
+
+
+class KineticEnergy(PathEnergies):
+    """Kinetic energy ``(1/(2L̃))‖∂_pA‖²_K`` of each layer over a data set; see `lightning_leaky.kinetic_energy`.
+
+    Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
+
+    Example:
+        >>> metric = KineticEnergy(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()
+        tensor(2.5000, dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return self.energies()["kinetic_energy"]
+
+
+class CrossTerm(PathEnergies):
+    """Cross term ``⟨∂_pA, A⟩_K`` of each layer over a data set; see `lightning_leaky.functional.cross_term`.
+
+    Takes the arguments of `PathEnergies`; `compute` returns shape (L,), no unit.
+
+    Example:
+        >>> metric = CrossTerm(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return self.energies()["cross_term"]
+
+
+class Lagrangian(PathEnergies):
+    """Lagrangian ``(1/(2L̃))‖L̃A + ∂_pA‖²_K`` of each layer over a data set; see `lightning_leaky.functional.lagrangian`.
+
+    Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
+
+    Example:
+        >>> metric = Lagrangian(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()
+        tensor(3.6250, dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return self.energies()["lagrangian"]
+
+
+class EnergyHamiltonian(PathEnergies):
+    """Hamiltonian in energy form of each layer; see `lightning_leaky.functional.energy_hamiltonian`.
+
+    Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
+
+    Example:
+        >>> metric = EnergyHamiltonian(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()
+        tensor(2.3750, dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the values, shape (L,)."""
+        return self.energies()["energy_hamiltonian"]
+
+
+class PathLength(PathEnergies):
+    """Length of the path ``Σ_l ρ_l ‖V_l‖_K`` over a data set; see `lightning_leaky.functional.path_length`.
+
+    Takes the arguments of `PathEnergies`; `compute` returns a scalar, with the step-sizes of the last update.
+
+    Example:
+        >>> metric = PathLength(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=6.5))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()
+        tensor(1.4142, dtype=torch.float64)
+    """
+
+    def update(
+        self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
+    ) -> None:
+        """Add a batch; see `PathEnergies.update`."""
+        super().update(previous, current, step_sizes)
+        self.step_sizes = check_step_sizes(step_sizes).to(self.device)
+
+    def compute(self) -> Tensor:
+        """Return the value, a scalar."""
+        return path_length_of(self.products()[:, 1, 1], self.step_sizes)

@@ -1,0 +1,227 @@
+"""The Leaky ResNet itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_leaky.functional._checks import check_non_negative
+from lightning_leaky.functional.features import resolve_activation
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes, irregular_step_sizes
+
+MapKind = Literal["learned", "fixed", "identity"]
+
+
+class LeakyLayer(nn.Module):
+    """One Euler step ``A_l = (1 − ρ_l L̃) A_{l−1} + ρ_l σ(A_{l−1}) W_lᵀ`` (arXiv 2405.17573, section 1.1).
+
+    Args:
+        width: w.
+        effective_depth: L̃ ≥ 0.
+        activation: Name of the nonlinearity.
+        constant_column: Whether the features end with a constant, that is whether the layer has a bias.
+
+    Example:
+        >>> layer = LeakyLayer(width=3, effective_depth=2.0)
+        >>> layer(torch.zeros(5, 3), torch.tensor(0.25)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, width: int, effective_depth: float, activation: str = "relu", constant_column: bool = True
+    ) -> None:
+        super().__init__()
+        self.effective_depth = effective_depth
+        self.activation = activation
+        self.weight = nn.Parameter(torch.zeros(width, width))
+        self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
+
+    def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
+        """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
+        # The activation is looked up here, not kept: a function on the module would not pickle by name everywhere.
+        drive = F.linear(resolve_activation(self.activation)(representation), self.weight, self.bias)
+        return (1 - step_size * self.effective_depth) * representation + step_size * drive
+
+    def augmented_weight(self) -> Tensor:
+        """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column."""
+        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], dim=1)
+
+    def square_norm(self) -> Tensor:
+        """‖W_l‖²_F, bias included."""
+        square = self.weight.square().sum()
+        return square if self.bias is None else square + self.bias.square().sum()
+
+    def extra_repr(self) -> str:
+        """Describe the layer in `print`."""
+        return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
+
+
+class LeakyResNet(nn.Module):
+    """Leaky ResNet of constant width: L Euler steps of ``∂_pA = −L̃A + σ(A)Wᵀ`` between two linear maps.
+
+    L̃ = 0 is a ResNet, and ρ_l L̃ = 1 for all l a fully-connected net with weights ρ_l W_l. The step-sizes are a buffer,
+    saved with the parameters: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`.
+
+    Args:
+        in_features: Size of an input.
+        out_features: Size of an output.
+        width: w, the constant width of the path.
+        num_layers: L ≥ 1.
+        effective_depth: L̃ ≥ 0.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"silu"``, ``"tanh"`` or ``"identity"``.
+        constant_column: Whether σ(A) ends with a constant column, that is whether the layers have biases.
+        step_sizes: ``"equidistant"``, ``"irregular"``, or the L positive numbers themselves.
+        input_map: Lifts inputs to the width: ``"learned"``, ``"fixed"`` (random orthonormal columns, so that distances
+            are kept) or ``"identity"``.
+        output_map: Reads the outputs: ``"learned"``, ``"fixed"`` (random orthonormal rows) or ``"identity"``.
+        init: ``"identity"`` starts from W = L̃[I, 0] + `init_noise` · N(0, 1/w), the weights that keep a non-negative
+            representation as it is; ``"plain"`` from N(0, 2/w), whose signal decays like exp(−L̃) and whose training
+            collapses to zero at large L̃.
+        init_noise: Size of the noise of ``init="identity"``.
+
+    Raises:
+        ValueError: If a number is out of range, the step-sizes are no distribution over the layers, or a map does not
+            fit the sizes.
+
+    Example:
+        >>> network = LeakyResNet(in_features=30, out_features=30, width=100, num_layers=20, effective_depth=7.0)
+        >>> network(torch.zeros(5, 30)).shape
+        torch.Size([5, 30])
+        >>> network.representations(torch.zeros(5, 30)).shape
+        torch.Size([21, 5, 100])
+    """
+
+    step_sizes: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        width: int,
+        num_layers: int,
+        effective_depth: float,
+        activation: str = "relu",
+        constant_column: bool = True,
+        step_sizes: Literal["equidistant", "irregular"] | Sequence[float] = "equidistant",
+        input_map: MapKind = "learned",
+        output_map: MapKind = "learned",
+        init: Literal["identity", "plain"] = "identity",
+        init_noise: float = 0.3,
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features), ("width", width)):
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {size!r}.")
+        if init not in ("identity", "plain"):
+            raise ValueError(f'`init` must be "identity" or "plain", got {init!r}.')
+        resolve_activation(activation)
+        self.width = width
+        self.effective_depth = check_non_negative("effective_depth", effective_depth)
+        self.activation = activation
+        self.constant_column = constant_column
+        self.init = init
+        self.init_noise = check_non_negative("init_noise", init_noise)
+        self.register_buffer("step_sizes", _initial_step_sizes(step_sizes, num_layers).float())
+        self.input_map = _linear_map("input_map", input_map, in_features, width)
+        self.output_map = _linear_map("output_map", output_map, width, out_features)
+        self.layers = nn.ModuleList(
+            LeakyLayer(width, effective_depth, activation, constant_column) for _ in range(num_layers)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the layers' starting weights."""
+        scale = self.init_noise if self.init == "identity" else math.sqrt(2)
+        for layer in self._steps():
+            nn.init.normal_(layer.weight, std=scale / math.sqrt(self.width))
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=scale / math.sqrt(self.width))
+            if self.init == "identity":
+                layer.weight.diagonal().add_(self.effective_depth)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs, shape (N, out_features), for inputs of shape (N, in_features)."""
+        representation = self.input_map(inputs)
+        for layer, step_size in zip(self.layers, self.step_sizes, strict=True):
+            representation = layer(representation, step_size)
+        outputs: Tensor = self.output_map(representation)
+        return outputs
+
+    def representations(self, inputs: Tensor) -> Tensor:
+        """Return A_0, …, A_L, shape (L + 1, N, w), for inputs of shape (N, in_features)."""
+        path = [self.input_map(inputs)]
+        for layer, step_size in zip(self.layers, self.step_sizes, strict=True):
+            path.append(layer(path[-1], step_size))
+        return torch.stack(path)
+
+    def weights(self) -> Tensor:
+        """Return W_1, …, W_L with the biases as last column, shape (L, w, w + 1)."""
+        return torch.stack([layer.augmented_weight() for layer in self._steps()])
+
+    def regularizer(self) -> Tensor:
+        """L2 term ``(1/(2L̃)) Σ_l ρ_l ‖W_l‖²_F``, to be multiplied by λ (arXiv 2405.17573, section 1.1).
+
+        A learned map M adds ½‖M‖²_F: at ρ_l L̃ = 1 every matrix of the fully-connected net that the network then is pays
+        the same. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
+        """
+        squares = torch.stack([layer.square_norm() for layer in self._steps()])
+        total = leak_scale(self.effective_depth) * (self.step_sizes * squares).sum()
+        for linear in (self.input_map, self.output_map):
+            if isinstance(linear, nn.Linear) and linear.weight.requires_grad:
+                total = total + linear.weight.square().sum()
+        return 0.5 * total
+
+    @torch.no_grad()
+    def set_step_sizes(self, step_sizes: Tensor | Sequence[float]) -> None:
+        """Set the step-sizes in place.
+
+        Args:
+            step_sizes: ρ, shape (L,), positive, summing to 1.
+
+        Raises:
+            ValueError: If they are no distribution over the layers.
+        """
+        self.step_sizes.copy_(check_step_sizes(torch.as_tensor(step_sizes), len(self.layers)))
+
+    def extra_repr(self) -> str:
+        """Describe the network in `print`."""
+        return f"width={self.width}, num_layers={len(self.layers)}, effective_depth={self.effective_depth}"
+
+    def _steps(self) -> list[LeakyLayer]:
+        return [layer for layer in self.layers if isinstance(layer, LeakyLayer)]
+
+
+def _initial_step_sizes(step_sizes: str | Sequence[float], num_layers: int) -> Tensor:
+    if isinstance(step_sizes, str):
+        schemes = {"equidistant": equidistant_step_sizes, "irregular": irregular_step_sizes}
+        if step_sizes not in schemes:
+            raise ValueError(
+                f"`step_sizes` must be one of {sorted(schemes)} or {num_layers} numbers, got {step_sizes!r}."
+            )
+        return schemes[step_sizes](num_layers)
+    return check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), num_layers)
+
+
+def _linear_map(name: str, kind: MapKind, in_features: int, out_features: int) -> nn.Module:
+    """Return a linear map without bias: the constant column of the next layer supplies one."""
+    if kind == "identity":
+        if in_features != out_features:
+            raise ValueError(
+                f'`{name}` can be "identity" only between equal sizes, got {in_features} and {out_features}; '
+                'choose "learned" or "fixed".'
+            )
+        return nn.Identity()
+    if kind not in ("learned", "fixed"):
+        raise ValueError(f'`{name}` must be "learned", "fixed" or "identity", got {kind!r}.')
+    linear = nn.Linear(in_features, out_features, bias=False)
+    if kind == "fixed":
+        nn.init.orthogonal_(linear.weight)
+        linear.weight.requires_grad_(False)
+    return linear
