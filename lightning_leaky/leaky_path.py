@@ -42,17 +42,25 @@ def find_leaky_path(model: nn.Module) -> LeakyPath:
         >>> len(find_leaky_path(model).layers)
         3
     """
-    found = {plain_name(name): module for name, module in model.named_modules() if _is_leaky_path(module)}
+    found = leaky_paths(model)
     if len(found) == 1:
-        path = next(iter(found.values()))
-        assert isinstance(path, LeakyPath)  # noqa: S101 - narrows the type; `_is_leaky_path` has looked
-        return path
+        return next(iter(found.values()))
     if not found:
         raise ValueError(
             f"`model` must contain a module with step-sizes, got {type(model).__name__} without one; "
             "build it on LeakyResNet or give it `layers`, a buffer `step_sizes` and `effective_depth`."
         )
     raise ValueError(f"`model` must contain one module with step-sizes, got {sorted(found)}; pass the one you mean.")
+
+
+def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
+    """Return every leaky path of a model by name: the model itself, ``""``, and its descendants."""
+    return {
+        plain_name(name): module
+        for name, module in model.named_modules()
+        # A compiled wrapper answers for the module inside it: it would be found twice.
+        if isinstance(module, LeakyPath) and isinstance(module.step_sizes, Tensor) and not hasattr(module, "_orig_mod")
+    }
 
 
 def plain_name(name: str) -> str:
@@ -65,15 +73,6 @@ def plain_name(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = f"{name}.".replace(wrapper, "").rstrip(".")
     return name
-
-
-def _is_leaky_path(module: nn.Module) -> bool:
-    # A compiled wrapper answers for the module inside it: it would be found twice.
-    return (
-        not hasattr(module, "_orig_mod")
-        and isinstance(getattr(module, "step_sizes", None), Tensor)
-        and isinstance(module, LeakyPath)
-    )
 
 
 def step_sizes_of(path: LeakyPath) -> Tensor:

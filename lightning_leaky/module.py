@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,7 +21,7 @@ from lightning_leaky.models.leaky_resnet import LeakyResNet, MapKind
 def default_learning_rate(effective_depth: float) -> float:
     """Adam's learning rate ``1e-3 · max(1, 1.5 L̃)``: weights travel a distance of order L̃.
 
-    Ours, not the paper's: about 1e-2 at L̃ = 7 and 5e-3 at L̃ = 3, which converged where half of it had not.
+    Ours, not the paper's: about 1e-2 at L̃ = 7 and 5e-3 at L̃ = 3.
 
     Example:
         >>> default_learning_rate(0.0), round(default_learning_rate(7.0), 4)
@@ -29,14 +30,25 @@ def default_learning_rate(effective_depth: float) -> float:
     return 1e-3 * max(1.0, 1.5 * effective_depth)
 
 
+class RegularizedNetwork(Protocol):
+    """A network with an L2 term for the loss."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs."""
+
+    def regularizer(self) -> Tensor:
+        """L2 term, a scalar."""
+
+
 class LeakyResNetModule(LightningModule):
     """Trains a `LeakyResNet` on ``C + (λ/(2L̃)) Σ_l ρ_l ‖W_l‖²_F`` (arXiv 2405.17573, section 1.1).
 
-    Override one method at a time in a subclass: `cost`, `loss`, `configure_metrics`, `configure_optimizers`, `step`.
-    Hyper-parameters are saved; `load_from_checkpoint` brings back the network with its adapted step-sizes.
+    Override one method at a time in a subclass: `cost`, `loss`, `configure_metrics`, `configure_optimizers`, `step`,
+    `configure_network`. Hyper-parameters are saved; `load_from_checkpoint` brings back the network with its adapted
+    step-sizes.
 
-    Log keys: ``train/loss`` at logging steps; ``val/cost``, ``test/cost`` and the metrics
-    (``val/mse`` or ``val/accuracy``, and so on) over whole data sets.
+    Log keys: ``train/loss`` at logging steps; ``val/cost``, ``test/cost`` and the metrics (``val/mse`` or
+    ``val/accuracy``, and so on) over whole data sets.
 
     Args:
         in_features: Size of an input; inputs of more dimensions are flattened.
@@ -93,23 +105,15 @@ class LeakyResNetModule(LightningModule):
         self.out_features = out_features
         self.weight_decay = check_non_negative("weight_decay", weight_decay)
         self.task = task
-        self.network = LeakyResNet(
-            in_features,
-            out_features,
-            width,
-            num_layers,
-            effective_depth,
-            activation,
-            constant_column,
-            step_sizes,
-            input_map,
-            output_map,
-            init,
-            init_noise,
-        )
+        self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
         self.val_metrics = self.configure_metrics("val")
         self.test_metrics = self.configure_metrics("test")
+
+    def configure_network(self) -> RegularizedNetwork:
+        """Network of the hyper-parameters."""
+        names = inspect.signature(LeakyResNet).parameters
+        return LeakyResNet(**{name: value for name, value in self.hparams_initial.items() if name in names})
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs, shape (N, out_features)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ class BlockPath(nn.Module):
 
     step_sizes: Tensor
 
-    def __init__(self, layers: Collection[nn.Module], effective_depth: float = 0.0) -> None:
+    def __init__(self, layers: Sequence[nn.Module], effective_depth: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.effective_depth = effective_depth
@@ -68,6 +69,7 @@ class PathObserver:
         )
         self.capture = PathCapture(list(path.layers), gradients=self.reads_momenta)
         self._reader: PathReader | None = None
+        self._warned_of_silence = False
         self._step_sizes = step_sizes_of(path)
 
     def attach(self) -> PathObserver:
@@ -91,7 +93,7 @@ class PathObserver:
         self.capture.armed = False
 
     def drain(self, gradient_scale: float = 1.0) -> None:
-        """Add what has passed to the sums, and forget it.
+        """Add what has passed to the sums, and forget it; a batch in which a layer was silent is left out.
 
         Args:
             gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation).
@@ -100,16 +102,13 @@ class PathObserver:
             ValueError: If a layer changes the shape, or a representation is neither (N, w) nor (batch, tokens, w).
         """
         self.disarm()
-        seen = [tensor is not None for tensor in self.capture.current]
-        if all(seen):
-            previous = [_rows(tensor) for tensor in self.capture.previous if tensor is not None]
-            current = [_rows(tensor) for tensor in self.capture.current if tensor is not None]
+        previous, current = _present(self.capture.previous), _present(self.capture.current)
+        if len(current) == len(self.path.layers):
             momenta = self._momenta(current, gradient_scale) if self.reads_momenta else None
             self._reader_for(current[0]).update(previous, current, self._step_sizes, momenta, self._weights())
+        else:
+            self._warn_of_silence()
         self.capture.clear()
-        if any(seen) and not all(seen):
-            silent = [index + 1 for index, was_seen in enumerate(seen) if not was_seen]
-            raise ValueError(f"`layers` must all run in every forward pass, but layers {silent} of the path did not.")
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -119,6 +118,16 @@ class PathObserver:
     def compute(self) -> Readings | None:
         """Return the readings of all batches since the last reset, or ``None`` if nothing was ever read."""
         return None if self._reader is None else self._reader.compute()
+
+    def _warn_of_silence(self) -> None:
+        if not self._warned_of_silence:
+            self._warned_of_silence = True
+            silent = [index + 1 for index, seen in enumerate(self.capture.current) if seen is None]
+            warnings.warn(
+                f"A batch is not read: layers {silent} of the path did not run in it, or ran in code that was compiled "
+                "before they were watched.",
+                stacklevel=2,
+            )
 
     def _reader_for(self, representation: Tensor) -> PathReader:
         if self._reader is None:
@@ -229,6 +238,10 @@ def _run_batch(
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad(cost(outputs, targets), parameters, allow_unused=True)
     observer.drain()
+
+
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [_rows(tensor) for tensor in tensors if tensor is not None]
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def plot_along_path(
         >>> axes.get_xlabel()
         'layer'
     """
-    ax = _new_axes() if ax is None else ax
+    ax = _new_figure().add_subplot() if ax is None else ax
     for colour, (name, values) in zip(_COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False):
         x = range(1, len(values) + 1) if positions is None else positions.cpu()
         ax.plot(x, values.detach().cpu(), marker="o", markersize=4, color=colour, label=name)
@@ -53,7 +53,7 @@ def plot_along_path(
     return ax.figure, ax
 
 
-def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure | SubFigure:
+def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     """Draw kinetic energy, potential energy and Hamiltonian along p, as in Fig. 1c of arXiv 2405.17573.
 
     Args:
@@ -75,15 +75,16 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure |
     curves = {name.replace("_", " "): readings[name] for name in names if name in readings}
     if not curves:
         raise ValueError(f"`readings` must contain one of {names}, got {sorted(readings)}.")
-    figure, axes = plot_along_path(curves, positions, ylabel="energy")
+    figure = _new_figure()
+    _, axes = plot_along_path(curves, positions, ylabel="energy", ax=figure.add_subplot())
     axes.set_title("Energies along the path")
     return figure
 
 
-def _new_axes() -> Axes:
+def _new_figure() -> Figure:
     try:
         # Figure, not pyplot: no global state, no window, no backend to choose, nothing to close.
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Figures need matplotlib: pip install 'lightning-leaky[plot]'.") from error
-    return Figure(figsize=(6.4, 4.0), layout="constrained").add_subplot()
+    return Figure(figsize=(6.4, 4.0), layout="constrained")

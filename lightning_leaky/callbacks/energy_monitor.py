@@ -14,7 +14,7 @@ from torch import nn
 from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, log_period
 from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, plain_name
+from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths, plain_name
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.observer import BlockPath, PathObserver, check_weight_decay
 
@@ -37,31 +37,33 @@ class EnergyMonitor(Callback):
 
     Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3:
 
-    | key | unit | meaning |
-    | --- | --- | --- |
-    | ``cost_of_identity/layer_*`` | – | ‖A‖²_K: soft count of the dimensions in use |
-    | ``cost_of_identity/min`` | – | least over the layers: bounds the bottleneck rank from above |
-    | ``kinetic_energy/layer_*`` | energy | (1/(2L̃))‖∂_pA‖²_K: how much the layer works |
-    | ``potential_energy/layer_*`` | energy | −(L̃/2)‖A‖²_K |
-    | ``cross_term/layer_*`` | – | ⟨∂_pA, A⟩_K |
-    | ``lagrangian/layer_*`` | energy | least weight cost of the step per unit of p |
-    | ``energy_hamiltonian/layer_*`` | energy | kinetic plus potential energy |
-    | ``energy_hamiltonian/bottleneck_rank`` | – | median of −2H/L̃ over the layers (L̃ > 0) |
-    | ``energy_hamiltonian/spread`` | energy | max − min over the layers |
-    | ``speed/layer_*`` | – | ‖∂_pA‖_K |
-    | ``speed/path_length`` | – | Σ_l ρ_l ‖∂_pA‖_K |
-    | ``stable_rank/layer_*`` | – | ‖A‖²_*/‖A‖²_F |
-    | ``hamiltonian/layer_*`` | energy | momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA) |
-    | ``hamiltonian/bottleneck_rank`` | – | median of −2H/L̃ over the layers (L̃ > 0): bounds the rank from below |
-    | ``hamiltonian/spread`` | energy | max − min over the layers |
-    | ``criticality_residual/layer_*`` | – | ‖W − L̃Bᵀσ(A)‖/‖W‖: near 0 the Hamiltonian can be trusted |
-    | ``criticality_residual/max`` | – | greatest over the layers |
-    | ``momentum_norm/layer_*`` | – | ‖B‖_F |
-    | ``features_momentum_norm/layer_*`` | – | ‖Bᵀσ(A)‖_F |
+    ======================================  ======  ============================================================
+    key                                     unit    meaning
+    ======================================  ======  ============================================================
+    ``cost_of_identity/layer_*``            –       ‖A‖²_K: soft count of the dimensions in use
+    ``cost_of_identity/min``                –       least over the layers: bounds the bottleneck rank from above
+    ``kinetic_energy/layer_*``              energy  (1/(2L̃))‖∂_pA‖²_K: how much the layer works
+    ``potential_energy/layer_*``            energy  −(L̃/2)‖A‖²_K
+    ``cross_term/layer_*``                  –       ⟨∂_pA, A⟩_K
+    ``lagrangian/layer_*``                  energy  least weight cost of the step per unit of p
+    ``energy_hamiltonian/layer_*``          energy  kinetic plus potential energy
+    ``energy_hamiltonian/bottleneck_rank``  –       median of −2H/L̃ over the layers (L̃ > 0)
+    ``energy_hamiltonian/spread``           energy  max − min over the layers
+    ``speed/layer_*``                       –       ‖∂_pA‖_K
+    ``speed/path_length``                   –       Σ_l ρ_l ‖∂_pA‖_K
+    ``stable_rank/layer_*``                 –       ‖A‖²_*/‖A‖²_F
+    ``hamiltonian/layer_*``                 energy  momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA)
+    ``hamiltonian/bottleneck_rank``         –       median of −2H/L̃ (L̃ > 0): bounds the rank from below
+    ``hamiltonian/spread``                  energy  max − min over the layers
+    ``criticality_residual/layer_*``        –       ‖W − L̃Bᵀσ(A)‖/‖W‖: near 0 the Hamiltonian can be trusted
+    ``criticality_residual/max``            –       greatest over the layers
+    ``momentum_norm/layer_*``               –       ‖B‖_F
+    ``features_momentum_norm/layer_*``      –       ‖Bᵀσ(A)‖_F
+    ======================================  ======  ============================================================
 
     Args:
-        layers: Glob over the names of the modules to read, in the order in which they run; ``None`` finds the leaky
-            path of the model.
+        layers: Glob over the names of the modules to read, as ``"encoder.layers.*"``; ``*`` stops at a dot, and the
+            modules must be registered in the order in which they run. ``None`` finds the leaky path of the model.
         quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic and
             potential energy, their sum and the stable rank, and, where λ is known, the Hamiltonian in momentum form
             with its criticality residual.
@@ -215,7 +217,7 @@ class EnergyMonitor(Callback):
             path = find_leaky_path(pl_module)
             weight_decay = self.weight_decay or getattr(pl_module, "weight_decay", None)
         else:
-            path = BlockPath(_modules_named(pl_module, self.layers), self.effective_depth)
+            path = _path_named(pl_module, self.layers, self.effective_depth)
             weight_decay = self.weight_decay
         if self.quantities is None:
             return path, _DEFAULT_ENERGIES + (_DEFAULT_MOMENTA if weight_decay else ()), weight_decay
@@ -293,13 +295,20 @@ class EnergyMonitor(Callback):
             )
 
 
-def _modules_named(model: nn.Module, pattern: str) -> list[nn.Module]:
-    """Return the modules whose names match a glob, or raise ValueError with the names that exist."""
+def _path_named(model: nn.Module, pattern: str, effective_depth: float) -> LeakyPath:
+    """Return the modules whose names match a glob as a path: the leaky path they make up, or a plain one."""
     names = {plain_name(name): module for name, module in model.named_modules() if name}
-    found = [module for name, module in names.items() if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+    layers = [module for name, module in names.items() if _matches(name, pattern)]
+    if not layers:
         raise ValueError(f"`layers` must match module names, but {pattern!r} matches none of {list(names)}.")
-    return found
+    leaky = [path for path in leaky_paths(model).values() if list(path.layers) == layers]
+    return leaky[0] if leaky else BlockPath(layers, effective_depth)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches a glob, part by part: ``*`` stops at a dot, so children are not read too."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _as_logged(scalars: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -121,7 +121,45 @@ class PotentialEnergy(CostOfIdentity):
         return potential_energy_of(super().compute(), self.effective_depth)
 
 
-class PathEnergies(_MomentMetric):
+class _PathMetric(_MomentMetric):
+    """Sums the second moments of representation and velocity; a subclass chooses what `compute` returns."""
+
+    def __init__(
+        self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_layers, width, 2, k_norm, **kwargs)
+        leak_scale(effective_depth)
+        self.effective_depth = effective_depth
+
+    def update(
+        self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            previous: A_0, …, A_{L−1}, each of shape (N, w).
+            current: A_1, …, A_L, each of shape (N, w).
+            step_sizes: ρ, shape (L,).
+        """
+        rho = check_step_sizes(step_sizes, self.num_layers).tolist()
+        for index, (start, end) in enumerate(self.layers_of(previous=previous, current=current)):
+            self.accumulate(index, start, start, (end - start) / rho[index])
+
+    def energies(self) -> dict[str, Tensor]:
+        """Return the energies by name, each of shape (L,)."""
+        products = self.products()
+        return {
+            "cost_of_identity": products[:, 0, 0],
+            "kinetic_energy": kinetic_energy_of(products[:, 1, 1], self.effective_depth),
+            "potential_energy": potential_energy_of(products[:, 0, 0], self.effective_depth),
+            "cross_term": products[:, 0, 1],
+            "lagrangian": lagrangian_of(products, self.effective_depth),
+            "energy_hamiltonian": energy_hamiltonian_of(products, self.effective_depth),
+            "speed": products[:, 1, 1].clamp(min=0).sqrt(),
+        }
+
+
+class PathEnergies(_PathMetric):
     """All energies of a path over a data set, from one factorisation per layer.
 
     `compute` returns a dictionary of tensors of shape (L,): ``cost_of_identity``, ``kinetic_energy``,
@@ -145,46 +183,12 @@ class PathEnergies(_MomentMetric):
         tensor(2.5000, dtype=torch.float64)
     """
 
-    def __init__(
-        self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(num_layers, width, 2, k_norm, **kwargs)
-        leak_scale(effective_depth)
-        self.effective_depth = effective_depth
-
-    def update(
-        self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
-    ) -> None:
-        """Add a batch.
-
-        Args:
-            previous: A_0, …, A_{L−1}, each of shape (N, w).
-            current: A_1, …, A_L, each of shape (N, w).
-            step_sizes: ρ, shape (L,).
-        """
-        rho = check_step_sizes(step_sizes, self.num_layers).tolist()
-        for index, (start, end) in enumerate(self.layers_of(previous=previous, current=current)):
-            self.accumulate(index, start, start, (end - start) / rho[index])
-
-    def compute(self) -> dict[str, Tensor] | Tensor:
+    def compute(self) -> dict[str, Tensor]:
         """Return the energies by name, each of shape (L,)."""
         return self.energies()
 
-    def energies(self) -> dict[str, Tensor]:
-        """Return the energies by name, each of shape (L,)."""
-        products = self.products()
-        return {
-            "cost_of_identity": products[:, 0, 0],
-            "kinetic_energy": kinetic_energy_of(products[:, 1, 1], self.effective_depth),
-            "potential_energy": potential_energy_of(products[:, 0, 0], self.effective_depth),
-            "cross_term": products[:, 0, 1],
-            "lagrangian": lagrangian_of(products, self.effective_depth),
-            "energy_hamiltonian": energy_hamiltonian_of(products, self.effective_depth),
-            "speed": products[:, 1, 1].clamp(min=0).sqrt(),
-        }
 
-
-class KineticEnergy(PathEnergies):
+class KineticEnergy(_PathMetric):
     """Kinetic energy ``(1/(2L̃))‖∂_pA‖²_K`` of each layer over a data set; see `lightning_leaky.kinetic_energy`.
 
     Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
@@ -201,7 +205,7 @@ class KineticEnergy(PathEnergies):
         return self.energies()["kinetic_energy"]
 
 
-class CrossTerm(PathEnergies):
+class CrossTerm(_PathMetric):
     """Cross term ``⟨∂_pA, A⟩_K`` of each layer over a data set; see `lightning_leaky.functional.cross_term`.
 
     Takes the arguments of `PathEnergies`; `compute` returns shape (L,), no unit.
@@ -218,7 +222,7 @@ class CrossTerm(PathEnergies):
         return self.energies()["cross_term"]
 
 
-class Lagrangian(PathEnergies):
+class Lagrangian(_PathMetric):
     """Lagrangian ``(1/(2L̃))‖L̃A + ∂_pA‖²_K`` of each layer over a data set; see `lightning_leaky.functional.lagrangian`.
 
     Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
@@ -235,7 +239,7 @@ class Lagrangian(PathEnergies):
         return self.energies()["lagrangian"]
 
 
-class EnergyHamiltonian(PathEnergies):
+class EnergyHamiltonian(_PathMetric):
     """Hamiltonian in energy form of each layer; see `lightning_leaky.functional.energy_hamiltonian`.
 
     Takes the arguments of `PathEnergies`; `compute` returns shape (L,), an energy.
@@ -252,7 +256,7 @@ class EnergyHamiltonian(PathEnergies):
         return self.energies()["energy_hamiltonian"]
 
 
-class PathLength(PathEnergies):
+class PathLength(_PathMetric):
     """Length of the path ``Σ_l ρ_l ‖V_l‖_K`` over a data set; see `lightning_leaky.functional.path_length`.
 
     Takes the arguments of `PathEnergies`; `compute` returns a scalar, with the step-sizes of the last update.
@@ -267,7 +271,7 @@ class PathLength(PathEnergies):
     def update(
         self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
     ) -> None:
-        """Add a batch; see `PathEnergies.update`."""
+        """Add a batch; its step-sizes replace those of the batches before."""
         super().update(previous, current, step_sizes)
         self.step_sizes = check_step_sizes(step_sizes).to(self.device)
 

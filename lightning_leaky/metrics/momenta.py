@@ -16,33 +16,8 @@ from lightning_leaky.functional.moments import MomentumMoments, momentum_moments
 from lightning_leaky.metrics.base import LayerMetric
 
 
-class PathMomenta(LayerMetric):
-    """All momentum readings of a path over a data set.
-
-    `compute` returns a dictionary of tensors of shape (L,): ``hamiltonian`` (momentum form), ``momentum_norm``
-    (‖B‖_F), ``features_momentum_norm`` (‖Bᵀσ(A)‖_F) and, where weights were given, ``criticality_residual``. Layer l
-    pairs A_{l−1} with B_l.
-
-    A loss that is a mean over the samples of its batch puts 1/N into each row of the gradient. The momenta of a data
-    set are then those of its batches, each weighted by its share of the samples: `loss_reduction` says so.
-
-    Args:
-        num_layers: L, the number of layers.
-        width: w.
-        effective_depth: L̃ ≥ 0.
-        loss_reduction: ``"mean"`` where the loss is a mean over the batch, ``"sum"`` where it is a sum.
-        k_norm: Supplies activation and constant column.
-        **kwargs: Arguments of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If L̃ is negative or `loss_reduction` is neither; from `update`, if the matrices do not fit.
-
-    Example:
-        >>> metric = PathMomenta(1, 2, effective_depth=2.0)
-        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 1.0]]]))
-        >>> metric.compute()["hamiltonian"]
-        tensor(2., dtype=torch.float64)
-    """
+class _MomentumMetric(LayerMetric):
+    """Sums the momentum moments; a subclass chooses what `compute` returns."""
 
     features_momentum: Tensor
     momentum_representation: Tensor
@@ -100,10 +75,6 @@ class PathMomenta(LayerMetric):
             self.features_momentum / total, self.momentum_representation / total, self.momentum_square / total**2
         )
 
-    def compute(self) -> dict[str, Tensor] | Tensor:
-        """Return the readings by name, each of shape (L,)."""
-        return self.readings()
-
     def readings(self) -> dict[str, Tensor]:
         """Return the readings by name, each of shape (L,)."""
         moments = self.moments()
@@ -119,7 +90,40 @@ class PathMomenta(LayerMetric):
         return readings
 
 
-class Hamiltonian(PathMomenta):
+class PathMomenta(_MomentumMetric):
+    """All momentum readings of a path over a data set.
+
+    `compute` returns a dictionary of tensors of shape (L,): ``hamiltonian`` (momentum form), ``momentum_norm``
+    (‖B‖_F), ``features_momentum_norm`` (‖Bᵀσ(A)‖_F) and, where weights were given, ``criticality_residual``. Layer l
+    pairs A_{l−1} with B_l.
+
+    A loss that is a mean over the samples of its batch puts 1/N into each row of the gradient. The momenta of a data
+    set are then those of its batches, each weighted by its share of the samples: `loss_reduction` says so.
+
+    Args:
+        num_layers: L, the number of layers.
+        width: w.
+        effective_depth: L̃ ≥ 0.
+        loss_reduction: ``"mean"`` where the loss is a mean over the batch, ``"sum"`` where it is a sum.
+        k_norm: Supplies activation and constant column.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If L̃ is negative or `loss_reduction` is neither; from `update`, if the matrices do not fit.
+
+    Example:
+        >>> metric = PathMomenta(1, 2, effective_depth=2.0)
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 1.0]]]))
+        >>> metric.compute()["hamiltonian"]
+        tensor(2., dtype=torch.float64)
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the readings by name, each of shape (L,)."""
+        return self.readings()
+
+
+class Hamiltonian(_MomentumMetric):
     """Hamiltonian in momentum form of each layer over a data set; see `lightning_leaky.hamiltonian`.
 
     Takes the arguments of `PathMomenta`; `compute` returns shape (L,), an energy.
@@ -136,7 +140,7 @@ class Hamiltonian(PathMomenta):
         return self.readings()["hamiltonian"]
 
 
-class CriticalityResidual(PathMomenta):
+class CriticalityResidual(_MomentumMetric):
     """Criticality residual of each layer over a data set; see `lightning_leaky.functional.criticality_residual`.
 
     Takes the arguments of `PathMomenta`; `update` wants the weights; `compute` returns shape (L,), no unit.

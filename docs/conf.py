@@ -1,0 +1,32 @@
+"""Sphinx configuration; built strictly (warnings are errors, every reference must resolve)."""
+
+import lightning_leaky
+
+project = "lightning-leaky"
+author = "The lightning-leaky developers"
+copyright = "2026, the lightning-leaky developers"
+version = release = lightning_leaky.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = "lightning-leaky"
+exclude_patterns = ["_build"]
+
+# Single backticks in docstrings are code: they name arguments, quantities and classes alike.
+default_role = "code"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+autodoc_inherit_docstrings = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes of records are documented once, in their class
+
+# Types of other projects: their inventories are on the network, and a strict build must not need it.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pytorch_lightning)\..*"),
+    (r"py:.*", r"(optional|MapKind|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)"),
+    (r"py:.*", r"lightning_leaky\.(metrics\.base|capture|observer|leaky_path|metrics\.energies|module|data)\..*"),
+]
