@@ -23,8 +23,16 @@ types: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -n -q -E docs docs/_build/html
 
+# Every example on reduced settings: that it runs, not what it finds.
+REDUCED := runs/reduced
+ONE_EPOCH := --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.default_root_dir ../$(REDUCED)
 examples: $(STAMP)
-	$(BIN)/python examples/run_reduced.py
+	$(BIN)/python examples/plain_pytorch.py --num-steps 20
+	$(BIN)/python examples/teacher.py --max-epochs 20 --scheme adaptive
+	$(BIN)/python examples/digits.py --max-epochs 2 --width 32 --num-layers 8 --root $(REDUCED)
+	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
+	cd examples && for name in digits teacher subclass; do \
+	    $(abspath $(BIN))/lightning-leaky fit --config $$name.yaml $(ONE_EPOCH) || exit 1; done
 
 check: test lint types docs examples
 

@@ -36,5 +36,5 @@ def main(num_steps: int) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-steps", type=int, default=1000)
+    parser.add_argument("--num-steps", type=int, default=500)
     main(parser.parse_args().num_steps)

@@ -62,7 +62,7 @@ def validation_accuracy(make: Callable[[], LeakyResNetModule], args: Namespace, 
         accelerator="cpu",
         check_val_every_n_epoch=args.max_epochs,
     )
-    trainer.fit(make(), datamodule=DigitsDataModule())
+    trainer.fit(make(), datamodule=DigitsDataModule(batch_size=500))
     return float(trainer.callback_metrics["val/accuracy"])
 
 
@@ -86,10 +86,10 @@ def main(args: Namespace) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max-epochs", type=int, default=200)
+    parser.add_argument("--max-epochs", type=int, default=400)
     parser.add_argument("--width", type=int, default=100)
     parser.add_argument("--num-layers", type=int, default=20)
-    parser.add_argument("--weight-decay", type=float, default=0.01)
+    parser.add_argument("--weight-decay", type=float, default=0.003)
     parser.add_argument("--learning-rate", type=float, default=0.003, help="of the fully-connected net")
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 from lightning.pytorch import LightningDataModule
@@ -25,6 +27,8 @@ def main(args: Sequence[str] | None = None) -> None:
         ) from error
     from lightning_leaky.module import LeakyResNetModule
 
+    # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
+    sys.path.insert(0, os.getcwd())
     LightningCLI(
         LeakyResNetModule,
         LightningDataModule,
