@@ -1,0 +1,257 @@
+"""StepSizeAdapter: the hook in a trainer, its logs, its checkpoints, and the optimizers it refuses."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
+from tests.callbacks.helpers import ConstantRate, Recorder, rows_of, steps_with
+
+
+class TwoOptimizers(LeakyResNetModule):
+    """Steps the layers in one optimizer, twice a batch, and the maps in another, once."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        maps = [*self.network.input_map.parameters(), *self.network.output_map.parameters()]
+        return [torch.optim.SGD(maps, lr=1e-2), torch.optim.SGD(self.network.layers.parameters(), lr=1e-2)]
+
+    def training_step(self, batch, batch_idx):
+        of_maps, of_layers = self.optimizers()
+        for optimizer in (of_maps, of_layers, of_layers):
+            optimizer.zero_grad()
+            self.manual_backward(self.step(batch, "train"))
+            optimizer.step()
+
+
+def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
+    """Six batches by hand, with the plain hook."""
+    settings = {"every_n_steps": 2, "damping": 0.3, "start_step": 2, "max_leak": 0.8}
+    module, recorder = make_module(ConstantRate), Recorder()
+    make_trainer(StepSizeAdapter(**settings), recorder).fit(module, datamodule=make_data(batch_size=8))
+
+    twin = make_module(ConstantRate)
+    optimizer = twin.configure_optimizers()
+    StepSizeHook(twin, **settings).attach(optimizer)
+    for [(inputs, targets)] in recorder.batches:
+        optimizer.zero_grad()
+        twin.loss(twin(inputs), targets).backward()
+        optimizer.step()
+    assert len(recorder.batches) == 6
+    assert torch.equal(module.network.step_sizes, twin.network.step_sizes)
+    assert not torch.equal(module.network.step_sizes, make_module().network.step_sizes)
+
+
+def test_micro_batches_count_as_one_step(make_module, make_data, make_trainer):
+    adapters = []
+    modules = []
+    for batch_size, accumulate in ((None, 1), (8, 3)):
+        module, adapter = make_module(ConstantRate), StepSizeAdapter(every_n_steps=2)
+        trainer = make_trainer(adapter, max_epochs=5, accumulate_grad_batches=accumulate)
+        trainer.fit(module, datamodule=make_data(batch_size=batch_size))
+        adapters.append(adapter.state_dict())
+        modules.append(module)
+    assert adapters[0]["num_steps"] == adapters[1]["num_steps"] == 5
+    torch.testing.assert_close(modules[1].network.step_sizes, modules[0].network.step_sizes, rtol=1e-4, atol=0)
+
+
+def test_validation_batches_do_not_enter(make_module, make_data, make_trainer):
+    modules = []
+    for limit in (0, 1.0):
+        modules.append(make_module())
+        trainer = make_trainer(
+            StepSizeAdapter(every_n_steps=1), max_epochs=3, limit_val_batches=limit, val_check_interval=1
+        )
+        trainer.fit(modules[-1], datamodule=make_data(batch_size=8))
+    assert torch.equal(modules[0].network.step_sizes, modules[1].network.step_sizes)
+
+
+def test_logs_the_step_sizes_that_the_step_ran_with(make_module, make_data, make_trainer, tmp_path):
+    recorder, logger = Recorder(), CSVLogger(tmp_path)
+    trainer = make_trainer(StepSizeAdapter(every_n_steps=1), recorder, logger=logger, max_epochs=4)
+    trainer.fit(make_module(), datamodule=make_data())
+    rows = rows_of(logger.log_dir)
+    keys = [f"step_size/layer_{index:02d}" for index in range(1, 5)]
+    assert {key for key in rows[0] if key.startswith("step_size/")} == set(keys)
+    assert f"``{keys[0][:-2]}*``" in StepSizeAdapter.__doc__
+    logged = [[float(row[key]) for key in keys] for row in rows if row["train/loss"]]
+    used = torch.stack([state["network.step_sizes"] for state in recorder.states])
+    assert steps_with(rows, keys[0]) == steps_with(rows, "train/loss") == [0, 1, 2, 3]
+    torch.testing.assert_close(torch.tensor(logged), used, rtol=1e-5, atol=0)
+    assert len(used.unique(dim=0)) == 4
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_fit_equals_an_uninterrupted_one(make_module, make_data, make_trainer, tmp_path, accumulate):
+    """Ten epochs at once, and from the checkpoint of the fifth; the period of 3 divides neither."""
+
+    def fit(ckpt_path=None, seed=0):
+        module, recorder, adapter = make_module(seed=seed), Recorder(), StepSizeAdapter(every_n_steps=3, damping=0.5)
+        checkpoint = ModelCheckpoint(tmp_path, "{epoch}", every_n_epochs=5, save_top_k=-1)
+        trainer = make_trainer(
+            EnergyMonitor(),
+            adapter,
+            recorder,
+            *([] if ckpt_path else [checkpoint]),
+            max_epochs=10,
+            enable_checkpointing=ckpt_path is None,
+            accumulate_grad_batches=accumulate,
+        )
+        trainer.fit(module, datamodule=make_data(), ckpt_path=ckpt_path)
+        return module, recorder.losses, adapter.state_dict()
+
+    module, losses, state = fit()
+    resumed, resumed_losses, resumed_state = fit(ckpt_path=tmp_path / "epoch=4.ckpt", seed=9)
+    assert len(resumed_losses) == 5
+    assert all(map(torch.equal, resumed_losses, losses[5:]))
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in module.state_dict().items())
+    assert torch.equal(resumed_state["step_sizes"], state["step_sizes"])
+    assert resumed_state["num_steps"] == state["num_steps"] == 10
+
+
+@pytest.fixture
+def adapted(make_module, make_data, make_trainer, tmp_path):
+    """A module after adaptation, and its checkpoint."""
+    module = make_module()
+    trainer = make_trainer(StepSizeAdapter(every_n_steps=1), EnergyMonitor(), max_epochs=3)
+    trainer.fit(module, datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "adapted.ckpt")
+    assert not torch.equal(module.network.step_sizes, make_module().network.step_sizes)
+    return module, tmp_path / "adapted.ckpt"
+
+
+def test_a_checkpoint_brings_back_the_adapted_network(adapted):
+    module, path = adapted
+    loaded = LeakyResNetModule.load_from_checkpoint(path)
+    inputs = torch.randn(5, 3)
+    assert torch.equal(loaded.network.step_sizes, module.network.step_sizes)
+    assert torch.equal(loaded(inputs), module(inputs))
+
+
+def test_a_checkpoint_loads_without_the_callbacks(adapted, make_module, make_data, make_trainer):
+    module, path = adapted
+    other = make_module(seed=5)
+    make_trainer(max_epochs=4).fit(other, datamodule=make_data(), ckpt_path=path)
+    assert torch.equal(other.network.step_sizes, module.network.step_sizes)
+
+
+def test_a_checkpoint_is_tensors_and_plain_values(adapted):
+    _, path = adapted
+    saved = torch.load(path, weights_only=True)
+    assert any(key.startswith("StepSizeAdapter") for key in saved["callbacks"])
+
+
+def test_each_fit_counts_its_own_steps(make_module, make_data, make_trainer):
+    adapter = StepSizeAdapter(every_n_steps=2)
+    for _ in range(2):
+        make_trainer(adapter, max_epochs=3).fit(make_module(), datamodule=make_data())
+        assert adapter.state_dict()["num_steps"] == 3
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_state_can_come_before_or_after_the_start_of_the_fit(make_module, make_data, make_trainer, late):
+    """Strategies that shard restore late."""
+    first = StepSizeAdapter(every_n_steps=2)
+    make_trainer(first, max_epochs=3).fit(make_module(), datamodule=make_data())
+    state = copy.deepcopy(first.state_dict())
+    second = StepSizeAdapter(every_n_steps=2)
+
+    class Restore(Callback):
+        def on_train_start(self, trainer, pl_module):
+            if late:
+                second.load_state_dict(state)
+
+    if not late:
+        second.load_state_dict(state)
+    make_trainer(second, Restore(), max_epochs=2).fit(make_module(), datamodule=make_data())
+    assert second.state_dict()["num_steps"] == 5
+
+
+def test_two_adapters_have_their_own_keys():
+    assert StepSizeAdapter(optimizer_index=0).state_key != StepSizeAdapter(optimizer_index=1).state_key
+
+
+# What it leaves behind, and what it refuses.
+
+
+def test_the_optimizer_is_left_without_hooks(make_module, make_data, make_trainer):
+    optimizers, during = [], []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            optimizers.append(trainer.optimizers[0])
+            during.append(len(optimizers[0]._optimizer_step_post_hooks))
+
+    trainer = make_trainer(StepSizeAdapter(), Watch())
+    trainer.fit(make_module(), datamodule=make_data())
+    assert during == [1, 1]
+    assert len(optimizers[0]._optimizer_step_post_hooks) == 0
+
+
+@pytest.mark.parametrize(("index", "expected_steps"), [(0, 2), (1, 4)])
+def test_follows_the_designated_optimizer(make_module, make_data, make_trainer, index, expected_steps):
+    adapter = StepSizeAdapter(every_n_steps=1, optimizer_index=index)
+    module = make_module(TwoOptimizers)
+    make_trainer(adapter).fit(module, datamodule=make_data())
+    assert adapter.state_dict()["num_steps"] == expected_steps
+    assert not torch.equal(module.network.step_sizes, make_module().network.step_sizes)
+
+
+@pytest.mark.parametrize("index", [None, 2, -1])
+def test_several_optimizers_want_a_valid_index(make_module, make_data, make_trainer, index):
+    trainer = make_trainer(StepSizeAdapter(optimizer_index=index))
+    with pytest.raises(ValueError, match="`optimizer_index`"):
+        trainer.fit(make_module(TwoOptimizers), datamodule=make_data())
+
+
+def test_a_model_without_step_sizes_is_refused(make_module, make_data, make_trainer):
+    class Plain(LeakyResNetModule):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.network = torch.nn.Linear(3, 2)
+
+        def loss(self, outputs, targets):
+            return self.cost(outputs, targets)
+
+    with pytest.raises(ValueError, match="step-sizes"):
+        make_trainer(StepSizeAdapter()).fit(make_module(Plain), datamodule=make_data())
+
+
+def test_an_infeasible_bound_is_refused_at_the_start(make_module, make_data, make_trainer):
+    recorder = Recorder()
+    with pytest.raises(ValueError, match="`max_leak`"):
+        make_trainer(StepSizeAdapter(max_leak=0.4), recorder).fit(make_module(), datamodule=make_data())
+    assert recorder.losses == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("every_n_steps", {"every_n_steps": 0}),
+        ("damping", {"damping": 0.0}),
+        ("start_step", {"start_step": 0}),
+        ("stop_step", {"start_step": 3, "stop_step": 2}),
+        ("max_leak", {"max_leak": -1.0}),
+    ],
+)
+def test_wrong_arguments_are_named_at_once(name, settings):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        StepSizeAdapter(**settings)
+
+
+@pytest.mark.parametrize(("use_buffers", "expected"), [(True, 1), (False, 0)])
+def test_averaging_of_buffers_is_warned_of(make_module, make_data, make_trainer, use_buffers, expected):
+    averaging = WeightAveraging(use_buffers=use_buffers)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_trainer(StepSizeAdapter(), averaging).fit(make_module(), datamodule=make_data())
+    assert len([one for one in caught if "`use_buffers=False`" in str(one.message)]) == expected

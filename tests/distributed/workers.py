@@ -1,0 +1,116 @@
+"""What the processes of these tests run: metrics and the hook on shards of one problem, and a count of collectives."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_leaky import LeakyResNet, StepSizeHook, metrics
+
+NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
+METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings"})
+# Rows of each process, by the number of processes: uneven, and with an empty one.
+SHARDS = {1: [17], 2: [12, 5], 3: [11, 0, 6]}
+COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
+
+
+def shard(rank: int, world_size: int) -> slice:
+    """Rows of one process."""
+    start = sum(SHARDS[world_size][:rank])
+    return slice(start, start + SHARDS[world_size][rank])
+
+
+def arguments(name: str, rank: int, world_size: int, num_layers: int = NUM_LAYERS) -> list[Tensor]:
+    """Arguments of a metric's `update` for the shard of one process."""
+    generator = torch.Generator().manual_seed(0)
+    path = torch.randn(num_layers + 1, NUM_SAMPLES, WIDTH, dtype=torch.float64, generator=generator)
+    momenta = torch.randn(num_layers, NUM_SAMPLES, WIDTH, dtype=torch.float64, generator=generator)
+    weights = torch.randn(num_layers, WIDTH, WIDTH + 1, dtype=torch.float64, generator=generator)
+    rho = torch.full((num_layers,), 1 / num_layers, dtype=torch.float64)
+    rows = shard(rank, world_size)
+    # The cost is a mean over the samples of a process: its gradients are larger where the samples are fewer.
+    local = momenta[:, rows] * NUM_SAMPLES / max(1, SHARDS[world_size][rank])
+    given = {
+        "representations": path[:-1, rows],
+        "previous": path[:-1, rows],
+        "current": path[1:, rows],
+        "step_sizes": rho,
+        "momenta": local,
+        "weights": weights,
+    }
+    wanted = inspect.signature(getattr(metrics, name).update).parameters
+    return [given[parameter] for parameter in wanted if parameter != "self"]
+
+
+def metric_value(name: str, rank: int = 0, world_size: int = 1) -> Tensor | dict[str, Tensor]:
+    """What a metric computes from the shards of all processes."""
+    cls = getattr(metrics, name)
+    depth = {"effective_depth": DEPTH} if "effective_depth" in inspect.signature(cls).parameters else {}
+    metric = cls(NUM_LAYERS, WIDTH, **depth)
+    metric.update(*arguments(name, rank, world_size))
+    return metric.compute()
+
+
+def adapted_step_sizes(rank: int = 0, world_size: int = 1) -> Tensor:
+    """Step-sizes of a network after three adaptations to the shards of all processes."""
+    torch.manual_seed(0)
+    network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
+    inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    hook = StepSizeHook(network, every_n_steps=1, damping=0.5).attach(optimizer)
+    for _ in range(3):
+        if len(inputs):  # else this process has no batch at all
+            network(inputs).sum().backward()
+        optimizer.step()
+    return hook.state_dict()["step_sizes"]
+
+
+def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
+    """How many collectives one reading of every quantity takes."""
+    reader = metrics.PathReader(num_layers, WIDTH, DEPTH, metrics.path_reader.QUANTITIES)
+    previous, current, rho = arguments("PathEnergies", rank, world_size, num_layers)
+    _, momenta, weights = arguments("PathMomenta", rank, world_size, num_layers)
+    reader.update(previous, current, rho, momenta, weights)
+    count = 0
+    originals = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def counting(original):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(dist, name, counting(original))
+    try:
+        reader.compute()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return count
+
+
+def work(rank: int, folder: str) -> None:
+    """Run everything in three processes, then in two of them, and write down the results."""
+    torch.set_num_threads(1)
+    for world_size in (3, 2):
+        if rank < world_size:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{folder}/rendezvous_{world_size}",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=60),
+            )
+            results = {name: metric_value(name, rank, world_size) for name in METRICS}
+            results["step_sizes"] = adapted_step_sizes(rank, world_size)
+            results["collectives"] = [collectives_of_a_reading(rank, world_size, layers) for layers in (2, 12)]
+            torch.save(results, Path(folder) / f"{rank}_of_{world_size}.pt")
+            dist.destroy_process_group()

@@ -1,0 +1,148 @@
+"""The K-norm beyond its energies: several matrices at once, both limits of γ, and layers that have diverged or died."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_leaky.functional import (
+    KNorm,
+    SecondMoments,
+    cost_of_identity,
+    k_inner_products,
+    k_inner_products_from_moments,
+    kinetic_energy,
+    operator_norm,
+    relative_gamma,
+    second_moments,
+)
+from tests.references import Reference, assert_close, k_product, k_square, sigma_of, squared_norm
+from tests.strategies import generator_of, k_norms, normal, problems
+
+NO_CONSTANT = {"constant_column": False}
+
+
+@given(problem=problems())
+def test_all_inner_products_at_once(problem):
+    matrices = (problem.A, problem.V, problem.B)
+    products = k_inner_products(problem.A, *matrices, k_norm=problem.k_norm)
+    sizes = [k_square(problem.A, matrix, problem.k_norm).size for matrix in matrices]
+    for i, left in enumerate(matrices):
+        for j, right in enumerate(matrices):
+            expected = k_product(problem.A, left, right, problem.k_norm)
+            assert_close(products[..., i, j], Reference(expected, (sizes[i] * sizes[j]).sqrt()))
+
+
+@given(problem=problems(), gamma_rel=st.floats(1e-6, 10.0))
+def test_relative_gamma_is_a_share_of_the_operator_norm(problem, gamma_rel):
+    S = sigma_of(problem.A, problem.k_norm)
+    norm = torch.linalg.matrix_norm(S @ S.mT, ord=2)
+    assert_close(relative_gamma(problem.A, gamma_rel, problem.k_norm), gamma_rel * norm, rtol=1e-12)
+    assert_close(operator_norm(S.mT @ S), norm, rtol=1e-12)
+
+
+@given(problem=problems(norms=k_norms(forms=("relative",))))
+def test_relative_form_is_the_absolute_form_at_its_gamma(problem):
+    k_norm = problem.k_norm
+    for A in problem.A.reshape(-1, *problem.A.shape[-2:]):
+        gamma = float(relative_gamma(A, k_norm.gamma_rel, k_norm))
+        if gamma > 0:
+            absolute = KNorm(gamma=gamma, activation=k_norm.activation, constant_column=k_norm.constant_column)
+            relative = KNorm(
+                gamma_rel=k_norm.gamma_rel, activation=k_norm.activation, constant_column=k_norm.constant_column
+            )
+            assert_close(cost_of_identity(A, absolute), cost_of_identity(A, relative))
+
+
+@given(problem=problems(kinds=("generic",), scales=(1.0,), norms=st.just(KNorm(gamma=0.0, activation="tanh"))))
+def test_stable_form_tends_to_raw_form_inside_the_column_space(problem):
+    inside = sigma_of(problem.A, problem.k_norm) @ problem.W.mT
+    raw, stable = (
+        k_inner_products(problem.A, inside, k_norm=KNorm(gamma=gamma, activation="tanh")) for gamma in (0.0, 1e-10)
+    )
+    torch.testing.assert_close(stable, raw, rtol=1e-3, atol=1e-9)
+
+
+def test_outside_the_column_space_raw_counts_nothing_and_stable_counts_the_square_over_gamma():
+    A = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    outside = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.0, **NO_CONSTANT)).item() == 0
+    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.5, **NO_CONSTANT)).item() == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("num_samples", [2, 6], ids=["N<d", "N>=d"])
+def test_without_features_the_relative_form_takes_its_limit(num_samples):
+    """All features zero: γ = 0, and ‖M‖²/γ is infinite unless M is zero."""
+    dead = -torch.ones(num_samples, 3)
+    velocities = torch.stack([torch.zeros_like(dead), torch.ones_like(dead)])
+    energies = kinetic_energy(dead.expand(2, -1, -1), velocities, 2.0, KNorm(**NO_CONSTANT))
+    assert energies.tolist() == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize("num_samples", [2, 6], ids=["N<d", "N>=d"])
+def test_gamma_too_small_to_be_seen_is_nan_or_right_but_never_wrong(num_samples):
+    A = torch.ones(num_samples, 3)
+    values = torch.stack([cost_of_identity(A, KNorm(gamma_rel=gamma_rel)) for gamma_rel in (1e-30, 1e-18)])
+    expected = k_square(A.double(), A.double(), KNorm(gamma=0.0)).value
+    assert all(value.isnan() or value == pytest.approx(float(expected), rel=1e-3) for value in values)
+
+
+@pytest.mark.parametrize("k_norm", [KNorm(), KNorm(gamma=1.0), KNorm(gamma=0.0)], ids=["relative", "absolute", "raw"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_layer_is_nan_and_its_neighbours_are_right(k_norm, value):
+    A = normal(3, 6, 4, generator=generator_of(0))
+    expected = k_inner_products(A, A, k_norm=k_norm)
+    moments = second_moments(A)
+    spoilt = SecondMoments(*(part.clone() for part in moments))
+    for part in spoilt:
+        part[1] = value
+    products = k_inner_products_from_moments(spoilt, k_norm)
+    assert products[1].isnan().all()
+    torch.testing.assert_close(products[[0, 2]], expected[[0, 2]], rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_moments_of_a_data_set_are_the_sum_of_those_of_its_batches(num_layers):
+    A, V = (normal(num_layers, 9, 4, generator=generator_of(seed)) for seed in range(2))
+    parts = [second_moments(A[:, rows], V[:, rows]) for rows in (slice(0, 2), slice(2, 9))]
+    for whole, first, second in zip(second_moments(A, V), *parts, strict=True):
+        torch.testing.assert_close(first + second, whole)
+    torch.testing.assert_close(second_moments(A, V).inner[:, 1, 1], squared_norm(V))
+
+
+@pytest.mark.parametrize("field", ["gamma", "gamma_rel", "rtol"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_bad_numbers_are_named_with_their_value(field, value):
+    with pytest.raises(ValueError, match=rf"`{field}`.*got {value}"):
+        KNorm(**{field: value})
+
+
+def test_a_relative_gamma_of_zero_is_refused_while_it_is_in_use():
+    with pytest.raises(ValueError, match=r"`gamma_rel`.*gamma=0"):
+        KNorm(gamma_rel=0.0)
+    assert KNorm(gamma=1.0, gamma_rel=0.0).gamma == 1.0
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match=r"`activation`.*'step'"):
+        KNorm(activation="step")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.ones(2, 4), r"`matrices\[1\]` must have the shape of `representation`"),
+        (torch.ones(2, 3).int(), r"`matrices\[1\]`.*int32"),
+        (torch.full((2, 3), float("nan")), r"`matrices\[1\]`.*6 NaN"),
+    ],
+    ids=["shape", "integers", "nan"],
+)
+def test_a_bad_matrix_is_named_by_its_place(bad, message):
+    A = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=message):
+        k_inner_products(A, A, bad)
+
+
+def test_relative_gamma_names_a_bad_representation():
+    with pytest.raises(ValueError, match="`representation`"):
+        relative_gamma(torch.ones(3))

@@ -1,0 +1,456 @@
+"""The optimizer hook in plain PyTorch: when it acts, what it does to the step-sizes, and what it leaves behind."""
+
+import copy
+import itertools
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_leaky import LeakyResNet, StepSizeHook
+from lightning_leaky.functional import adaptive_step_sizes, cap_step_sizes, relative_distances
+
+
+def train(network, optimizer, batches):
+    """One optimizer step per batch; a list of micro-batches is one batch. Returns the step-sizes after each step."""
+    history = []
+    for batch in batches:
+        optimizer.zero_grad()
+        for inputs in batch if isinstance(batch, list) else [batch]:
+            network(inputs).square().mean().backward()
+        optimizer.step()
+        history.append(network.step_sizes.clone())
+    return history
+
+
+def changes(history, start):
+    """Numbers, from 1, of the optimizer steps that changed the step-sizes."""
+    return [
+        number
+        for number, (old, new) in enumerate(zip([start, *history], history, strict=False), start=1)
+        if not torch.equal(old, new)
+    ]
+
+
+@pytest.fixture
+def follow(make_network):
+    """Build network, optimizer and attached hook."""
+
+    def build(seed=0, network=None, optimizer=None, **settings):
+        network = make_network(seed=seed) if network is None else network
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-2) if optimizer is None else optimizer
+        hook = StepSizeHook(network, **({"every_n_steps": 1} | settings)).attach(optimizer)
+        return network, optimizer, hook
+
+    return build
+
+
+def test_two_lines_suffice(make_network):
+    network = make_network()
+    optimizer = torch.optim.Adam(network.parameters())
+    start = network.step_sizes.clone()
+
+    hook = StepSizeHook(network)
+    hook.attach(optimizer)
+
+    history = train(network, optimizer, [torch.randn(5, 3) for _ in range(12)])
+    assert changes(history, start) == [1, 11]
+
+
+# When it acts.
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every_n_steps": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"every_n_steps": 3}, [1, 4, 7]),
+        ({"every_n_steps": 3, "start_step": 2}, [2, 5, 8]),
+        ({"every_n_steps": 2, "start_step": 3, "stop_step": 5}, [3, 5]),
+        ({"every_n_steps": 2, "start_step": 3, "stop_step": 6}, [3, 5]),
+        ({"every_n_steps": 1, "start_step": 4, "stop_step": 4}, [4]),
+        ({"every_n_steps": 1, "start_step": 9}, []),
+    ],
+)
+def test_acts_on_due_steps_only(follow, settings, expected):
+    network, optimizer, hook = follow(**settings)
+    start = network.step_sizes.clone()
+    history = train(network, optimizer, [torch.randn(5, 3) for _ in range(8)])
+    assert changes(history, start) == expected
+    assert hook.num_steps == 8
+
+
+def test_forward_and_backward_see_the_same_step_sizes(follow):
+    network, optimizer, _ = follow()
+    before = network.step_sizes.clone()
+    network(torch.randn(5, 3)).sum().backward()
+    assert torch.equal(network.step_sizes, before)
+    optimizer.step()
+    assert not torch.equal(network.step_sizes, before)
+
+
+def test_changes_the_buffer_in_place(follow):
+    network, optimizer, _ = follow()
+    buffer, address = network.step_sizes, network.step_sizes.data_ptr()
+    train(network, optimizer, [torch.randn(5, 3) for _ in range(3)])
+    assert network.step_sizes is buffer
+    assert network.step_sizes.data_ptr() == address
+
+
+@pytest.fixture
+def follow_fused(follow, make_network):
+    """An optimizer that an AMP scaler calls even where it skips the step, with `found_inf` set."""
+
+    def build(**settings):
+        network = make_network()
+        return follow(network=network, optimizer=torch.optim.SGD(network.parameters(), lr=1e-2, fused=True), **settings)
+
+    return build
+
+
+def test_skipped_steps_do_not_count(follow_fused):
+    network, optimizer, hook = follow_fused(every_n_steps=2)
+    start = network.step_sizes.clone()
+    optimizer.found_inf = torch.tensor(1.0)
+    assert changes(train(network, optimizer, [torch.randn(5, 3)]), start) == []
+    assert hook.num_steps == 0
+    optimizer.found_inf = torch.tensor(0.0)
+    assert changes(train(network, optimizer, [torch.randn(5, 3)]), start) == [1]
+    assert hook.num_steps == 1
+
+
+def test_a_skipped_step_leaves_no_distances_behind(follow_fused):
+    """Its overflowing batch must not enter the next adaptation."""
+    inputs = torch.randn(5, 3)
+    network, optimizer, _ = follow_fused()
+    other, other_optimizer, _ = follow_fused()
+    optimizer.found_inf = torch.tensor(1.0)
+    network(1e3 * torch.randn(5, 3))
+    optimizer.step()
+    optimizer.found_inf = torch.tensor(0.0)
+    train(network, optimizer, [inputs])
+    train(other, other_optimizer, [inputs])
+    assert torch.equal(network.step_sizes, other.step_sizes)
+
+
+def test_evaluation_does_not_count(follow):
+    """Batches seen in eval mode leave no trace in the adaptation."""
+    inputs = torch.randn(5, 3)
+    network, optimizer, _ = follow()
+    other, other_optimizer, _ = follow()
+    network.eval()
+    network(100 * torch.randn(5, 3))
+    network.train()
+    train(network, optimizer, [inputs])
+    train(other, other_optimizer, [inputs])
+    assert torch.equal(network.step_sizes, other.step_sizes)
+
+
+# What it does.
+
+
+@pytest.mark.parametrize(("damping", "max_leak"), [(1.0, None), (0.1, None), (1.0, 0.6), (0.3, 0.51)])
+def test_one_adaptation_equals_the_functions(follow, damping, max_leak):
+    network, optimizer, hook = follow(damping=damping, max_leak=max_leak)
+    inputs, before = torch.randn(9, 3), network.step_sizes.clone()
+    distances = relative_distances(network.representations(inputs).detach(), before)
+    expected = adaptive_step_sizes(before, distances, damping)
+    if max_leak is not None:
+        expected = cap_step_sizes(expected, max_leak / network.effective_depth)
+    train(network, optimizer, [inputs])
+    torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-12, atol=0)
+    assert torch.equal(network.step_sizes, hook.state_dict()["step_sizes"].float())
+    assert not torch.equal(network.step_sizes, before)
+
+
+def test_undamped_adaptation_sets_steps_in_proportion_to_inverse_distance(follow):
+    """The paper's rule, written out here."""
+    network, optimizer, hook = follow(damping=1.0, max_leak=None)
+    inputs = torch.randn(9, 3)
+    path = network.representations(inputs).detach().double()
+    distances = (path[1:] - path[:-1]).norm(dim=(1, 2)) / (network.step_sizes.double() * path[1:].norm(dim=(1, 2)))
+    train(network, optimizer, [inputs])
+    torch.testing.assert_close(hook.state_dict()["step_sizes"], (1 / distances) / (1 / distances).sum())
+
+
+def test_micro_batches_add_up_to_the_full_batch(follow):
+    inputs = torch.randn(12, 3)
+    network, optimizer, hook = follow()
+    split, split_optimizer, split_hook = follow()
+    train(network, optimizer, [inputs])
+    train(split, split_optimizer, [[inputs[:2], inputs[2:9], inputs[9:]]])
+    torch.testing.assert_close(
+        split_hook.state_dict()["step_sizes"], hook.state_dict()["step_sizes"], rtol=1e-6, atol=0
+    )
+    assert split_hook.num_steps == hook.num_steps == 1
+
+
+def test_only_batches_of_the_due_step_count(follow):
+    """Each adaptation sees the batch of its own step, none from the steps before it."""
+    network, optimizer, hook = follow(every_n_steps=3, damping=1.0, max_leak=None)
+    train(network, optimizer, [torch.randn(5, 3) for _ in range(3)])
+    last, before = torch.randn(5, 3), hook.state_dict()["step_sizes"]
+    distances = relative_distances(network.representations(last).detach(), before)
+    train(network, optimizer, [last])
+    torch.testing.assert_close(
+        hook.state_dict()["step_sizes"], adaptive_step_sizes(before, distances), rtol=1e-10, atol=0
+    )
+
+
+@given(
+    damping=st.floats(0.01, 1.0),
+    slack=st.floats(1.01, 3.0),
+    effective_depth=st.floats(0.1, 12.0),
+    seed=st.integers(0, 999),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_step_sizes_stay_a_distribution_under_the_bound(damping, slack, effective_depth, seed, dtype):
+    torch.manual_seed(seed)
+    num_layers = 5
+    network = LeakyResNet(3, 2, width=6, num_layers=num_layers, effective_depth=effective_depth)
+    network.step_sizes = network.step_sizes.to(dtype)
+    max_leak = slack * effective_depth / num_layers
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    hook = StepSizeHook(network, every_n_steps=1, damping=damping, max_leak=max_leak).attach(optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        network(torch.randn(8, 3)).square().mean().backward()
+        optimizer.step()
+        master = hook.state_dict()["step_sizes"]
+        assert master.dtype == torch.float64
+        assert float(master.sum()) == pytest.approx(1.0, abs=1e-12)
+        assert bool((master > 0).all())
+        assert float(master.max()) * effective_depth <= max_leak * (1 + 1e-6)
+        assert torch.equal(network.step_sizes, master.to(dtype))
+
+
+def test_a_coarse_buffer_does_not_coarsen_the_master(make_network):
+    """Many small changes below the resolution of bfloat16 must not be lost, nor the sum of the step-sizes."""
+    network = make_network(num_layers=64, effective_depth=1.0)
+    network.step_sizes = network.step_sizes.bfloat16()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    hook = StepSizeHook(network, every_n_steps=1, damping=1e-3).attach(optimizer)
+    inputs = torch.randn(5, 3)
+    masters = []
+    for _ in range(3):
+        train(network, optimizer, [inputs])
+        masters.append(hook.state_dict()["step_sizes"])
+    assert float(masters[-1].sum()) == pytest.approx(1.0, abs=1e-12)
+    steps = [(new - old).abs().max() for old, new in itertools.pairwise(masters)]
+    resolution = (1 / 64) * 2**-8
+    assert all(0 < step < resolution for step in steps)
+
+
+def test_a_buffer_changed_by_others_is_followed(follow):
+    network, optimizer, hook = follow(damping=1e-6)
+    train(network, optimizer, [torch.randn(5, 3)])
+    network.set_step_sizes([0.1, 0.2, 0.3, 0.4])
+    train(network, optimizer, [torch.randn(5, 3)])
+    expected = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_unusable_distances_change_nothing_and_warn_once(follow, value):
+    """Zero inputs without bias rest; NaN and infinity have no distance."""
+    network = LeakyResNet(3, 2, width=6, num_layers=4, effective_depth=2.0, constant_column=False)
+    _, optimizer, hook = follow(network=network)
+    before, master = network.step_sizes.clone(), hook.state_dict()["step_sizes"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            network(torch.full((5, 3), value))
+            optimizer.step()
+    assert len([one for one in caught if "relative distances" in str(one.message)]) == 1
+    assert torch.equal(network.step_sizes, before)
+    assert torch.equal(hook.state_dict()["step_sizes"], master)
+    train(network, optimizer, [torch.randn(5, 3)])
+    assert not torch.equal(network.step_sizes, before)
+
+
+# What it keeps and what it leaves behind.
+
+
+@pytest.mark.parametrize("split_at", [2, 3, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(follow, split_at):
+    """Also in the middle of a period; the float64 master comes back with all its digits."""
+    batches = [torch.randn(5, 3) for _ in range(9)]
+    network, optimizer, hook = follow(every_n_steps=3, damping=0.3)
+    train(network, optimizer, batches)
+
+    first, first_optimizer, first_hook = follow(every_n_steps=3, damping=0.3)
+    train(first, first_optimizer, batches[:split_at])
+    state = copy.deepcopy((first.state_dict(), first_optimizer.state_dict(), first_hook.state_dict()))
+
+    second, second_optimizer, second_hook = follow(seed=7, every_n_steps=3, damping=0.3)
+    for thing, saved in zip((second, second_optimizer, second_hook), state, strict=True):
+        thing.load_state_dict(saved)
+    train(second, second_optimizer, batches[split_at:])
+
+    assert torch.equal(second.step_sizes, network.step_sizes)
+    assert torch.equal(second_hook.state_dict()["step_sizes"], hook.state_dict()["step_sizes"])
+    assert second_hook.num_steps == hook.num_steps == 9
+    for mine, theirs in zip(second.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_state_saved_between_micro_batches_brings_their_distances(follow):
+    """The second half of an accumulated batch after a resume, with the first half before it."""
+    inputs = torch.randn(8, 3)
+    network, optimizer, hook = follow()
+    network(inputs[:3]).sum().backward()
+    state = copy.deepcopy(hook.state_dict())
+    network(inputs[3:]).sum().backward()
+    optimizer.step()
+
+    resumed, resumed_optimizer, resumed_hook = follow()
+    resumed_hook.load_state_dict(state)
+    resumed(inputs[3:]).sum().backward()
+    resumed_optimizer.step()
+    assert torch.equal(resumed_hook.state_dict()["step_sizes"], hook.state_dict()["step_sizes"])
+
+
+def test_a_state_is_a_snapshot(follow):
+    network, optimizer, hook = follow()
+    state = hook.state_dict()
+    before = copy.deepcopy(state)
+    train(network, optimizer, [torch.randn(5, 3)])
+    assert torch.equal(state["step_sizes"], before["step_sizes"])
+    assert torch.equal(state["squares"], before["squares"])
+    assert not torch.equal(hook.state_dict()["step_sizes"], before["step_sizes"])
+
+
+def test_a_state_loads_before_attaching(follow, make_network):
+    network, optimizer, hook = follow(every_n_steps=2)
+    train(network, optimizer, [torch.randn(5, 3)])
+    other = make_network(seed=0)
+    late = StepSizeHook(other, every_n_steps=2)
+    late.load_state_dict(hook.state_dict())
+    late_optimizer = torch.optim.SGD(other.parameters(), lr=1e-2)
+    late.attach(late_optimizer)
+    start = other.step_sizes.clone()
+    assert changes(train(other, late_optimizer, [torch.randn(5, 3) for _ in range(3)]), start) == [2]
+    assert late.num_steps == 4
+
+
+def test_a_state_of_another_depth_is_refused(follow, make_network):
+    _, _, hook = follow()
+    _, _, deeper = follow(network=make_network(num_layers=5))
+    with pytest.raises(ValueError, match="`state`"):
+        hook.load_state_dict(deeper.state_dict())
+
+
+def test_detach_removes_every_hook(follow, hooks_of):
+    network, optimizer, hook = follow()
+    assert hook.is_attached
+    assert hooks_of(network) == len(network.layers)
+    train(network, optimizer, [torch.randn(5, 3)])
+    after = network.step_sizes.clone()
+    hook.detach()
+    assert not hook.is_attached
+    assert hooks_of(network) == 0
+    assert len(optimizer._optimizer_step_post_hooks) == 0
+    train(network, optimizer, [torch.randn(5, 3)])
+    assert torch.equal(network.step_sizes, after)
+    assert hook.num_steps == 1
+
+
+def test_attaching_twice_is_refused(follow):
+    _, optimizer, hook = follow()
+    with pytest.raises(ValueError, match="`optimizer`"):
+        hook.attach(optimizer)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda hook: pickle.loads(pickle.dumps(hook))])
+def test_copies_have_a_network_of_their_own_and_no_hooks(follow, hooks_of, clone):
+    network, optimizer, hook = follow()
+    train(network, optimizer, [torch.randn(5, 3)])
+    twin = clone(hook)
+    assert not twin.is_attached
+    assert twin.num_steps == 1
+    assert torch.equal(twin.state_dict()["step_sizes"], hook.state_dict()["step_sizes"])
+    twin_optimizer = torch.optim.SGD(twin.path.parameters(), lr=1e-2)
+    before = network.step_sizes.clone()
+    twin.attach(twin_optimizer)
+    start = twin.path.step_sizes.clone()
+    assert changes(train(twin.path, twin_optimizer, [torch.randn(5, 3)]), start) == [1]
+    assert torch.equal(network.step_sizes, before)
+
+
+def test_finds_the_path_inside_other_modules(make_network):
+    network = make_network()
+    model = nn.Sequential(nn.Linear(3, 3), network, nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    StepSizeHook(model, every_n_steps=1).attach(optimizer)
+    start = network.step_sizes.clone()
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(network.step_sizes, start)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("every_n_steps", {"every_n_steps": 0}),
+        ("damping", {"damping": 0.0}),
+        ("damping", {"damping": 1.5}),
+        ("start_step", {"start_step": 0}),
+        ("stop_step", {"start_step": 5, "stop_step": 4}),
+        ("max_leak", {"max_leak": 0.0}),
+        ("max_leak", {"max_leak": 0.49}),  # L̃/L = 0.5
+        ("max_leak", {"max_leak": math.nan}),
+    ],
+)
+def test_wrong_settings_are_named(make_network, name, settings):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        StepSizeHook(make_network(), **settings)
+
+
+def test_the_tightest_bound_is_feasible(make_network):
+    assert StepSizeHook(make_network(), max_leak=0.5).max_leak == 0.5
+
+
+def test_models_without_or_with_several_paths_are_refused(make_network):
+    with pytest.raises(ValueError, match="`model` must contain a module with step-sizes"):
+        StepSizeHook(nn.Linear(3, 3))
+    two = nn.ModuleDict({"left": make_network(), "right": make_network()})
+    with pytest.raises(ValueError, match=r"`model` must contain one module.*left.*right"):
+        StepSizeHook(two)
+
+
+def test_the_global_random_state_is_untouched(follow):
+    network, optimizer, _ = follow()
+    batch = torch.randn(5, 3)
+    state = torch.get_rng_state()
+    train(network, optimizer, [batch])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_warning_in_a_healthy_run(follow):
+    network, optimizer, _ = follow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(network, optimizer, [torch.randn(5, 3) for _ in range(3)])
+
+
+def test_iterated_adaptation_makes_relative_distances_equal(make_network):
+    """Where weights rest, the rule's fixed point is reached: ρ_l c_l is the same for all layers."""
+    network = make_network(effective_depth=1.0, init_noise=0.1).double()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    StepSizeHook(network, every_n_steps=1, damping=0.5).attach(optimizer)
+    inputs = torch.randn(20, 3, dtype=torch.float64)
+
+    def unevenness():
+        path = network.representations(inputs).detach()
+        moved = network.step_sizes * relative_distances(path, network.step_sizes)
+        return float(moved.max() / moved.min()) - 1
+
+    before = unevenness()
+    train(network, optimizer, [inputs] * 60)
+    assert before > 0.05
+    assert unevenness() < 1e-3

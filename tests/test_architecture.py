@@ -1,0 +1,113 @@
+"""Who may import whom: data flow one way, and heavy packages stay where they are needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_leaky
+
+PACKAGE = "lightning_leaky"
+ROOT = Path(lightning_leaky.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# What each part may import of the package, besides itself.
+ALLOWED = {
+    "functional": set(),
+    "plotting": set(),
+    "leaky_path": {"functional"},
+    "capture": {"functional"},
+    "metrics": {"functional", "plotting"},
+    "models": {"functional"},
+    "optim": {"functional", "capture", "leaky_path"},
+    "observer": {"functional", "metrics", "capture", "leaky_path"},
+    "callbacks": {"functional", "metrics", "optim", "observer", "capture", "leaky_path"},
+    "module": {"functional", "models"},
+    "data": set(),
+    "cli": {"module"},
+}
+# The only places of heavy packages.
+HOMES = {
+    "torchmetrics": {"metrics", "module"},
+    "lightning": {"callbacks", "module", "data", "cli"},
+    "matplotlib": {"plotting"},
+    "mlxtend": {"data"},
+    "sklearn": set(),
+    "jsonargparse": set(),
+    "numpy": set(),
+}
+
+
+def part_of(file: Path) -> str:
+    """The sub-package or module that a file belongs to."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path, type_checking: bool = True) -> set[str]:
+    """Names of the modules that a file imports, with or without those under `if TYPE_CHECKING`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    hidden = set()
+    if not type_checking:
+        blocks = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ]
+        hidden = {id(node) for block in blocks for node in ast.walk(block)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own_parts(file: Path) -> set[str]:
+    """Parts of the package that a file imports."""
+    names = [name.split(".") for name in imports_of(file)]
+    return {parts[1] for parts in names if parts[0] == PACKAGE and len(parts) > 1} - {part_of(file)}
+
+
+def test_every_part_has_a_rule():
+    assert {part_of(file) for file in FILES} - {"__init__"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_follow_the_flow_of_data(file):
+    if part_of(file) != "__init__":
+        assert own_parts(file) <= ALLOWED[part_of(file)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_heavy_packages_stay_at_home(file):
+    roots = {name.split(".")[0] for name in imports_of(file, type_checking=file.name != "base.py")}
+    for package, homes in HOMES.items():
+        assert package not in roots or part_of(file) in homes, f"{file} imports {package}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part_of(file) == "functional"], ids=lambda file: file.name)
+def test_functions_need_torch_only(file):
+    roots = {name.split(".")[0] for name in imports_of(file)}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", PACKAGE}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_prints(file):
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def test_importing_the_package_loads_nothing_optional():
+    """Beyond what Lightning and torchmetrics load by themselves."""
+    code = (
+        "import sys, lightning.pytorch, torchmetrics; before = set(sys.modules); "
+        f"import {PACKAGE}; print(*sorted({{name.split('.')[0] for name in set(sys.modules) - before}}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    extra = set(run.stdout.split())
+    assert not extra & {"matplotlib", "mlxtend", "sklearn", "jsonargparse", "tensorboard", "rich", "pandas"}
+    assert PACKAGE in extra

@@ -1,0 +1,240 @@
+"""The command line: every argument of the public classes can be set from YAML and by flags; runs end where they say."""
+
+import builtins
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+from lightning_leaky import DigitsDataModule, EnergyMonitor, LeakyResNetModule, StepSizeAdapter, TeacherDataModule, cli
+
+# A value for every argument, none of them its default.
+MODULE = {
+    "in_features": 4,
+    "out_features": 3,
+    "width": 5,
+    "num_layers": 3,
+    "effective_depth": 1.5,
+    "weight_decay": 0.2,
+    "task": "classification",
+    "learning_rate": 0.01,
+    "activation": "tanh",
+    "constant_column": False,
+    "step_sizes": [0.5, 0.25, 0.25],
+    "input_map": "fixed",
+    "output_map": "fixed",
+    "init": "plain",
+    "init_noise": 0.1,
+}
+MONITOR = {
+    "layers": "network.layers.*",
+    "quantities": ["cost_of_identity", "hamiltonian"],
+    "every_n_steps": 3,
+    "on_validation": False,
+    "gamma": 0.5,
+    "gamma_rel": 0.01,
+    "weight_decay": 0.3,
+    "effective_depth": 2.5,
+    "loss_reduction": "sum",
+}
+ADAPTER = {
+    "every_n_steps": 4,
+    "damping": 0.5,
+    "start_step": 2,
+    "stop_step": 9,
+    "max_leak": 0.9,
+    "optimizer_index": 0,
+}
+TEACHER = {
+    "dims": [4, 2, 3],
+    "kind": "resnet",
+    "num_train": 12,
+    "num_val": 5,
+    "num_test": 4,
+    "hidden": 6,
+    "batch_size": 6,
+    "seed": 7,
+}
+DIGITS = {"num_train": 40, "num_val": 20, "batch_size": 20, "seed": 5}
+SETTINGS = {
+    LeakyResNetModule: MODULE,
+    EnergyMonitor: MONITOR,
+    StepSizeAdapter: ADAPTER,
+    TeacherDataModule: TEACHER,
+    DigitsDataModule: DIGITS,
+}
+
+
+class Witness(Callback):
+    """Keeps the last run's parts, which the command line does not return."""
+
+    trainer = None
+
+    def setup(self, trainer, pl_module, stage):
+        Witness.trainer = trainer
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Call the command line as a shell would and return the trainer it has used."""
+    monkeypatch.setattr(sys, "argv", ["lightning-leaky"])
+
+    def call(*args) -> object:
+        Witness.trainer = None
+        cli.main([str(arg) for arg in args])
+        return Witness.trainer
+
+    return call
+
+
+def written(thing) -> dict:
+    """What an object was told, by the names of its arguments."""
+    if isinstance(thing, StepSizeAdapter):
+        return thing.settings | {"optimizer_index": thing.optimizer_index}
+    return dict(getattr(thing, "hparams", None) or vars(thing))
+
+
+def assert_told(thing, settings):
+    told = written(thing)
+    for name, value in settings.items():
+        found = list(told[name]) if isinstance(value, list) else told[name]
+        assert found == value, name
+
+
+def the_callback(trainer, cls):
+    (found,) = (one for one in trainer.callbacks if isinstance(one, cls))
+    return found
+
+
+def quiet(tmp_path: Path) -> dict:
+    """A trainer of one epoch that writes into a folder of the test."""
+    return {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(tmp_path),
+        "limit_val_batches": 1,
+    }
+
+
+def config(tmp_path: Path, module: dict, data: type, data_settings: dict, callbacks: dict) -> Path:
+    """Write a configuration and return its path."""
+
+    def part(cls, settings):
+        return {"class_path": f"lightning_leaky.{cls.__name__}", "init_args": settings}
+
+    listed = [part(cls, settings) for cls, settings in callbacks.items()]
+    tree = {
+        "seed_everything": 1,
+        "model": part(LeakyResNetModule, module),
+        "data": part(data, data_settings),
+        "trainer": quiet(tmp_path) | {"callbacks": [*listed, {"class_path": "tests.test_cli.Witness"}]},
+    }
+    path = tmp_path / "run.yaml"  # the command line itself writes config.yaml
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("cls", SETTINGS, ids=lambda cls: cls.__name__)
+def test_these_settings_are_all_there_are(cls):
+    parameters = inspect.signature(cls).parameters
+    assert set(parameters) == set(SETTINGS[cls])
+    defaults = {name for name, value in SETTINGS[cls].items() if parameters[name].default == value}
+    assert defaults <= {"optimizer_index"}
+
+
+def test_everything_can_be_set_from_yaml(run, tmp_path):
+    regression = MODULE | {"task": "regression"}
+    callbacks = {EnergyMonitor: MONITOR, StepSizeAdapter: ADAPTER}
+    trainer = run("fit", "--config", config(tmp_path, regression, TeacherDataModule, TEACHER, callbacks))
+    assert trainer.global_step == 2
+    assert_told(trainer.lightning_module, regression)
+    assert_told(trainer.datamodule, TEACHER)
+    assert_told(the_callback(trainer, EnergyMonitor), MONITOR)
+    assert_told(the_callback(trainer, StepSizeAdapter), ADAPTER)
+
+
+def test_digits_can_be_set_from_yaml(run, tmp_path):
+    module = MODULE | {"in_features": 784, "out_features": 10}
+    trainer = run("fit", "--config", config(tmp_path, module, DigitsDataModule, DIGITS, {}))
+    assert_told(trainer.lightning_module, module)
+    assert_told(trainer.datamodule, DIGITS)
+    assert "val/accuracy" in trainer.callback_metrics
+
+
+def test_everything_can_be_set_by_flags(run, tmp_path):
+    regression = MODULE | {"task": "regression"}
+
+    def flags(prefix, settings):
+        values = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
+        return [f"--{prefix}.{name}={value}" for name, value in values.items()]
+
+    trainer = run(
+        "fit",
+        *flags("trainer", quiet(tmp_path)),
+        "--model=LeakyResNetModule",
+        *flags("model", regression),
+        "--data=TeacherDataModule",
+        *flags("data", TEACHER),
+        "--trainer.callbacks+=EnergyMonitor",
+        *flags("trainer.callbacks", MONITOR),
+        "--trainer.callbacks+=StepSizeAdapter",
+        *flags("trainer.callbacks", ADAPTER),
+        "--trainer.callbacks+=tests.test_cli.Witness",
+    )
+    assert_told(trainer.lightning_module, regression)
+    assert_told(trainer.datamodule, TEACHER)
+    assert_told(the_callback(trainer, EnergyMonitor), MONITOR)
+    assert_told(the_callback(trainer, StepSizeAdapter), ADAPTER)
+
+
+def test_a_flag_wins_over_yaml(run, tmp_path):
+    path = config(tmp_path, MODULE | {"task": "regression"}, TeacherDataModule, TEACHER, {})
+    trainer = run("fit", "--config", path, "--model.width=8", "--trainer.max_epochs=2")
+    assert trainer.lightning_module.network.width == 8
+    assert trainer.current_epoch == 2
+
+
+def test_a_checkpoint_is_validated_tested_and_predicted(run, tmp_path):
+    """The network of the checkpoint runs, not the fresh one of the configuration."""
+    callbacks = {EnergyMonitor: {}, StepSizeAdapter: {"every_n_steps": 1, "damping": 1.0}}
+    path = config(tmp_path, MODULE | {"task": "regression"}, TeacherDataModule, TEACHER, callbacks)
+    fitted = run("fit", "--config", path)
+    checkpoint = tmp_path / "last.ckpt"
+    fitted.save_checkpoint(checkpoint)
+    network, data = fitted.lightning_module.network, fitted.datamodule
+    for command, split, key in (("validate", "val", "val/cost"), ("test", "test", "test/cost")):
+        trainer = run(command, "--config", path, "--ckpt_path", checkpoint)
+        inputs, targets = data.splits[split].tensors
+        cost = fitted.lightning_module.cost(network(inputs), targets)
+        assert float(trainer.callback_metrics[key]) == pytest.approx(float(cost.detach()), rel=1e-5)
+        assert torch.equal(trainer.lightning_module.network.step_sizes, network.step_sizes)
+    assert run("predict", "--config", path, "--ckpt_path", checkpoint).state.finished
+
+
+def test_wrong_arguments_end_with_a_message(run, tmp_path, capsys):
+    path = config(tmp_path, MODULE | {"widht": 3}, TeacherDataModule, TEACHER, {})
+    with pytest.raises(SystemExit):
+        run("fit", "--config", path)
+    assert "widht" in capsys.readouterr().err
+
+
+def test_without_jsonargparse_the_extra_is_named(monkeypatch):
+    real_import = builtins.__import__
+
+    def without_cli(name, *args, **kwargs):
+        if name == "lightning.pytorch.cli":
+            raise ModuleNotFoundError("jsonargparse is missing")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_cli)
+    with pytest.raises(SystemExit, match=r"lightning-leaky\[cli\]"):
+        cli.main(["fit"])

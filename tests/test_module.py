@@ -1,0 +1,300 @@
+"""The LightningModule: its objective, its metrics, its single-method overrides, and that it trains as it says."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanAbsoluteError, MetricCollection
+
+from lightning_leaky import LeakyResNetModule, TeacherDataModule, measure_path
+from lightning_leaky.module import default_learning_rate
+from tests.callbacks.helpers import Recorder
+
+
+def test_the_regression_cost_sums_outputs_and_averages_samples(make_module):
+    outputs, targets = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 4.0]])
+    assert float(make_module().cost(outputs, targets)) == pytest.approx((1 + 4 + 16) / 2)
+
+
+def test_the_loss_adds_weight_decay_times_the_l2_term(make_module):
+    module = make_module(weight_decay=0.7)
+    inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
+    outputs = module(inputs)
+    expected = module.cost(outputs, targets) + 0.7 * module.network.regularizer()
+    torch.testing.assert_close(module.loss(outputs, targets), expected)
+
+
+def test_critical_weights_follow_from_the_momentum(make_module):
+    """∂loss/∂W_l = λ ρ_l (W_l / L̃ − B_lᵀ σ(A_{l−1})): loss, λ, ρ and L̃ all enter as THEORY says."""
+    module = make_module(weight_decay=0.7, step_sizes=[0.1, 0.2, 0.3, 0.4]).double()
+    inputs, targets = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    module.loss(module(inputs), targets).backward()
+    path = module.network.representations(inputs)
+    steps = list(path.unbind())
+    cost = module.cost(module.network.output_map(steps[-1]), targets)
+    (last,) = torch.autograd.grad(cost, steps[-1])
+    momentum, layer, rho = -last / 0.7, module.network.layers[-1], module.network.step_sizes[-1]
+    expected = 0.7 * rho * (layer.weight / 2.0 - momentum.T @ steps[-2].relu())
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_inputs_of_more_dimensions_are_flattened(make_module):
+    module, images = make_module(in_features=12), torch.randn(5, 3, 4)
+    torch.testing.assert_close(module(images), module.network(images.reshape(5, 12)))
+
+
+def test_classification_uses_cross_entropy_and_accuracy(make_module, make_trainer):
+    module = make_module(task="classification", out_features=4)
+    inputs, classes = torch.randn(10, 3), torch.arange(10) % 4
+    torch.testing.assert_close(module.cost(module(inputs), classes), F.cross_entropy(module(inputs), classes))
+    (logged,) = make_trainer().validate(module, DataLoader(TensorDataset(inputs, classes), 4), verbose=False)
+    right = (module(inputs).argmax(-1) == classes).float().mean()
+    assert logged["val/accuracy"] == pytest.approx(float(right))
+    assert logged["val/cost"] == pytest.approx(float(module.cost(module(inputs), classes).detach()), rel=1e-5)
+
+
+def test_validation_and_test_are_over_the_whole_set(make_module, make_data, make_trainer):
+    """The last batch is smaller; a mean of batch means would differ."""
+    module, data = make_module(), make_data(batch_size=4)
+    trainer = make_trainer()
+    for run, stage, split in ((trainer.validate, "val", "val"), (trainer.test, "test", "test")):
+        (logged,) = run(module, datamodule=data, verbose=False)
+        inputs, targets = data.splits[split].tensors
+        errors = (module(inputs) - targets).square().detach()
+        assert logged[f"{stage}/mse"] == pytest.approx(float(errors.mean()), rel=1e-5)
+        assert logged[f"{stage}/cost"] == pytest.approx(float(errors.sum(-1).mean()), rel=1e-5)
+
+
+def test_predicts_outputs_of_pairs_and_of_bare_inputs(make_module, make_data, make_trainer):
+    module, data = make_module(), make_data(batch_size=4)
+    predicted = torch.cat(make_trainer().predict(module, datamodule=data))
+    inputs = data.splits["test"].tensors[0]
+    torch.testing.assert_close(predicted, module(inputs).detach())
+    torch.testing.assert_close(torch.cat(make_trainer().predict(module, DataLoader(inputs, 4))), predicted)
+
+
+# Overrides, one method at a time.
+
+
+def losses_of(module, data, trainer_of):
+    recorder = Recorder()
+    trainer = trainer_of(recorder, max_epochs=3)
+    trainer.fit(module, datamodule=data)
+    return torch.stack(recorder.losses), trainer
+
+
+def test_cost_can_be_overridden(make_module, make_data, make_trainer):
+    class Absolute(LeakyResNetModule):
+        def cost(self, outputs, targets):
+            return (outputs - targets).abs().mean()
+
+    module, data = make_module(Absolute, weight_decay=0.0), make_data()
+    losses, trainer = losses_of(module, data, make_trainer)
+    inputs, targets = data.splits["train"].tensors
+    torch.testing.assert_close(losses[0], (make_module()(inputs) - targets).abs().mean().detach())
+    inputs, targets = data.splits["val"].tensors
+    torch.testing.assert_close(trainer.callback_metrics["val/cost"], (module(inputs) - targets).abs().mean().detach())
+
+
+def test_loss_can_be_overridden(make_module, make_data, make_trainer):
+    class Tenfold(LeakyResNetModule):
+        def loss(self, outputs, targets):
+            return 10 * super().loss(outputs, targets)
+
+    losses, _ = losses_of(make_module(), make_data(), make_trainer)
+    tenfold, _ = losses_of(make_module(Tenfold), make_data(), make_trainer)
+    torch.testing.assert_close(tenfold[0], 10 * losses[0])
+
+
+def test_metrics_can_be_overridden(make_module, make_data, make_trainer):
+    class Absolute(LeakyResNetModule):
+        def configure_metrics(self, stage):
+            return MetricCollection({"mae": MeanAbsoluteError()}, prefix=f"{stage}/")
+
+    module, data = make_module(Absolute), make_data(batch_size=4)
+    _, trainer = losses_of(module, data, make_trainer)
+    inputs, targets = data.splits["val"].tensors
+    torch.testing.assert_close(trainer.callback_metrics["val/mae"], (module(inputs) - targets).abs().mean().detach())
+    assert "val/mse" not in trainer.callback_metrics
+
+
+def test_optimizers_can_be_overridden(make_module, make_data, make_trainer):
+    class Still(LeakyResNetModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    losses, trainer = losses_of(make_module(Still), make_data(), make_trainer)
+    assert isinstance(trainer.optimizers[0], torch.optim.SGD)
+    assert len(losses.unique()) == 1
+    assert len(losses_of(make_module(), make_data(), make_trainer)[0].unique()) == 3
+
+
+def test_step_can_be_overridden(make_module, make_data, make_trainer):
+    class Weighted(LeakyResNetModule):
+        def step(self, batch, stage):
+            inputs, targets = batch
+            return super().step((inputs, torch.zeros_like(targets)), stage)
+
+    module, data = make_module(Weighted, weight_decay=0.0), make_data()
+    losses, trainer = losses_of(module, data, make_trainer)
+    first = make_module()(data.splits["train"].tensors[0])
+    torch.testing.assert_close(losses[0], first.square().sum(-1).mean().detach())
+    last = module(data.splits["val"].tensors[0])
+    torch.testing.assert_close(trainer.callback_metrics["val/mse"], last.square().mean().detach())
+
+
+# Optimizer and schedule.
+
+
+def test_adam_falls_to_one_percent_by_half_a_cosine(make_module, make_data, make_trainer):
+    rates = []
+
+    class Watch(Recorder):
+        def on_train_batch_start(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        def on_train_batch_end(self, *args):
+            pass
+
+    trainer = make_trainer(Watch(), max_epochs=10)
+    trainer.fit(make_module(learning_rate=0.5), datamodule=make_data())
+    assert isinstance(trainer.optimizers[0], torch.optim.Adam)
+    assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0
+    expected = [0.005 + 0.495 * (1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)]
+    assert rates == pytest.approx(expected)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005)
+
+
+def test_fixed_maps_are_not_given_to_the_optimizer(make_module, make_data, make_trainer):
+    module = make_module(input_map="fixed", output_map="fixed")
+    before = module.network.input_map.weight.clone()
+    make_trainer().fit(module, datamodule=make_data())
+    assert torch.equal(module.network.input_map.weight, before)
+
+
+def test_a_run_without_end_has_no_schedule(make_module, make_data, make_trainer):
+    trainer = make_trainer(max_epochs=-1, max_time={"seconds": 0})
+    trainer.fit(make_module(learning_rate=0.5), datamodule=make_data())
+    assert trainer.lr_scheduler_configs == []
+
+
+@pytest.mark.parametrize(("effective_depth", "expected"), [(0.0, 1e-3), (0.5, 1e-3), (3.0, 4.5e-3), (7.0, 1.05e-2)])
+def test_the_default_rate_grows_with_the_leak(make_module, effective_depth, expected):
+    assert default_learning_rate(effective_depth) == pytest.approx(expected)
+    assert make_module(effective_depth=effective_depth).learning_rate == pytest.approx(expected)
+    assert make_module(effective_depth=effective_depth, learning_rate=0.2).learning_rate == 0.2
+
+
+# Hyper-parameters.
+
+
+def test_every_argument_is_a_saved_hyper_parameter(make_module):
+    module = make_module()
+    assert set(module.hparams) == set(inspect.signature(LeakyResNetModule).parameters)
+    assert module.hparams["effective_depth"] == 2.0
+
+
+def test_every_network_argument_reaches_the_network(make_module):
+    module = make_module(
+        activation="tanh",
+        constant_column=False,
+        step_sizes=[0.1, 0.2, 0.3, 0.4],
+        input_map="fixed",
+        output_map="fixed",
+        init="plain",
+        init_noise=0.2,
+    )
+    network = module.network
+    assert (network.width, len(network.layers), network.effective_depth) == (6, 4, 2.0)
+    assert (network.activation, network.constant_column) == ("tanh", False)
+    assert (network.init, network.init_noise) == ("plain", 0.2)
+    torch.testing.assert_close(network.step_sizes, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    assert not network.input_map.weight.requires_grad
+    assert not network.output_map.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("task", "ranking"), ("learning_rate", 0.0), ("weight_decay", -0.1), ("effective_depth", -1.0)]
+)
+def test_wrong_arguments_are_named(make_module, name, wrong):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make_module(**{name: wrong})
+
+
+# Training.
+
+
+def relative_cost(make_trainer, **changes) -> float:
+    """Training cost after 250 full-batch steps, relative to the variance of the targets."""
+    torch.manual_seed(0)
+    sizes = {"in_features": 6, "out_features": 6, "width": 16, "num_layers": 14, "weight_decay": 1e-3}
+    module = LeakyResNetModule(**(sizes | changes))
+    data = TeacherDataModule(dims=(6, 2, 6), num_train=60, num_val=2, num_test=2, hidden=12)
+    make_trainer(max_epochs=250, limit_val_batches=0).fit(module, datamodule=data)
+    inputs, targets = data.splits["train"].tensors
+    return float(module.cost(module(inputs), targets).detach() / targets.square().sum(-1).mean())
+
+
+@pytest.mark.parametrize("effective_depth", [0.0, 1.0, 3.0, 7.0, 12.0])
+def test_the_default_rate_trains_at_every_leak(make_trainer, effective_depth):
+    assert relative_cost(make_trainer, effective_depth=effective_depth) < 0.5
+
+
+def test_plain_weights_collapse_where_identity_weights_train(make_trainer):
+    """At L̃ = 7 the signal of small random weights is gone before it reaches the output."""
+    assert relative_cost(make_trainer, effective_depth=7.0, init="plain") > 0.95
+    assert relative_cost(make_trainer, effective_depth=7.0, init="identity") < 0.1
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network of L̃ = 3 trained to (nearly) a critical point of its objective, in float64, and its readings."""
+    torch.manual_seed(0)
+    data = TeacherDataModule(dims=(4, 2, 4), num_train=40, num_val=2, num_test=2, hidden=8)
+    data.setup()
+    inputs, targets = (tensor.double() for tensor in data.splits["train"].tensors)
+    module = LeakyResNetModule(4, 4, width=12, num_layers=16, effective_depth=3.0, weight_decay=0.2).double()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = module.loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.step(closure)
+    optimizer = torch.optim.LBFGS(
+        module.parameters(), max_iter=1000, history_size=50, line_search_fn="strong_wolfe", tolerance_change=0
+    )
+    optimizer.step(closure)
+    return measure_path(module, [(inputs, targets)], cost=module.cost, weight_decay=0.2)
+
+
+def spread(values):
+    return float(values.max() - values.min())
+
+
+def test_training_ends_near_a_critical_point(trained):
+    assert float(trained["criticality_residual"].max()) < 0.1
+
+
+@pytest.mark.parametrize("layers", [slice(None), slice(8, None)], ids=["whole path", "second half"])
+def test_the_hamiltonian_is_conserved_along_the_path(trained, layers):
+    """Its two parts nearly cancel: each varies many times as much as their sum, also away from the violent start.
+
+    The sum is the momentum form, from gradients alone; the parts are kinetic and potential energy, from
+    representations alone. That one is constant where the others are not is a statement on the whole chain.
+    """
+    varies = spread(trained["hamiltonian"][layers])
+    assert varies < spread(trained["kinetic_energy"][layers]) / 5
+    assert varies < spread(trained["potential_energy"][layers]) / 5
+
+
+def test_both_forms_of_the_hamiltonian_agree_at_a_critical_point(trained):
+    """Up to the stabiliser γ and the discretisation, where kinetic and potential energy themselves reach hundreds."""
+    difference = (trained["hamiltonian"] - trained["energy_hamiltonian"]).abs().max()
+    assert float(difference) < 0.02 * float(trained["potential_energy"].abs().max())

@@ -1,0 +1,169 @@
+"""`measure_path`: readings without a trainer, of a network left as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_leaky import EnergyMonitor, KNorm, measure_path
+from lightning_leaky.observer import PathObserver
+from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
+
+
+@pytest.fixture
+def module(make_module):
+    return make_module(step_sizes=[0.125, 0.25, 0.375, 0.25]).double()
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(11, 3).double(), torch.randn(11, 2).double()
+
+
+def assert_readings(readings, expected):
+    for name, values in readings.quantities.items():
+        torch.testing.assert_close(values, expected[name].detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_reads_what_the_functions_say(module, batch):
+    readings = measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
+    assert set(readings.quantities) == set(ALL)
+    assert_readings(readings, readings_by_hand(module, *batch))
+    torch.testing.assert_close(readings.positions, torch.tensor([0.0, 0.125, 0.375, 0.75]).double())
+
+
+def test_batches_of_any_size_add_up(module, batch):
+    inputs, targets = batch
+    parts = list(zip(inputs.split([4, 6, 1]), targets.split([4, 6, 1]), strict=True))
+    readings = measure_path(module, parts, cost=module.cost, weight_decay=0.1)
+    assert_readings(readings, readings_by_hand(module, *batch))
+
+
+def test_a_network_on_its_own_with_bare_inputs(module, batch):
+    readings = measure_path(module.network, [batch[0]])
+    assert set(readings.quantities) == set(ALL) - set(MOMENTA)
+    assert_readings(readings, readings_by_hand(module, *batch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "k_norm"),
+    [({"gamma": 0.5}, KNorm(0.5)), ({"gamma_rel": 0.1}, KNorm(None, 0.1)), ({"gamma": 0.0}, KNorm(0.0))],
+)
+def test_the_stabiliser_is_the_one_asked_for(module, batch, settings, k_norm):
+    readings = measure_path(module, [batch], ["cost_of_identity", "kinetic_energy"], **settings)
+    assert_readings(readings, readings_by_hand(module, *batch, k_norm))
+
+
+def test_the_networks_own_features_are_used(make_module, batch):
+    """Without the constant column and with another activation."""
+    module = make_module(constant_column=False, activation="tanh").double()
+    readings = measure_path(module, [batch], ["cost_of_identity"], gamma=0.5)
+    previous = module.network.representations(batch[0])[:-1].detach()
+    kernel = previous.tanh() @ previous.tanh().mT + 0.5 * torch.eye(len(previous[0])).double()
+    expected = (previous * torch.linalg.solve(kernel, previous)).sum((1, 2))
+    torch.testing.assert_close(readings["cost_of_identity"], expected)
+
+
+def test_only_the_quantities_asked_for(module, batch):
+    readings = measure_path(module, [batch], ["stable_rank", "hamiltonian"], module.cost, weight_decay=0.1)
+    assert list(readings.quantities) == ["stable_rank", "hamiltonian"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(module, batch, hooks_of, training):
+    module.train(training)
+    module.loss(module(batch[0]), batch[1]).backward()
+    gradients = [parameter.grad.clone() for parameter in module.parameters()]
+    weights = [parameter.detach().clone() for parameter in module.parameters()]
+    random_state = torch.get_rng_state()
+    measure_path(module, [batch, batch], cost=module.cost, weight_decay=0.1)
+    assert module.training is training
+    assert module.network.layers[0].training is training
+    assert hooks_of(module) == 0
+    assert all(torch.equal(parameter.grad, old) for parameter, old in zip(module.parameters(), gradients, strict=True))
+    assert all(map(torch.equal, module.parameters(), weights))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_no_gradients_appear_where_there_were_none(module, batch):
+    measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_model_is_read_in_evaluation_mode(make_network):
+    model = nn.Sequential(nn.Dropout(0.9), make_network())
+    inputs = torch.randn(11, 3)
+    whole = measure_path(model[1], [inputs])
+    assert torch.equal(measure_path(model, [inputs])["cost_of_identity"], whole["cost_of_identity"])
+
+
+def test_an_error_leaves_no_hooks_and_the_mode(module, batch, hooks_of):
+    module.train()
+    with pytest.raises(RuntimeError):
+        measure_path(module, [batch, (torch.randn(5, 7).double(), None)])
+    assert hooks_of(module) == 0
+    assert module.training
+
+
+def test_a_frozen_network_reads_its_momenta(module, batch):
+    """Layers of a network without trainable layers still have ∂C/∂A_l."""
+    expected = readings_by_hand(module, *batch)
+    module.network.layers.requires_grad_(False)
+    readings = measure_path(module, [batch], MOMENTA, module.cost, weight_decay=0.1)
+    assert_readings(readings, expected)
+
+
+def test_measuring_inside_no_grad_works(module, batch):
+    expected = readings_by_hand(module, *batch)
+    with torch.no_grad():
+        assert_readings(measure_path(module, [batch], ALL, module.cost, weight_decay=0.1), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("batches", {"batches": []}),
+        ("quantities", {"quantities": ["energy"]}),
+        ("quantities", {"quantities": []}),
+        ("cost", {"quantities": ["hamiltonian"], "weight_decay": 0.1}),
+        ("weight_decay", {"quantities": ["hamiltonian"], "cost": nn.functional.mse_loss}),
+        ("weight_decay", {"quantities": ["hamiltonian"], "cost": nn.functional.mse_loss, "weight_decay": 0.0}),
+        ("gamma", {"gamma": -1.0}),
+    ],
+)
+def test_wrong_arguments_are_named(module, batch, name, arguments):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        measure_path(module, **({"batches": [batch]} | arguments))
+
+
+def test_a_model_without_step_sizes_is_refused():
+    with pytest.raises(ValueError, match="step-sizes"):
+        measure_path(nn.Linear(3, 3), [torch.randn(4, 3)])
+
+
+def test_it_reads_what_the_monitor_reads(make_module, make_data, make_trainer):
+    """Two ways to the same numbers: the validation readings of a trainer."""
+    module, data, monitor = make_module(), make_data(batch_size=4), EnergyMonitor()
+    make_trainer(monitor).validate(module, datamodule=data, verbose=False)
+    readings = measure_path(module, data.val_dataloader())
+    for name, values in monitor.readings["validate"].quantities.items():
+        torch.testing.assert_close(values, readings[name])
+
+
+def test_an_unarmed_observer_sees_nothing(make_network):
+    network = make_network()
+    observer = PathObserver(network, ["cost_of_identity"]).attach()
+    network(torch.randn(5, 3))
+    assert all(tensor is None for tensor in observer.capture.current)
+    assert observer.compute() is None
+
+
+def test_a_reset_forgets_every_batch(make_network):
+    network, batch = make_network(), torch.randn(5, 3)
+    observer = PathObserver(network, ["cost_of_identity"]).attach()
+    for inputs in (100 * torch.randn(5, 3), batch):
+        observer.reset()
+        observer.arm()
+        network(inputs)
+        observer.drain()
+    expected = measure_path(network, [batch], ["cost_of_identity"])
+    assert torch.equal(observer.compute()["cost_of_identity"], expected["cost_of_identity"])
