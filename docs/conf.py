@@ -27,6 +27,9 @@ napoleon_use_ivar = True  # attributes of records are documented once, in their 
 # Types of other projects: their inventories are on the network, and a strict build must not need it.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pytorch_lightning)\..*"),
-    (r"py:.*", r"(optional|MapKind|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)"),
+    (
+        r"py:.*",
+        r"(optional|MapKind|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
+    ),
     (r"py:.*", r"lightning_leaky\.(metrics\.base|capture|observer|leaky_path|metrics\.energies|module|data)\..*"),
 ]

@@ -46,8 +46,14 @@ class LayerHooks:
         self._handles = []
         self.armed = False
 
-    def _hook(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _hook(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.armed:
+            if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+                raise ValueError(
+                    "`layers` must take a tensor as first positional argument and return one, but a "
+                    f"{type(module).__name__} took {[type(arg).__name__ for arg in args]} and returned "
+                    f"{type(output).__name__}; choose other layers."
+                )
             self._observe(index, args[0], output)
 
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from lightning_leaky.capture import PathCapture
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
+from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, PathReader, Readings, check_quantities
+from lightning_leaky.processes import greatest
 
 
 class BlockPath(nn.Module):
@@ -55,12 +57,12 @@ class PathObserver:
         gamma: float | None = None,
         gamma_rel: float = 1e-3,
         weight_decay: float | None = None,
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        loss_reduction: LossReduction = "mean",
     ) -> None:
         self.path = path
         self.quantities = check_quantities(quantities)
         self.weight_decay = weight_decay
-        self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        self.loss_reduction: LossReduction = loss_reduction
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
         if self.reads_momenta:
             check_weight_decay(weight_decay, self.quantities)
@@ -69,6 +71,7 @@ class PathObserver:
         )
         self.capture = PathCapture(list(path.layers), gradients=self.reads_momenta)
         self._reader: PathReader | None = None
+        self._is_empty = True
         self._warned_of_silence = False
         self._step_sizes = step_sizes_of(path)
 
@@ -104,20 +107,34 @@ class PathObserver:
         self.disarm()
         previous, current = _present(self.capture.previous), _present(self.capture.current)
         if len(current) == len(self.path.layers):
-            momenta = self._momenta(current, gradient_scale) if self.reads_momenta else None
-            self._reader_for(current[0]).update(previous, current, self._step_sizes, momenta, self._weights())
+            self._update(previous, current, self._momenta(current, gradient_scale) if self.reads_momenta else None)
         else:
             self._warn_of_silence()
         self.capture.clear()
 
     def reset(self) -> None:
         """Forget every batch."""
+        self._is_empty = True
         if self._reader is not None:
             self._reader.reset()
 
     def compute(self) -> Readings | None:
-        """Return the readings of all batches since the last reset, or ``None`` if nothing was ever read."""
-        return None if self._reader is None else self._reader.compute()
+        """Return the readings of all batches since the last reset, or ``None`` if no process has ever read one.
+
+        Under torch.distributed every process must call it: one without a batch joins the others with an empty one.
+        """
+        width = greatest(0 if self._reader is None else self._reader.width, self.path.step_sizes.device)
+        if width == 0:
+            return None
+        if self._is_empty:
+            nothing = [torch.zeros(0, width, device=self.path.step_sizes.device)] * len(self.path.layers)
+            self._update(nothing, nothing, nothing)
+        return self._reader_for(width, self.path.step_sizes.device).compute()
+
+    def _update(self, previous: list[Tensor], current: list[Tensor], momenta: list[Tensor] | None) -> None:
+        reader = self._reader_for(current[0].shape[-1], current[0].device)
+        reader.update(previous, current, self._step_sizes, momenta, self._weights())
+        self._is_empty = False
 
     def _warn_of_silence(self) -> None:
         if not self._warned_of_silence:
@@ -129,18 +146,18 @@ class PathObserver:
                 stacklevel=2,
             )
 
-    def _reader_for(self, representation: Tensor) -> PathReader:
+    def _reader_for(self, width: int, device: torch.device) -> PathReader:
         if self._reader is None:
             self._reader = PathReader(
                 len(self.path.layers),
-                representation.shape[-1],
+                width,
                 self.path.effective_depth,
                 self.quantities,
                 self.k_norm,
                 self.loss_reduction,
             )
         # MPS has no float64: there the sums live on the CPU.
-        return self._reader.to("cpu" if representation.device.type == "mps" else representation.device)
+        return self._reader.to("cpu" if device.type == "mps" else device)
 
     def _momenta(self, current: list[Tensor], gradient_scale: float) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
@@ -231,12 +248,15 @@ def _run_batch(
     cost: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> None:
     observer.arm()
+    # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
+    inputs = inputs.detach().requires_grad_(cost is not None and inputs.is_floating_point())
+    sources = [tensor for tensor in (inputs, *model.parameters()) if tensor.requires_grad]
     with torch.set_grad_enabled(cost is not None):
-        outputs = model(inputs)
         if cost is not None:
-            # Towards the parameters, so that it passes every layer; `grad` returns gradients and leaves `.grad` alone.
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            torch.autograd.grad(cost(outputs, targets), parameters, allow_unused=True)
+            # `grad` returns gradients and leaves `.grad` alone.
+            torch.autograd.grad(cost(model(inputs), targets), sources, allow_unused=True)
+        else:
+            model(inputs)
     observer.drain()
 
 

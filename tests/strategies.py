@@ -81,12 +81,13 @@ def k_norms(
 
 def scaled_to(k_norm, A):
     """Give the absolute form its units, and a stabiliser to a layer whose features are all zero."""
-    norm = float(squared_spectrum(A, k_norm)[1].max())
-    dead = bool((squared_spectrum(A, k_norm)[1][..., 0] == 0).any())
-    if (k_norm.gamma is None and not dead) or k_norm.gamma == 0:
+    largest = squared_spectrum(A, k_norm)[1][..., 0]
+    # The tails of gelu and silu underflow: what is left of such features has no digits to test.
+    assume(bool(((largest == 0) | (largest > 1e-100)).all()))
+    if k_norm.gamma == 0 or (k_norm.gamma is None and bool((largest > 0).all())):
         return k_norm
-    fields = {"activation": k_norm.activation, "constant_column": k_norm.constant_column}
-    return KNorm(gamma=k_norm.gamma_rel * (norm if norm > 0 else 1.0), **fields)
+    units = float(largest.max()) or 1.0
+    return KNorm(gamma=k_norm.gamma_rel * units, activation=k_norm.activation, constant_column=k_norm.constant_column)
 
 
 def assume_clear_cut_off(A, k_norm, least_kept=1e-3):

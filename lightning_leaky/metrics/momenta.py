@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments_of
 from lightning_leaky.metrics.base import LayerMetric
+
+LossReduction: TypeAlias = Literal["mean", "sum"]
+"""How a cost runs over the samples of a batch."""
+
+
+def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
+    """Return a loss reduction, or raise ValueError where it is none."""
+    if loss_reduction not in ("mean", "sum"):
+        raise ValueError(f'`loss_reduction` must be "mean" or "sum", got {loss_reduction!r}.')
+    return loss_reduction
 
 
 class _MomentumMetric(LayerMetric):
@@ -29,16 +39,14 @@ class _MomentumMetric(LayerMetric):
         num_layers: int,
         width: int,
         effective_depth: float,
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        loss_reduction: LossReduction = "mean",
         k_norm: KNorm | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_layers, width, k_norm, **kwargs)
         leak_scale(effective_depth)
-        if loss_reduction not in ("mean", "sum"):
-            raise ValueError(f'`loss_reduction` must be "mean" or "sum", got {loss_reduction!r}.')
         self.effective_depth = effective_depth
-        self.loss_reduction = loss_reduction
+        self.loss_reduction = check_loss_reduction(loss_reduction)
         self.weights: Tensor | None = None
         self.add_sum("features_momentum", num_layers, self.feature_width, width)
         self.add_sum("momentum_representation", num_layers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.kinetic_energy import path_length_of
 from lightning_leaky.functional.step_sizes import check_step_sizes
 from lightning_leaky.metrics.energies import PathEnergies
-from lightning_leaky.metrics.momenta import PathMomenta
+from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
 from lightning_leaky.metrics.spectrum import StableRank
 
 ENERGIES = (
@@ -168,10 +167,11 @@ class PathReader(nn.Module):
         effective_depth: float,
         quantities: Collection[str],
         k_norm: KNorm | None = None,
-        loss_reduction: Literal["mean", "sum"] = "mean",
+        loss_reduction: LossReduction = "mean",
     ) -> None:
         super().__init__()
         self.quantities = check_quantities(quantities)
+        self.width = width
         self.effective_depth = effective_depth
         self.step_sizes = torch.full((num_layers,), 1 / num_layers, dtype=torch.float64)
         wanted = set(self.quantities)

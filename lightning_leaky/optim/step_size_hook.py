@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +19,7 @@ from lightning_leaky.functional.step_sizes import (
     relative_distances_of,
 )
 from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
+from lightning_leaky.processes import summed
 
 
 class StepSizeHook:
@@ -153,7 +153,7 @@ class StepSizeHook:
     def _adapt(self) -> None:
         self._follow_buffer()
         # On the network's device even where no batch has come by: a process without data joins the sum all the same.
-        squares = _summed_over_processes(self._recorder.squares.to(self.path.step_sizes.device))
+        squares = summed(self._recorder.squares.to(self.path.step_sizes.device))
         squares = squares.to("cpu", torch.float64)
         distances = relative_distances_of(squares[0], squares[1], self._master)
         if not distances_are_usable(distances):
@@ -188,13 +188,6 @@ def _step_was_skipped(optimizer: Optimizer) -> bool:
     return found_inf is not None and bool(found_inf > 0)
 
 
-def _summed_over_processes(squares: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        squares = squares.clone()
-        dist.all_reduce(squares)
-    return squares
-
-
 def check_settings(
     every_n_steps: int, damping: float, start_step: int, stop_step: int | None, max_leak: float | None
 ) -> None:
@@ -213,7 +206,7 @@ def check_settings(
 def _maximum_step_size(max_leak: float | None, effective_depth: float, num_layers: int) -> float | None:
     if max_leak is None or effective_depth == 0:
         return None
-    if max_leak * num_layers < effective_depth:
+    if max_leak * num_layers < effective_depth * (1 - 1e-9):
         raise ValueError(
             f"`max_leak` must be at least L̃/L = {effective_depth / num_layers:.4g} for {num_layers} layers, got "
             f"{max_leak!r}: step-sizes sum to 1. Raise it, pass None for no bound, or take more layers."

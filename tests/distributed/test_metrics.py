@@ -36,6 +36,13 @@ def test_a_metric_over_processes_equals_one_process(results, world_size, name):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
+def test_readings_by_hooks_equal_one_process_even_where_a_process_has_no_batch(results, world_size):
+    expected = workers.observed()
+    for found in results[world_size]:
+        torch.testing.assert_close(found["observed"], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_step_sizes_adapt_to_the_batches_of_all_processes(results, world_size):
     expected = workers.adapted_step_sizes()
     first = results[world_size][0]["step_sizes"]

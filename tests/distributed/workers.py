@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
+from lightning_leaky.observer import PathObserver
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
 METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings"})
@@ -70,6 +71,19 @@ def adapted_step_sizes(rank: int = 0, world_size: int = 1) -> Tensor:
     return hook.state_dict()["step_sizes"]
 
 
+def observed(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+    """Every quantity of a network, read by hooks from the shards; a process with an empty shard runs no batch."""
+    torch.manual_seed(0)
+    network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
+    inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
+    observer = PathObserver(network, metrics.path_reader.QUANTITIES, weight_decay=0.1).attach()
+    if len(inputs):
+        observer.arm()
+        network(inputs).square().sum(-1).mean().backward()
+        observer.drain()
+    return observer.compute().quantities
+
+
 def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
     """How many collectives one reading of every quantity takes."""
     reader = metrics.PathReader(num_layers, WIDTH, DEPTH, metrics.path_reader.QUANTITIES)
@@ -111,6 +125,7 @@ def work(rank: int, folder: str) -> None:
             )
             results = {name: metric_value(name, rank, world_size) for name in METRICS}
             results["step_sizes"] = adapted_step_sizes(rank, world_size)
+            results["observed"] = observed(rank, world_size)
             results["collectives"] = [collectives_of_a_reading(rank, world_size, layers) for layers in (2, 12)]
             torch.save(results, Path(folder) / f"{rank}_of_{world_size}.pt")
             dist.destroy_process_group()

@@ -59,6 +59,7 @@ def test_equals_the_reference(reading, route, problem):
 
 @every_reading
 @both_routes
+@settings(max_examples=50)
 @given(problem=problems(norms=k_norms(forms=("relative", "raw"))))
 def test_float32_inputs_are_read_in_float64(reading, route, problem):
     """The reading of float32 tensors is exact, whatever their rounding did to what they were rounded from."""

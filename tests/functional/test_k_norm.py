@@ -16,7 +16,7 @@ from lightning_leaky.functional import (
     relative_gamma,
     second_moments,
 )
-from tests.references import Reference, assert_close, k_product, k_square, sigma_of, squared_norm
+from tests.references import Reference, assert_close, k_product, k_square, sigma_of
 from tests.strategies import generator_of, k_norms, normal, problems
 
 NO_CONSTANT = {"constant_column": False}
@@ -99,15 +99,6 @@ def test_a_diverged_layer_is_nan_and_its_neighbours_are_right(k_norm, value):
     products = k_inner_products_from_moments(spoilt, k_norm)
     assert products[1].isnan().all()
     torch.testing.assert_close(products[[0, 2]], expected[[0, 2]], rtol=1e-8, atol=0)
-
-
-@pytest.mark.parametrize("num_layers", [1, 3])
-def test_moments_of_a_data_set_are_the_sum_of_those_of_its_batches(num_layers):
-    A, V = (normal(num_layers, 9, 4, generator=generator_of(seed)) for seed in range(2))
-    parts = [second_moments(A[:, rows], V[:, rows]) for rows in (slice(0, 2), slice(2, 9))]
-    for whole, first, second in zip(second_moments(A, V), *parts, strict=True):
-        torch.testing.assert_close(first + second, whole)
-    torch.testing.assert_close(second_moments(A, V).inner[:, 1, 1], squared_norm(V))
 
 
 @pytest.mark.parametrize("field", ["gamma", "gamma_rel", "rtol"])

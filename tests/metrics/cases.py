@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_leaky import functional, metrics
 from lightning_leaky.functional import KNorm
+from lightning_leaky.metrics.base import LayerMetric
 from tests.strategies import assume_clear_cut_off, effective_depths, generator_of, normal, seeds
 
 ALL_ROWS = slice(None)
@@ -104,7 +105,7 @@ def paths_in_batches(draw, **kwargs):
 
 
 class Case(NamedTuple):
-    make: Callable[..., metrics.CostOfIdentity]
+    make: Callable[..., LayerMetric]
     """From a path and the keywords of torchmetrics, a metric."""
     batch: Callable[[Path, slice], tuple]
     """The arguments of `update` for some rows of a path."""

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,16 +203,9 @@ def test_an_update_that_is_refused_adds_nothing(case):
 @pytest.mark.parametrize("field", ["num_layers", "width"])
 @pytest.mark.parametrize("value", [0, -2])
 def test_sizes_must_be_positive(case, field, value):
-    path = random_path()
-    names = {"num_layers": path.num_layers, "width": path.width} | {field: value}
-    metric_class = type(case.make(path))
-    depth = (
-        {}
-        if metric_class in (metrics.CostOfIdentity, metrics.StableRank, metrics.SingularValues)
-        else {"effective_depth": 1.0}
-    )
+    sizes = {"num_layers": 2, "width": 3, "depth": 1.0, "k_norm": None} | {field: value}
     with pytest.raises(ValueError, match=f"`{field}` must be at least 1, got {value}"):
-        metric_class(**names, **depth)
+        case.make(SimpleNamespace(**sizes))
 
 
 @pytest.mark.parametrize(
@@ -265,13 +259,22 @@ UNSEEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=key, marks=[pytest.mark.xfail(strict=True, reason=UNSEEN[key])] if key in UNSEEN else [])
-        for key, case in CASES.items()
-    ],
-)
+def each_metric(known_failures):
+    """Parametrise over all cases, some of which fail for a known reason."""
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(
+                case,
+                id=key,
+                marks=[pytest.mark.xfail(strict=True, reason=UNSEEN[key])] if key in known_failures else [],
+            )
+            for key, case in CASES.items()
+        ],
+    )
+
+
+@each_metric(known_failures=UNSEEN)
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_a_process_that_saw_nothing_reads_what_the_others_saw(case):
     path = random_path()
@@ -370,10 +373,9 @@ def test_plot_takes_values_and_axes():
     assert axes.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0]
 
 
-@pytest.mark.parametrize("key", CASES)
-def test_before_any_update_compute_warns(key):
-    if key == "PathLength":
-        pytest.xfail(UNSEEN[key])
-    metric = CASES[key].make(random_path())
+@each_metric(known_failures=["PathLength"])
+def test_before_any_update_compute_warns(case):
+    """And returns, unless it wants weights."""
+    metric = case.make(random_path())
     with pytest.warns(UserWarning, match="before the ``update`` method"), suppress(ValueError):
         metric.compute()

@@ -204,7 +204,7 @@ def test_only_batches_of_the_due_step_count(follow):
 
 @given(
     damping=st.floats(0.01, 1.0),
-    slack=st.floats(1.01, 3.0),
+    slack=st.floats(1.0, 3.0),
     effective_depth=st.floats(0.1, 12.0),
     seed=st.integers(0, 999),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
@@ -225,7 +225,7 @@ def test_step_sizes_stay_a_distribution_under_the_bound(damping, slack, effectiv
         assert master.dtype == torch.float64
         assert float(master.sum()) == pytest.approx(1.0, abs=1e-12)
         assert bool((master > 0).all())
-        assert float(master.max()) * effective_depth <= max_leak * (1 + 1e-6)
+        assert float(master.max()) * effective_depth <= max_leak * (1 + 1e-12)
         assert torch.equal(network.step_sizes, master.to(dtype))
 
 
