@@ -48,18 +48,20 @@ def main(args: Namespace) -> None:
         check_val_every_n_epoch=max(1, args.max_epochs // 10),
     )
     trainer.fit(module, datamodule=data)
+    validation_accuracy = float(trainer.callback_metrics["val/accuracy"])
     (results,) = trainer.test(module, datamodule=data, verbose=False)
 
     readings = measure_path(module, data.train_dataloader(), cost=module.cost, weight_decay=module.weight_decay)
     picture = Path(logger.log_dir) / "energies.png"
     plot_energies(readings.quantities, readings.positions).savefig(picture, dpi=150)
-    show(readings, results["test/accuracy"])
+    show(readings)
+    print(f"\nValidation accuracy: {validation_accuracy:.3f}   Test accuracy: {results['test/accuracy']:.3f}")
     print(f"\nPicture of the energies along p: {picture}")
     print(f"To see the run, layer by layer:  tensorboard --logdir {args.root}")
 
 
-def show(readings: Readings, accuracy: float) -> None:
-    """Print the table, what it says of the bottleneck, and the accuracy."""
+def show(readings: Readings) -> None:
+    """Print the table and what it says of the bottleneck."""
     print(f"\nEach layer over the whole training set, read where it starts:\n\n{readings.table(COLUMNS)}\n")
     residual, summaries = readings["criticality_residual"], readings.summaries()
     print(f"Least cost of identity over the layers: {summaries['cost_of_identity/min']:.1f}")
@@ -68,7 +70,6 @@ def show(readings: Readings, accuracy: float) -> None:
         f"The Hamiltonian can be trusted where the criticality residual is small: it is below 0.1 in "
         f"{int((residual < 0.1).sum())} and below 0.5 in {int((residual < 0.5).sum())} of {len(residual)} layers."
     )
-    print(f"\nTest accuracy: {accuracy:.3f}")
 
 
 if __name__ == "__main__":

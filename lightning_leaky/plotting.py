@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, distinguishable with every kind of colour blindness.
 _COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_ENERGY_LABELS = {
+    "kinetic_energy": "kinetic energy",
+    "potential_energy": "potential energy",
+    "hamiltonian": "Hamiltonian, momentum form",
+    "energy_hamiltonian": "Hamiltonian, energy form",
+}
 
 
 def plot_along_path(
@@ -71,12 +77,13 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
         >>> import torch
         >>> figure = plot_energies({"kinetic_energy": torch.tensor([2.0, 1.0])}, torch.tensor([0.0, 0.5]))
     """
-    names = ("kinetic_energy", "potential_energy", "hamiltonian", "energy_hamiltonian")
-    curves = {name.replace("_", " "): readings[name] for name in names if name in readings}
+    curves = {label: readings[name] for name, label in _ENERGY_LABELS.items() if name in readings}
     if not curves:
-        raise ValueError(f"`readings` must contain one of {names}, got {sorted(readings)}.")
+        raise ValueError(f"`readings` must contain one of {list(_ENERGY_LABELS)}, got {sorted(readings)}.")
     figure = _new_figure()
     _, axes = plot_along_path(curves, positions, ylabel="energy", ax=figure.add_subplot())
+    # Energies at the ends are hundreds of times those of a bottleneck; linear up to 10, logarithmic beyond.
+    axes.set_yscale("symlog", linthresh=10)
     axes.set_title("Energies along the path")
     return figure
 

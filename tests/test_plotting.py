@@ -50,7 +50,7 @@ def test_every_curve_of_many_is_drawn():
 def test_energies_that_are_present_are_drawn_under_their_names():
     readings = {"kinetic_energy": torch.tensor([2.0, 1.0]), "hamiltonian": -torch.ones(2), "stable_rank": torch.ones(2)}
     axes = plot_energies(readings, torch.tensor([0.0, 0.5])).axes[0]
-    assert drawn(axes) == {"kinetic energy": [2.0, 1.0], "hamiltonian": [-1.0, -1.0]}
+    assert drawn(axes) == {"kinetic energy": [2.0, 1.0], "Hamiltonian, momentum form": [-1.0, -1.0]}
     assert axes.get_ylabel() == "energy"
     assert axes.get_title()
 

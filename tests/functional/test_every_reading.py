@@ -59,7 +59,7 @@ def test_equals_the_reference(reading, route, problem):
 
 @every_reading
 @both_routes
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(problem=problems(norms=k_norms(forms=("relative", "raw"))))
 def test_float32_inputs_are_read_in_float64(reading, route, problem):
     """The reading of float32 tensors is exact, whatever their rounding did to what they were rounded from."""
@@ -68,14 +68,14 @@ def test_float32_inputs_are_read_in_float64(reading, route, problem):
 
 
 @every_reading
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(kinds=("generic", "non_negative"), norms=st.sampled_from([KNorm(), KNorm(gamma=0.0)])))
 def test_float32_inputs_cost_no_more_than_their_rounding(reading, problem):
     assert_close(reading.from_tensors(problem.to(torch.float32)), reading.reference(problem), rtol=1e-3)
 
 
 @every_reading
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(leading=((),)), seed=seeds)
 def test_order_of_samples_is_no_matter(reading, problem, seed):
     order = torch.randperm(problem.A.shape[0], generator=torch.Generator().manual_seed(seed))
@@ -84,7 +84,7 @@ def test_order_of_samples_is_no_matter(reading, problem, seed):
 
 
 @every_reading
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(leading=((),)), seed=seeds)
 def test_order_of_neurons_is_no_matter(reading, problem, seed):
     order = torch.randperm(problem.A.shape[-1], generator=torch.Generator().manual_seed(seed))
@@ -95,7 +95,7 @@ def test_order_of_neurons_is_no_matter(reading, problem, seed):
 
 @every_energy
 @both_routes
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(leading=((),), norms=k_norms(forms=("relative", "raw"))), times=st.integers(2, 4))
 def test_energies_do_not_grow_with_a_repeated_data_set(reading, route, problem, times):
     """With the relative stabiliser, wherever there are features at all."""
@@ -105,7 +105,7 @@ def test_energies_do_not_grow_with_a_repeated_data_set(reading, route, problem, 
 
 
 @every_momentum_reading
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(leading=((),)), times=st.integers(2, 4))
 def test_momentum_readings_of_a_mean_loss_do_not_grow_with_a_repeated_data_set(reading, problem, times):
     repeated = problem.map_samples(lambda matrix: matrix.repeat(times, 1))
@@ -113,7 +113,7 @@ def test_momentum_readings_of_a_mean_loss_do_not_grow_with_a_repeated_data_set(r
 
 
 @every_energy
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     problem=problems(
         kinds=("generic", "non_negative", "rank_deficient"),
@@ -131,7 +131,7 @@ def test_energies_do_not_depend_on_the_scale_of_a_homogeneous_path(reading, prob
 
 
 @every_reading
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(problem=problems(leading=((3,), (2, 2), (1,))))
 def test_leading_dimensions_are_read_one_by_one(reading, problem):
     whole = reading.from_tensors(problem).flatten()

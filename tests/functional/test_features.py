@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from lightning_leaky.functional import features, resolve_activation
 from tests.references import ACTIVATIONS, sigma
@@ -11,6 +11,7 @@ from tests.strategies import problems
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("constant_column", [True, False])
+@settings(max_examples=20)
 @given(problem=problems())
 def test_features_equal_the_reference(activation, constant_column, problem):
     found = features(problem.A, activation, constant_column)

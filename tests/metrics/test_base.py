@@ -42,14 +42,14 @@ def test_there_is_a_case_for_every_public_metric():
 
 
 @every_metric
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(path=paths())
 def test_equals_the_function_on_the_same_tensors(case, path):
     assert_same_reading(case.read(path), case.expected(path))
 
 
 @every_metric
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(drawn=paths_in_batches())
 def test_any_split_into_batches_equals_one_batch(case, drawn):
     path, batches = drawn
@@ -57,7 +57,7 @@ def test_any_split_into_batches_equals_one_batch(case, drawn):
 
 
 @every_metric
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(path=paths(k_norms=(KNorm(),)))
 def test_float32_batches_are_summed_in_float64(case, path):
     single = path.map(lambda tensor: tensor.float())._replace(weights=path.weights.float())
@@ -242,7 +242,7 @@ def synced(case, path, mine, others):
 
 
 @every_metric
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(drawn=paths_in_batches())
 def test_two_processes_equal_one(case, drawn):
     """Whatever each has seen, as long as this one has seen something, be it an empty batch."""
