@@ -29,7 +29,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
+        r"(optional|MapKind|LossReduction|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
     ),
-    (r"py:.*", r"lightning_leaky\.(metrics\.base|capture|observer|leaky_path|metrics\.energies|module|data)\..*"),
+    (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|leaky_path|module|data)\..*"),
 ]

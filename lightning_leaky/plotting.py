@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, distinguishable with every kind of colour blindness.
 _COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# More names than this hide the curves that they explain.
+_MAX_LEGEND = 12
 _ENERGY_LABELS = {
     "kinetic_energy": "kinetic energy",
     "potential_energy": "potential energy",
@@ -54,7 +56,7 @@ def plot_along_path(
     if ylabel is not None:
         ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3)
-    if len(curves) > 1:
+    if 1 < len(curves) <= _MAX_LEGEND:
         ax.legend(fontsize="small")
     return ax.figure, ax
 

@@ -44,6 +44,22 @@ def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) 
         )
 
 
+def check_matrices(**tensors: Tensor) -> list[Tensor]:
+    """Return finite floating tensors of one shape (..., rows, columns) in the working dtype, or raise ValueError."""
+    wide = [check_matrix(name, tensor) for name, tensor in tensors.items()]
+    names = list(tensors)
+    for name, tensor in zip(names, wide, strict=True):
+        check_same_shape(name, tensor, names[0], wide[0])
+    return wide
+
+
+def check_layers(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor with layers as its first of three dimensions, or raise ValueError."""
+    if tensor.ndim != 3:
+        raise ValueError(f"`{name}` must have shape (L, rows, columns), got {tuple(tensor.shape)}; stack the layers.")
+    return tensor
+
+
 def check_non_negative(name: str, value: float) -> float:
     """Return a finite value ≥ 0, or raise ValueError."""
     if not 0.0 <= value < float("inf"):

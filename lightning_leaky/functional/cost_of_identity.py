@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional._checks import check_matrices
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import SecondMoments
 
@@ -31,7 +32,8 @@ def cost_of_identity(representation: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor
         >>> cost_of_identity(torch.eye(3), KNorm(gamma=0.0, constant_column=False))
         tensor(3., dtype=torch.float64)
     """
-    return k_inner_products(representation, representation, k_norm=k_norm)[..., 0, 0]
+    (wide,) = check_matrices(representation=representation)
+    return inner_products_of(k_norm, wide, wide)[..., 0, 0]
 
 
 def cost_of_identity_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:

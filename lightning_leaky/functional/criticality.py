@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrix
+from lightning_leaky.functional._checks import check_layers, check_matrix
 from lightning_leaky.functional.features import Activation
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments
@@ -104,9 +104,7 @@ def balancedness_defect(
         >>> balancedness_defect(W, torch.tensor([0.5, 0.5]), effective_depth=0.5)
         tensor([0., 1.], dtype=torch.float64)
     """
-    wide = check_matrix("weights", weights)
-    if wide.ndim != 3:
-        raise ValueError(f"`weights` must have shape (L, w, d), got {tuple(weights.shape)}; stack the layers.")
+    wide = check_layers("weights", check_matrix("weights", weights))
     rho = check_step_sizes(step_sizes, num_layers=wide.shape[0])
     leak_scale(effective_depth)
     growth = wide.square().sum((-2, -1)) - wide[0].square().sum()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_positive, check_same_shape
+from lightning_leaky.functional._checks import check_matrices, check_positive
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.features import Activation
-from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments
@@ -92,10 +92,8 @@ def energy_hamiltonian(
         >>> energy_hamiltonian(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
         tensor(2.3750, dtype=torch.float64)
     """
-    check_same_shape("velocity", velocity, "representation", representation)
-    return energy_hamiltonian_of(
-        k_inner_products(representation, representation, velocity, k_norm=k_norm), effective_depth
-    )
+    wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
+    return energy_hamiltonian_of(inner_products_of(k_norm, wide, wide, wide_velocity), effective_depth)
 
 
 def energy_hamiltonian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:

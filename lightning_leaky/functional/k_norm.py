@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrix, check_non_negative, check_same_shape
+from lightning_leaky.functional._checks import check_matrices, check_matrix, check_non_negative
 from lightning_leaky.functional.features import Activation, features, resolve_activation
 from lightning_leaky.functional.moments import SecondMoments, moments_of, pairwise_inner
 
@@ -109,7 +109,7 @@ def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, k_norm: KNor
 def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
     """All inner products ``⟨M_i, M_j⟩_K`` of some matrices at one representation.
 
-    The smaller of the two sides is factorised, once for all matrices: K (N × N) where N < d, else σᵀσ (d × d).
+    The smaller of the two sides is factorised, once for all matrices: K (N × N) where N ≤ d, else σᵀσ (d × d).
 
     Args:
         representation: A, shape (..., N, w).
@@ -128,16 +128,18 @@ def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = 
         >>> k_inner_products(A, A, k_norm=KNorm(gamma=4.0))
         tensor([[0.5000]], dtype=torch.float64)
     """
-    wide = check_matrix("representation", representation)
-    stacked = []
-    for index, matrix in enumerate(matrices):
-        stacked.append(check_matrix(f"matrices[{index}]", matrix))
-        check_same_shape(f"matrices[{index}]", matrix, "representation", representation)
-    sigma, targets = k_norm.features(wide), torch.stack(stacked, dim=-3)
+    names = [f"matrices[{index}]" for index in range(len(matrices))]
+    wide, *others = check_matrices(representation=representation, **dict(zip(names, matrices, strict=True)))
+    return inner_products_of(k_norm, wide, *others)
+
+
+def inner_products_of(k_norm: KNorm, representation: Tensor, *matrices: Tensor) -> Tensor:
+    """All inner products ``⟨M_i, M_j⟩_K``, shape (..., k, k), of checked matrices in the working dtype."""
+    sigma, targets = k_norm.features(representation), torch.stack(matrices, dim=-3)
     if k_norm.is_raw:
         pseudo_inverse = torch.linalg.pinv(sigma, rtol=k_norm.rtol)
         return pairwise_inner(pseudo_inverse.unsqueeze(-3) @ targets)
-    if sigma.shape[-2] < sigma.shape[-1]:
+    if sigma.shape[-2] <= sigma.shape[-1]:
         gram = sigma @ sigma.mT
         return _stable_from_kernel(gram, targets, k_norm.stabiliser(gram))
     return k_inner_products_from_moments(moments_of(sigma, targets), k_norm)

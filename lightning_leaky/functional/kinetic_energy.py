@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrix, check_same_shape
-from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional._checks import check_layers, check_matrices
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import SecondMoments
 from lightning_leaky.functional.step_sizes import check_step_sizes
@@ -35,8 +35,7 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
         >>> velocity(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.5)
         tensor([[2.]], dtype=torch.float64)
     """
-    wide_previous, wide_current = check_matrix("previous", previous), check_matrix("current", current)
-    check_same_shape("current", current, "previous", previous)
+    wide_previous, wide_current = check_matrices(previous=previous, current=current)
     rho = torch.as_tensor(step_size, dtype=wide_current.dtype, device=wide_current.device)
     if not bool((rho > 0).all()):
         raise ValueError(f"`step_size` must be > 0, got {rho.tolist()}.")
@@ -65,8 +64,8 @@ def kinetic_energy(
         >>> kinetic_energy(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
         tensor(2.5000, dtype=torch.float64)
     """
-    check_same_shape("velocity", velocity, "representation", representation)
-    return kinetic_energy_of(k_inner_products(representation, velocity, k_norm=k_norm)[..., 0, 0], effective_depth)
+    wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
+    return kinetic_energy_of(inner_products_of(k_norm, wide, wide_velocity)[..., 0, 0], effective_depth)
 
 
 def kinetic_energy_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -114,9 +113,9 @@ def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor,
         >>> path_length(A, V, torch.tensor([0.6, 0.4]), KNorm(gamma=6.5))
         tensor(0.8485, dtype=torch.float64)
     """
-    check_same_shape("velocities", velocities, "representations", representations)
-    squares = k_inner_products(representations, velocities, k_norm=k_norm)[..., 0, 0]
-    return path_length_of(squares, check_step_sizes(step_sizes, num_layers=representations.shape[0]))
+    wide, wide_velocities = check_matrices(representations=representations, velocities=velocities)
+    rho = check_step_sizes(step_sizes, num_layers=len(check_layers("representations", wide)))
+    return path_length_of(inner_products_of(k_norm, wide, wide_velocities)[..., 0, 0], rho.to(wide.device))
 
 
 def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -136,7 +135,7 @@ def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm:
         tensor(1.4142, dtype=torch.float64)
     """
     rho = check_step_sizes(step_sizes, num_layers=moments.gram.shape[0])
-    return path_length_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], rho)
+    return path_length_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], rho.to(moments.gram.device))
 
 
 def path_length_of(velocity_squares: Tensor, step_sizes: Tensor) -> Tensor:

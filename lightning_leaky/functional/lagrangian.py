@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_same_shape
-from lightning_leaky.functional.k_norm import KNorm, k_inner_products, k_inner_products_from_moments
+from lightning_leaky.functional._checks import check_matrices
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import SecondMoments
 
@@ -31,8 +31,8 @@ def cross_term(representation: Tensor, velocity: Tensor, k_norm: KNorm = _DEFAUL
         >>> cross_term(A, V, KNorm(gamma=4.0))
         tensor(1., dtype=torch.float64)
     """
-    check_same_shape("velocity", velocity, "representation", representation)
-    return k_inner_products(representation, representation, velocity, k_norm=k_norm)[..., 0, 1]
+    wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
+    return inner_products_of(k_norm, wide, wide, wide_velocity)[..., 0, 1]
 
 
 def cross_term_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -76,8 +76,9 @@ def lagrangian(representation: Tensor, velocity: Tensor, effective_depth: float,
         >>> lagrangian(A, V, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
         tensor(3.6250, dtype=torch.float64)
     """
-    check_same_shape("velocity", velocity, "representation", representation)
-    return lagrangian_of(k_inner_products(representation, representation, velocity, k_norm=k_norm), effective_depth)
+    scale = leak_scale(effective_depth)
+    wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
+    return 0.5 * scale * inner_products_of(k_norm, wide, effective_depth * wide + wide_velocity)[..., 0, 0]
 
 
 def lagrangian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:

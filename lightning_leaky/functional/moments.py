@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrix, check_same_shape
+from lightning_leaky.functional._checks import check_matrices
 from lightning_leaky.functional.features import Activation, features
 
 
@@ -66,10 +66,7 @@ def second_moments(
         >>> moments.gram.shape, moments.cross.shape, moments.inner.shape
         (torch.Size([3, 3]), torch.Size([1, 3, 2]), torch.Size([1, 1]))
     """
-    matrices = [check_matrix("representation", representation)]
-    if velocity is not None:
-        matrices.append(check_matrix("velocity", velocity))
-        check_same_shape("velocity", velocity, "representation", representation)
+    matrices = check_matrices(representation=representation, **({} if velocity is None else {"velocity": velocity}))
     return moments_of(features(matrices[0], activation, constant_column), torch.stack(matrices, dim=-3))
 
 
@@ -95,12 +92,8 @@ def momentum_moments(
         >>> momentum_moments(A, B).momentum_representation
         tensor(2., dtype=torch.float64)
     """
-    wide_representation = check_matrix("representation", representation)
-    wide_momentum = check_matrix("momentum", momentum)
-    check_same_shape("momentum", momentum, "representation", representation)
-    return momentum_moments_of(
-        features(wide_representation, activation, constant_column), wide_representation, wide_momentum
-    )
+    wide, wide_momentum = check_matrices(representation=representation, momentum=momentum)
+    return momentum_moments_of(features(wide, activation, constant_column), wide, wide_momentum)
 
 
 def moments_of(feature_matrix: Tensor, matrices: Tensor) -> SecondMoments:

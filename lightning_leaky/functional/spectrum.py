@@ -28,8 +28,7 @@ def singular_values(matrix: Tensor) -> Tensor:
         >>> singular_values(torch.tensor([[0.0, 3.0], [4.0, 0.0]]))
         tensor([4., 3.], dtype=torch.float64)
     """
-    values: Tensor = torch.linalg.svdvals(check_matrix("matrix", matrix))
-    return values
+    return _singular_values(check_matrix("matrix", matrix))
 
 
 def singular_values_from_moments(second_moment: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def stable_rank(representation: Tensor) -> Tensor:
         >>> stable_rank(torch.eye(3))
         tensor(3., dtype=torch.float64)
     """
-    return stable_rank_of(singular_values(representation))
+    return stable_rank_of(_singular_values(check_matrix("representation", representation)))
 
 
 def stable_rank_from_moments(second_moment: Tensor) -> Tensor:
@@ -96,3 +95,8 @@ def stable_rank_of(values: Tensor) -> Tensor:
     # Scaled by the largest value the squares neither overflow nor vanish.
     scaled = values / torch.where(largest == 0, 1.0, largest)
     return scaled.sum(-1).square() / torch.where(largest[..., 0] == 0, 1.0, scaled.square().sum(-1))
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    values: Tensor = torch.linalg.svdvals(matrix)
+    return values

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrix, check_same_shape
+from lightning_leaky.functional._checks import check_layers, check_matrix, check_same_shape
 
 # Step-sizes kept in float32 sum to 1 within L roundings; in bf16 within far more, which is why a float64 master exists.
 _SUM_TOLERANCE = 1e-4
+# Of two step-sizes in one update; far below any ratio that a trained network shows.
+_LEAST_RATIO = 1e-12
 
 
 def equidistant_step_sizes(num_layers: int) -> Tensor:
@@ -81,7 +83,9 @@ def adaptive_step_sizes(step_sizes: Tensor, distances: Tensor, damping: float = 
         raise ValueError(f"`damping` must be in (0, 1], got {damping!r}; 1 is the paper's undamped update.")
     if not distances_are_usable(distances):
         return rho
-    slowness = distances.to(rho).reciprocal()
+    wide = distances.to(rho)
+    # Relative to the least distance, so that nothing overflows, and never so small that a step-size vanishes.
+    slowness = (wide.amin() / wide).clamp(min=_LEAST_RATIO)
     return normalise_step_sizes(torch.lerp(rho, slowness / slowness.sum(), damping))
 
 
@@ -112,7 +116,7 @@ def relative_distances(representations: Tensor, step_sizes: Tensor) -> Tensor:
         >>> relative_distances(torch.tensor([[[1.0]], [[2.0]], [[3.0]]]), torch.tensor([0.5, 0.5]))
         tensor([1.0000, 0.6667], dtype=torch.float64)
     """
-    wide = check_matrix("representations", representations)
+    wide = check_layers("representations", check_matrix("representations", representations))
     rho = check_step_sizes(step_sizes, num_layers=wide.shape[0] - 1)
     return relative_distances_of(
         wide.diff(dim=0).square().sum((-2, -1)), wide[1:].square().sum((-2, -1)), rho.to(wide.device)
@@ -144,7 +148,7 @@ def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
         tensor([0.5000, 0.3333, 0.1667], dtype=torch.float64)
     """
     rho = check_step_sizes(step_sizes)
-    if maximum * len(rho) < 1 - 1e-9:
+    if not maximum * len(rho) >= 1 - 1e-9:  # NaN fails every comparison
         raise ValueError(f"`maximum` must be at least 1/L = {1 / len(rho):.6g} for {len(rho)} layers, got {maximum!r}.")
     capped = torch.zeros_like(rho, dtype=torch.bool)
     # Sharing out can push another layer over the bound: at most L rounds.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from lightning_leaky.functional._checks import working_dtype
@@ -63,10 +64,17 @@ class LayerMetric(Metric):
                 raise ValueError(
                     f"`{name}` must hold one matrix for each of {self.num_layers} layers, got {len(sequence)}."
                 )
-        for index, group in enumerate(zip(*matrices.values(), strict=True)):
+        groups = list(zip(*matrices.values(), strict=True))
+        for index, group in enumerate(groups):
             for name, matrix in zip(matrices, group, strict=True):
                 self._check(f"{name}[{index}]", matrix, rows=group[0].shape[0])
+        # All layers are checked by now: an update that is refused adds nothing.
+        for group in groups:
             yield [matrix.detach().to(self.device, working_dtype(self.device)) for matrix in group]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
+        """Follow a move to another device, but not a cast: sums stay in the working dtype."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args, **kwargs)
 
     def _check(self, name: str, matrix: Tensor, rows: int) -> None:
         if not matrix.is_floating_point():
@@ -92,5 +100,7 @@ class LayerMetric(Metric):
         """
         values = self.compute() if val is None else val
         name = type(self).__name__
-        curves = dict(values) if isinstance(values, dict) else {name: values.reshape(-1)}
-        return plot_along_path(curves, ylabel=name, ax=ax)
+        curves = values if isinstance(values, dict) else {name: values}
+        if isinstance(values, Tensor) and values.ndim == 2:
+            curves = {f"{name}[{index}]": column for index, column in enumerate(values.unbind(1))}
+        return plot_along_path({key: curve.reshape(-1) for key, curve in curves.items()}, ylabel=name, ax=ax)

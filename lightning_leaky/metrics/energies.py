@@ -268,13 +268,28 @@ class PathLength(_PathMetric):
         tensor(1.4142, dtype=torch.float64)
     """
 
+    step_sizes: Tensor
+
+    def __init__(
+        self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(num_layers, width, effective_depth, k_norm, **kwargs)
+        unknown = torch.full((num_layers,), torch.nan, dtype=torch.float64)
+        self.add_state("step_sizes", unknown, dist_reduce_fx=latest_given)
+
     def update(
         self, previous: Sequence[Tensor] | Tensor, current: Sequence[Tensor] | Tensor, step_sizes: Tensor
     ) -> None:
         """Add a batch; its step-sizes replace those of the batches before."""
         super().update(previous, current, step_sizes)
-        self.step_sizes = check_step_sizes(step_sizes).to(self.device)
+        self.step_sizes = check_step_sizes(step_sizes).to(self.gram, copy=True)
 
     def compute(self) -> Tensor:
         """Return the value, a scalar."""
         return path_length_of(self.products()[:, 1, 1], self.step_sizes)
+
+
+def latest_given(values: Tensor) -> Tensor:
+    """Return the last row that is not NaN: what a later batch or another process gave, where one has."""
+    given = values[~values.isnan().any(-1)]
+    return given[-1] if len(given) else values[-1]

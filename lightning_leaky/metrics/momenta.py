@@ -51,7 +51,7 @@ class _MomentumMetric(LayerMetric):
         self.add_sum("features_momentum", num_layers, self.feature_width, width)
         self.add_sum("momentum_representation", num_layers)
         self.add_sum("momentum_square", num_layers)
-        self.add_sum("num_samples")
+        self.add_sum("num_samples", num_layers)
 
     def update(
         self,
@@ -64,23 +64,25 @@ class _MomentumMetric(LayerMetric):
         Args:
             representations: A_0, …, A_{L−1}, each of shape (N, w).
             momenta: B_1, …, B_L, each of shape (N, w).
-            weights: W_1, …, W_L, shape (L, w, d), for the criticality residual: the same at every batch and process.
+            weights: W_1, …, W_L, shape (L, w, d), for the criticality residual: the same at every batch and process. A
+                process without data gives them with an empty batch.
         """
-        share = 1
         for index, (start, momentum) in enumerate(self.layers_of(representations=representations, momenta=momenta)):
             share = len(start) if self.loss_reduction == "mean" else 1
             moments = momentum_moments_of(self.k_norm.features(start), start, momentum)
             self.features_momentum[index] += share * moments.features_momentum
             self.momentum_representation[index] += share * moments.momentum_representation
             self.momentum_square[index] += share**2 * moments.momentum_square
-        self.num_samples += share
-        self.weights = None if weights is None else weights.detach().to(self.features_momentum)
+            self.num_samples[index] += share
+        self.weights = None if weights is None else weights.detach().to(self.features_momentum, copy=True)
 
     def moments(self) -> MomentumMoments:
         """Return the moments of the whole data set."""
         total = self.num_samples if self.loss_reduction == "mean" else torch.ones_like(self.num_samples)
         return MomentumMoments(
-            self.features_momentum / total, self.momentum_representation / total, self.momentum_square / total**2
+            features_momentum=self.features_momentum / total[:, None, None],
+            momentum_representation=self.momentum_representation / total,
+            momentum_square=self.momentum_square / total**2,
         )
 
     def readings(self) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.hamiltonian import bottleneck_rank, hamiltonian_spread
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.kinetic_energy import path_length_of
-from lightning_leaky.functional.step_sizes import check_step_sizes
+from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
 from lightning_leaky.metrics.energies import PathEnergies
 from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
 from lightning_leaky.metrics.spectrum import StableRank
@@ -172,8 +173,8 @@ class PathReader(nn.Module):
         super().__init__()
         self.quantities = check_quantities(quantities)
         self.width = width
-        self.effective_depth = effective_depth
-        self.step_sizes = torch.full((num_layers,), 1 / num_layers, dtype=torch.float64)
+        self.effective_depth = check_non_negative("effective_depth", effective_depth)
+        self.step_sizes = equidistant_step_sizes(num_layers)
         wanted = set(self.quantities)
         self.energies = PathEnergies(num_layers, width, effective_depth, k_norm) if wanted & set(ENERGIES) else None
         self.spectrum = StableRank(num_layers, width, k_norm) if wanted & set(SPECTRUM) else None
@@ -201,7 +202,7 @@ class PathReader(nn.Module):
         Raises:
             ValueError: If the tensors do not fit the layers, or the momenta are missing.
         """
-        self.step_sizes = check_step_sizes(step_sizes, len(self.step_sizes)).cpu()
+        self.step_sizes = check_step_sizes(step_sizes, len(self.step_sizes)).cpu().clone()
         if self.energies is not None:
             self.energies.update(previous, current, step_sizes)
         if self.spectrum is not None:

@@ -91,7 +91,7 @@ def test_balancedness_defect_is_its_formula(seed, depth, num_layers):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": torch.ones(3, 4)}, r"`weights` must have shape \(L, w, d\), got \(3, 4\)"),
+        ({"weights": torch.ones(3, 4)}, r"`weights` must have shape \(L, rows, columns\), got \(3, 4\)"),
         ({"weights": torch.ones(2, 3, 4).long()}, "`weights`.*int64"),
         ({"weights": torch.full((2, 3, 4), float("nan"))}, "`weights`.*24 NaN"),
         ({"step_sizes": torch.ones(3) / 3}, r"`step_sizes` must have shape \(2,\)"),

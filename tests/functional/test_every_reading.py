@@ -19,21 +19,14 @@ every_momentum_reading = pytest.mark.parametrize("reading", MOMENTA.values(), id
 both_routes = pytest.mark.parametrize("route", ROUTES)
 
 
-def each_argument(known_failures=()):
-    """Parametrise over every tensor argument of every reading; readings that fail for a known reason by their keys."""
-    xfail = pytest.mark.xfail(strict=True, reason="the error names `matrices[i]`, or is an AttributeError")
-    return pytest.mark.parametrize(
-        ("reading", "argument"),
-        [
-            pytest.param(reading, name, id=f"{key}-{name}", marks=[xfail] if (key, name) in known_failures else [])
-            for key, reading in READINGS.items()
-            for name in reading.arguments
-        ],
-    )
-
-
-VELOCITIES = [(key, "velocity") for key, reading in READINGS.items() if "velocity" in reading.arguments]
-BESIDE_VELOCITIES = [(key, "representation") for key, _ in VELOCITIES]
+each_argument = pytest.mark.parametrize(
+    ("reading", "argument"),
+    [
+        pytest.param(reading, name, id=f"{key}-{name}")
+        for key, reading in READINGS.items()
+        for name in reading.arguments
+    ],
+)
 
 
 def smooth_problem(num_samples, width, k_norm, seed=0):
@@ -161,13 +154,13 @@ def test_derivatives(reading, num_samples, k_norm):
     assert torch.autograd.gradcheck(read, tensors)
 
 
-@each_argument()
+@each_argument
 @pytest.mark.parametrize("spoil", [lambda A: A[0], lambda A: A[:0]], ids=["one_dimension", "empty"])
 def test_bad_shapes_are_named(reading, argument, spoil):
     check_that_error_names(reading, argument, spoil)
 
 
-@each_argument(known_failures=VELOCITIES)
+@each_argument
 @pytest.mark.parametrize(
     "spoil", [lambda A: A.long(), lambda A: A / 0, lambda A: A * float("nan")], ids=["integers", "infinite", "nan"]
 )
@@ -175,7 +168,7 @@ def test_bad_values_are_named(reading, argument, spoil):
     check_that_error_names(reading, argument, spoil)
 
 
-@each_argument(known_failures=VELOCITIES + BESIDE_VELOCITIES)
+@each_argument
 def test_what_is_no_tensor_is_named(reading, argument):
     check_that_error_names(reading, argument, spoil=lambda A: A.tolist())
 

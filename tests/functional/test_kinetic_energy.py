@@ -100,7 +100,6 @@ def test_path_length_names_bad_step_sizes(step_sizes, message):
 
 
 @pytest.mark.parametrize("argument", ["representations", "velocities"])
-@pytest.mark.xfail(strict=True, reason="the error names `representation` or `matrices[0]`")
 def test_path_length_names_a_diverged_tensor(argument):
     arguments = {"representations": torch.ones(2, 5, 4), "velocities": torch.ones(2, 5, 4)}
     arguments[argument] = arguments[argument] * float("nan")
@@ -118,7 +117,6 @@ def test_path_length_wants_velocities_of_the_representations_shape():
     [lambda A, rho: path_length(A, A, rho), lambda A, rho: relative_distances(A, rho[:-1] * 1.5)],
     ids=["path_length", "relative_distances"],
 )
-@pytest.mark.xfail(strict=True, reason="a single layer (N, w) is read as N layers, and a number comes out")
 def test_a_path_without_a_dimension_of_layers_is_refused(length):
     with pytest.raises(ValueError, match="`representations`"):
         length(torch.eye(3), torch.full((3,), 1 / 3))

@@ -1,6 +1,5 @@
 """The Lagrangian is the least weight cost of a velocity, and splits into two energies and a cross term."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ def test_lagrangian_is_kinetic_less_potential_energy_plus_cross_term(problem):
     A, V, depth, k_norm = problem.A, problem.V, problem.depth, problem.k_norm
     parts = kinetic_energy(A, V, depth, k_norm) - potential_energy(A, depth, k_norm) + cross_term(A, V, k_norm)
     size = references.lagrangian(A, V, depth, k_norm).size
-    assert_close(lagrangian(A, V, depth, k_norm), Reference(parts, size), rtol=1e-12)
+    assert_close(lagrangian(A, V, depth, k_norm), Reference(parts, size))
 
 
 @given(problem=problems(depths=positive_depths))
@@ -53,7 +52,6 @@ def test_cross_term_is_linear_in_the_velocity_and_the_cost_of_identity_at_the_re
     assert_close(cross_term(A, factor * V + A, k_norm), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="the three infinite terms are added one by one and give NaN")
 def test_a_layer_without_features_can_still_leak_for_nothing():
     dead = -torch.ones(2, 3)
     assert float(lagrangian(dead, -2.0 * dead, 2.0, KNorm(constant_column=False))) == 0.0

@@ -110,7 +110,6 @@ def test_bad_matrices_are_named(bad):
 
 
 @pytest.mark.parametrize("bad", BAD, ids=["one_dimension", "empty", "integers", "nan", "list"])
-@pytest.mark.xfail(strict=True, reason="the error names `matrix`, an argument of singular_values")
 def test_bad_representations_are_named(bad):
     with pytest.raises(ValueError, match="`representation`"):
         stable_rank(bad)

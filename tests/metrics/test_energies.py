@@ -66,7 +66,6 @@ def test_path_length_follows_the_step_sizes_of_its_last_update():
     torch.testing.assert_close(metric.compute(), on_one_mesh, rtol=1e-12, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="float64 step-sizes are kept by reference")
 def test_path_length_keeps_the_step_sizes_it_was_given():
     path, rho = random_path(), random_path().step_sizes
     metric = PathLength(path.num_layers, path.width, path.depth)

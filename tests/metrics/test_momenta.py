@@ -48,7 +48,6 @@ def test_readings_equal_the_references_over_any_batches(reduction, drawn):
     assert_close(found["features_momentum_norm"].reshape(-1), torch.linalg.matrix_norm(B.mT @ S))
 
 
-@pytest.mark.xfail(strict=True, reason="the number of samples is that of the last layer, for all layers")
 def test_each_layer_weighs_its_batches_by_its_own_samples():
     """As where a loss is a mean over images, and some layers see more positions of each than others."""
     path, rows = random_path(num_layers=2), (slice(0, 6), slice(0, 3))
@@ -82,7 +81,6 @@ def test_a_residual_names_weights_of_another_shape():
         metric.compute()
 
 
-@pytest.mark.xfail(strict=True, reason="float64 weights are kept by reference")
 def test_weights_are_those_of_the_update():
     path = random_path()
     metric, live = MOMENTUM_CASES["CriticalityResidual"].make(path), path.weights.clone()

@@ -100,7 +100,6 @@ def test_casting_leaves_the_sums_in_float64(cast):
     assert_same_reading(reader.compute().quantities, expected_of(path))
 
 
-@pytest.mark.xfail(strict=True, reason="torchmetrics guards `.half()` but not `.to(dtype)`, and the reader is a Module")
 def test_casting_by_to_leaves_the_sums_in_float64():
     path = random_path()
     reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES).to(torch.bfloat16)
@@ -108,19 +107,13 @@ def test_casting_by_to_leaves_the_sums_in_float64():
     assert_same_reading(reader.compute().quantities, expected_of(path))
 
 
-DIVISION = pytest.mark.xfail(strict=True, reason="ZeroDivisionError: 1 / num_layers comes before any check")
-UNCHECKED = pytest.mark.xfail(strict=True, reason="L̃ is checked by the metrics that use it only")
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param({"num_layers": 0}, "`num_layers`.*got 0", id="num_layers", marks=DIVISION),
+        pytest.param({"num_layers": 0}, "`num_layers`.*got 0", id="num_layers"),
         pytest.param({"width": 0}, "`width`.*got 0", id="width"),
         pytest.param({"effective_depth": -1.0}, "`effective_depth`.*got -1.0", id="depth"),
-        pytest.param(
-            {"effective_depth": -1.0, "quantities": SPECTRUM}, "`effective_depth`", id="depth_of_rank", marks=UNCHECKED
-        ),
+        pytest.param({"effective_depth": -1.0, "quantities": SPECTRUM}, "`effective_depth`", id="depth_of_rank"),
         pytest.param({"quantities": []}, "`quantities` must be chosen from .*got none", id="no_quantity"),
         pytest.param(
             {"quantities": ["speed", "mass", "charge"]},
@@ -145,7 +138,6 @@ def test_bad_step_sizes_are_named_and_not_kept():
     assert torch.equal(reader.compute().step_sizes, path.step_sizes)
 
 
-@pytest.mark.xfail(strict=True, reason="float64 step-sizes are kept by reference")
 def test_readings_keep_the_step_sizes_they_were_taken_at():
     path, rho = random_path(), random_path().step_sizes
     reader = PathReader(path.num_layers, path.width, path.depth, SPECTRUM)
