@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint types docs check examples clean
 
 demo: $(STAMP)

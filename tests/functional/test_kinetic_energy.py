@@ -71,7 +71,7 @@ def test_path_length_equals_the_reference(problem, seed):
 
 
 @settings(max_examples=40)
-@given(problem=problems(norms=k_norms()), factor=st.floats(-1e3, 1e3))
+@given(problem=problems(norms=k_norms()), factor=st.just(0.0) | st.floats(1e-3, 1e3) | st.floats(-1e3, -1e-3))
 def test_kinetic_energy_grows_with_the_square_of_the_velocity(problem, factor):
     value, size = references.kinetic_energy(problem.A, problem.V, problem.depth, problem.k_norm)
     found = kinetic_energy(problem.A, factor * problem.V, problem.depth, problem.k_norm)
