@@ -153,7 +153,7 @@ def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
     capped = torch.zeros_like(rho, dtype=torch.bool)
     # Sharing out can push another layer over the bound: at most L rounds.
     while bool((rho > maximum * (1 + 1e-12)).any()) and not bool(capped.all()):
-        capped |= rho >= maximum
+        capped = rho >= maximum
         free = ~capped
         rho = torch.where(capped, maximum, rho * (1 - maximum * int(capped.sum())) / rho[free].sum().clamp(min=1e-300))
     return normalise_step_sizes(rho)

@@ -70,7 +70,7 @@ class LayerMetric(Metric):
                 self._check(f"{name}[{index}]", matrix, rows=group[0].shape[0])
         # All layers are checked by now: an update that is refused adds nothing.
         for group in groups:
-            yield [matrix.detach().to(self.device, working_dtype(self.device)) for matrix in group]
+            yield [matrix.to(self.device, working_dtype(self.device)) for matrix in group]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
         """Follow a move to another device, but not a cast: sums stay in the working dtype."""

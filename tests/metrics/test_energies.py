@@ -66,6 +66,19 @@ def test_path_length_follows_the_step_sizes_of_its_last_update():
     torch.testing.assert_close(metric.compute(), on_one_mesh, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("through", ["update", "forward"])
+def test_of_several_step_sizes_the_last_count(through):
+    path = random_path()
+    meshes = path.step_sizes.flip(0), path.step_sizes
+    metric, other = (ENERGY_CASES["PathLength"].make(path) for _ in range(2))
+    for rho, rows in zip(meshes, (slice(0, 4), slice(4, None)), strict=True):
+        getattr(metric, through)(path.previous(rows), path.current(rows), rho)
+        other.update(path.previous(rows), path.current(rows), rho)
+    squares = other.products()[:, 1, 1]
+    expected = float((path.step_sizes * squares.sqrt()).sum())
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-12)
+
+
 def test_path_length_keeps_the_step_sizes_it_was_given():
     path, rho = random_path(), random_path().step_sizes
     metric = PathLength(path.num_layers, path.width, path.depth)
@@ -105,3 +118,18 @@ def test_path_energies_from_layers_with_samples_of_their_own():
     for layer, found in enumerate(metric.compute()["kinetic_energy"]):
         A, V = path.previous()[layer, rows[layer]], path.velocities()[layer, rows[layer]]
         assert_close(found, references.kinetic_energy(A, V, path.depth, path.k_norm))
+
+
+def test_path_length_takes_the_step_sizes_of_the_last_update():
+    path = random_path()
+    metric = PathLength(path.num_layers, path.width, path.depth)
+    metric(path.previous(), path.current(), path.step_sizes.flip(0))
+    metric(path.previous(), path.current(), path.step_sizes)
+    assert torch.equal(metric.step_sizes, path.step_sizes)
+
+
+def test_sums_keep_no_graph():
+    path = random_path()
+    metric = CostOfIdentity(path.num_layers, path.width)
+    metric.update(path.previous().clone().requires_grad_())
+    assert not metric.gram.requires_grad

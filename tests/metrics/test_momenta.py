@@ -93,3 +93,12 @@ def test_weights_are_those_of_the_update():
 def test_an_unknown_reduction_is_named_with_its_value(value):
     with pytest.raises(ValueError, match=f'`loss_reduction` must be "mean" or "sum", got {value!r}'):
         PathMomenta(1, 2, 1.0, loss_reduction=value)
+
+
+def test_without_weights_there_is_no_criticality_residual():
+    """Nor one with the weights of an earlier update."""
+    path = random_path()
+    metric = PathMomenta(path.num_layers, path.width, path.depth)
+    metric.update(path.previous(), path.current(), torch.ones(path.num_layers, path.width, path.width + 1))
+    metric.update(path.previous(), path.current())
+    assert "criticality_residual" not in metric.compute()

@@ -213,6 +213,12 @@ def test_layer_keys_sort_as_layers_do(num_layers):
     assert [int(key.removeprefix("layer_")) for key in keys] == list(range(1, num_layers + 1))
 
 
+def test_scalars_of_many_layers_sort_as_layers_do():
+    speeds = Readings({"speed": torch.arange(120.0)}, torch.full((120,), 1 / 120), effective_depth=1.0).scalars()
+    layers = sorted(key for key in speeds if "layer" in key)
+    assert [float(speeds[key]) for key in layers] == list(range(120))
+
+
 def test_the_table_has_a_line_for_each_layer():
     header, *lines = BY_HAND.table().splitlines()
     assert header.split() == ["layer", "step_size", "position", *BY_HAND.quantities]
@@ -255,3 +261,10 @@ def test_quantities_of_the_reader_are_those_of_its_metrics():
     path = random_path()
     assert set(path_reader.ENERGIES) == set(CASES["PathEnergies"].read(path))
     assert set(path_reader.MOMENTA) == set(CASES["PathMomenta-mean"].read(path))
+
+
+def test_keys_of_many_layers_sort():
+    """Three digits where there are a hundred layers or more."""
+    keys = list(Readings({"speed": torch.ones(120)}, torch.full((120,), 1 / 120), 1.0).scalars())
+    assert keys[0] == "speed/layer_001"
+    assert keys[:120] == sorted(keys[:120])
