@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_leaky import LeakyResNet, LeakyResNetModule, TeacherDataModule
 
-hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 
 

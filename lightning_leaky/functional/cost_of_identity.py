@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices
@@ -16,7 +17,7 @@ def cost_of_identity(representation: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor
     """Cost of identity ``‖A‖²_K``: the least ‖W‖²_F with σ(A)Wᵀ = A (arXiv 2405.17573, section 1.2).
 
     A soft count of dimensions: without the constant column and with the raw form it equals rank A for non-negative A
-    and is at least the stable rank of any A (Proposition 1).
+    and is at least the stable rank of any A that its features reproduce (Proposition 1).
 
     Args:
         representation: A, shape (..., N, w), samples in rows.
@@ -94,4 +95,6 @@ def potential_energy_from_moments(moments: SecondMoments, effective_depth: float
 
 def potential_energy_of(representation_square: Tensor, effective_depth: float) -> Tensor:
     """Potential energy from ‖A‖²_K."""
+    if effective_depth == 0:  # also where the K-norm is infinite, for want of any feature
+        return torch.zeros_like(representation_square)
     return -0.5 * leak_scale(effective_depth) * effective_depth**2 * representation_square

@@ -67,13 +67,18 @@ def criticality_residual_from_moments(weight: Tensor, moments: MomentumMoments, 
         >>> criticality_residual_from_moments(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), moments, 2.0)
         tensor(5., dtype=torch.float64)
     """
+    return criticality_residual_of(check_matrix("weight", weight), moments, effective_depth)
+
+
+def criticality_residual_of(weight: Tensor, moments: MomentumMoments, effective_depth: float) -> Tensor:
+    """Criticality residual without a check of the values: NaN where the weight has diverged."""
     critical = moments.features_momentum.mT / leak_scale(effective_depth)
     if weight.shape[-2:] != critical.shape[-2:]:
         raise ValueError(
             f"`weight` must have shape (..., {critical.shape[-2]}, {critical.shape[-1]}), got {tuple(weight.shape)}; "
             "append the bias as last column, or set constant_column=False."
         )
-    wide = weight.to(critical.dtype)
+    wide = weight.to(critical)
     distance, size = torch.linalg.matrix_norm(wide - critical), torch.linalg.matrix_norm(wide)
     return torch.where(distance == 0, 0.0, distance / size)
 

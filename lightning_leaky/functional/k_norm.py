@@ -103,7 +103,7 @@ def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, k_norm: KNor
     """
     sigma = k_norm.features(check_matrix("representation", representation))
     norm: Tensor = torch.linalg.matrix_norm(sigma, ord=2)
-    return gamma_rel * norm.square()
+    return check_non_negative("gamma_rel", gamma_rel) * norm.square()
 
 
 def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:

@@ -39,6 +39,10 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
     rho = torch.as_tensor(step_size, dtype=wide_current.dtype, device=wide_current.device)
     if not bool((rho > 0).all()):
         raise ValueError(f"`step_size` must be > 0, got {rho.tolist()}.")
+    if rho.ndim and rho.shape != wide_current.shape[:-2]:
+        raise ValueError(
+            f"`step_size` must be a number or one per layer, got shape {tuple(rho.shape)} for {tuple(current.shape)}."
+        )
     return (wide_current - wide_previous) / rho[..., None, None]
 
 

@@ -82,7 +82,7 @@ def adaptive_step_sizes(step_sizes: Tensor, distances: Tensor, damping: float = 
     if not 0 < damping <= 1:
         raise ValueError(f"`damping` must be in (0, 1], got {damping!r}; 1 is the paper's undamped update.")
     if not distances_are_usable(distances):
-        return rho
+        return rho.clone()
     wide = distances.to(rho)
     # Relative to the least distance, so that nothing overflows, and never so small that a step-size vanishes.
     slowness = (wide.amin() / wide).clamp(min=_LEAST_RATIO)

@@ -67,7 +67,7 @@ class LayerMetric(Metric):
         groups = list(zip(*matrices.values(), strict=True))
         for index, group in enumerate(groups):
             for name, matrix in zip(matrices, group, strict=True):
-                self._check(f"{name}[{index}]", matrix, rows=group[0].shape[0])
+                self._check(f"{name}[{index}]", matrix, rows=_num_rows(group[0]))
         # All layers are checked by now: an update that is refused adds nothing.
         for group in groups:
             yield [matrix.to(self.device, working_dtype(self.device)) for matrix in group]
@@ -77,6 +77,8 @@ class LayerMetric(Metric):
         return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args, **kwargs)
 
     def _check(self, name: str, matrix: Tensor, rows: int) -> None:
+        if not isinstance(matrix, Tensor):
+            raise ValueError(f"`{name}` must be a torch.Tensor, got {type(matrix).__name__}.")
         if not matrix.is_floating_point():
             raise ValueError(f"`{name}` must be a floating-point tensor, got {matrix.dtype}.")
         if matrix.ndim != 2 or matrix.shape != (rows, self.width):
@@ -104,3 +106,7 @@ class LayerMetric(Metric):
         if isinstance(values, Tensor) and values.ndim == 2:
             curves = {f"{name}[{index}]": column for index, column in enumerate(values.unbind(1))}
         return plot_along_path({key: curve.reshape(-1) for key, curve in curves.items()}, ylabel=name, ax=ax)
+
+
+def _num_rows(matrix: Tensor) -> int:
+    return matrix.shape[0] if isinstance(matrix, Tensor) and matrix.ndim else 0

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional.criticality import criticality_residual_from_moments
+from lightning_leaky.functional.criticality import criticality_residual_of
 from lightning_leaky.functional.hamiltonian import hamiltonian_from_moments
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import leak_scale
@@ -94,9 +94,7 @@ class _MomentumMetric(LayerMetric):
             "features_momentum_norm": torch.linalg.matrix_norm(moments.features_momentum),
         }
         if self.weights is not None:
-            readings["criticality_residual"] = criticality_residual_from_moments(
-                self.weights, moments, self.effective_depth
-            )
+            readings["criticality_residual"] = criticality_residual_of(self.weights, moments, self.effective_depth)
         return readings
 
 

@@ -197,7 +197,7 @@ class PathReader(nn.Module):
             current: A_1, …, A_L, each of shape (N, w).
             step_sizes: ρ, shape (L,), the same for all batches between two resets.
             momenta: B_1, …, B_L, each of shape (N, w), where a momentum quantity is read.
-            weights: W_1, …, W_L, shape (L, w, d), where the criticality residual is read.
+            weights: W_1, …, W_L, shape (L, w, d); without them there is no criticality residual.
 
         Raises:
             ValueError: If the tensors do not fit the layers, or the momenta are missing.

@@ -89,3 +89,7 @@ def test_more_stabiliser_costs_less_and_a_constant_column_more_cheaply(problem):
 
 def test_potential_energy_of_a_plain_resnet_is_zero():
     assert float(potential_energy(torch.ones(2, 3), 0.0)) == 0.0
+
+
+def test_without_leak_even_a_dead_layer_has_no_potential_energy():
+    assert float(potential_energy(-torch.ones(2, 3), 0.0, KNorm(constant_column=False))) == 0.0

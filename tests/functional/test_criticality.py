@@ -104,3 +104,9 @@ def test_balancedness_defect_names_bad_arguments(changes, message):
     arguments = {"weights": torch.ones(2, 3, 4), "step_sizes": equal_steps(2), "effective_depth": 1.0}
     with pytest.raises(ValueError, match=message):
         balancedness_defect(**(arguments | changes))
+
+
+def test_a_diverged_weight_is_named():
+    A = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"`weight`.*NaN"):
+        criticality_residual(torch.full((3, 4), float("nan")), A, A, 1.0)

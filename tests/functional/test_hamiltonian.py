@@ -14,7 +14,6 @@ from lightning_leaky.functional import (
     hamiltonian_spread,
     k_inner_products,
     kinetic_energy,
-    momentum_moments,
     potential_energy,
 )
 from tests.functional.conftest import EFFECTIVE_DEPTH, NUM_LAYERS
@@ -124,10 +123,3 @@ def test_without_leak_there_is_no_bottleneck_rank(depth):
 def test_spread_runs_over_the_last_dimension():
     energies = torch.tensor([[-3.0, -2.5, -2.0], [1.0, 1.0, 1.0]])
     assert hamiltonian_spread(energies).tolist() == [1.0, 0.0]
-
-
-def test_momentum_moments_of_many_layers_are_those_of_each():
-    A, B = torch.randn(2, 3, 5, 4).double()
-    together = momentum_moments(A, B)
-    for index in range(3):
-        torch.testing.assert_close([moment[index] for moment in together], list(momentum_moments(A[index], B[index])))

@@ -120,3 +120,9 @@ def test_path_length_wants_velocities_of_the_representations_shape():
 def test_a_path_without_a_dimension_of_layers_is_refused(length):
     with pytest.raises(ValueError, match="`representations`"):
         length(torch.eye(3), torch.full((3,), 1 / 3))
+
+
+def test_step_sizes_of_other_layers_are_refused():
+    A = torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"`step_size`.*\(3,\)"):
+        velocity(A, A, torch.ones(3))

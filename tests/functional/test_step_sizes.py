@@ -233,3 +233,9 @@ def test_cap_names_a_bound_that_is_not_a_number():
 def test_relative_distances_name_bad_representations(bad, message):
     with pytest.raises(ValueError, match=f"`representations`.*{message}"):
         relative_distances(bad, torch.tensor([0.5, 0.5]))
+
+
+def test_step_sizes_left_as_they_are_are_a_copy():
+    rho = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    adaptive_step_sizes(rho, torch.zeros(2)).mul_(2)
+    assert rho.tolist() == [0.5, 0.5]

@@ -357,3 +357,9 @@ def test_before_any_update_compute_warns(case):
     metric = case.make(random_path())
     with pytest.warns(UserWarning, match="before the ``update`` method"), suppress(ValueError):
         metric.compute()
+
+
+@pytest.mark.parametrize("bad", [torch.tensor(1.0), [1.0]], ids=["scalar", "list"])
+def test_what_is_no_matrix_is_named(bad):
+    with pytest.raises(ValueError, match=r"`representations\[0\]`"):
+        metrics.CostOfIdentity(1, 3).update([bad])

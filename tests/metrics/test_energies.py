@@ -120,14 +120,6 @@ def test_path_energies_from_layers_with_samples_of_their_own():
         assert_close(found, references.kinetic_energy(A, V, path.depth, path.k_norm))
 
 
-def test_path_length_takes_the_step_sizes_of_the_last_update():
-    path = random_path()
-    metric = PathLength(path.num_layers, path.width, path.depth)
-    metric(path.previous(), path.current(), path.step_sizes.flip(0))
-    metric(path.previous(), path.current(), path.step_sizes)
-    assert torch.equal(metric.step_sizes, path.step_sizes)
-
-
 def test_sums_keep_no_graph():
     path = random_path()
     metric = CostOfIdentity(path.num_layers, path.width)

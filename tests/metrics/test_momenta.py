@@ -59,8 +59,10 @@ def test_each_layer_weighs_its_batches_by_its_own_samples():
 
 
 def test_without_weights_there_is_no_residual():
+    """Nor one with the weights of an earlier update."""
     path = random_path()
     metric = PathMomenta(path.num_layers, path.width, path.depth)
+    metric.update(path.previous(), path.momenta(), path.weights)
     metric.update(path.previous(), path.momenta())
     assert metric.compute().keys() == {"hamiltonian", "momentum_norm", "features_momentum_norm"}
 
@@ -95,10 +97,10 @@ def test_an_unknown_reduction_is_named_with_its_value(value):
         PathMomenta(1, 2, 1.0, loss_reduction=value)
 
 
-def test_without_weights_there_is_no_criticality_residual():
-    """Nor one with the weights of an earlier update."""
+def test_weights_that_diverged_read_nan_and_harm_nobody():
     path = random_path()
     metric = PathMomenta(path.num_layers, path.width, path.depth)
-    metric.update(path.previous(), path.current(), torch.ones(path.num_layers, path.width, path.width + 1))
-    metric.update(path.previous(), path.current())
-    assert "criticality_residual" not in metric.compute()
+    weights = path.weights.clone()
+    weights[1] = torch.nan
+    metric.update(path.previous(), path.momenta(), weights)
+    assert metric.compute()["criticality_residual"].isnan().tolist() == [False, True, False]

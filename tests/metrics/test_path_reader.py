@@ -213,12 +213,6 @@ def test_layer_keys_sort_as_layers_do(num_layers):
     assert [int(key.removeprefix("layer_")) for key in keys] == list(range(1, num_layers + 1))
 
 
-def test_scalars_of_many_layers_sort_as_layers_do():
-    speeds = Readings({"speed": torch.arange(120.0)}, torch.full((120,), 1 / 120), effective_depth=1.0).scalars()
-    layers = sorted(key for key in speeds if "layer" in key)
-    assert [float(speeds[key]) for key in layers] == list(range(120))
-
-
 def test_the_table_has_a_line_for_each_layer():
     header, *lines = BY_HAND.table().splitlines()
     assert header.split() == ["layer", "step_size", "position", *BY_HAND.quantities]
