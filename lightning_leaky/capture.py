@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional.step_sizes import distance_squares
 
 Self = TypeVar("Self", bound="LayerHooks")
 
@@ -122,9 +123,10 @@ class DistanceRecorder(LayerHooks):
             return
         if self.squares.device != current.device:
             self.squares = self.squares.to(current.device, working_dtype(current.device))
-        wide_previous, wide_current = previous.to(self.squares.dtype), current.to(self.squares.dtype)
-        self.squares[0, index] += (wide_current - wide_previous).square().sum()
-        self.squares[1, index] += wide_current.square().sum()
+        dtype, width = self.squares.dtype, current.shape[-1]
+        self.squares[:, index] += distance_squares(
+            previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width)
+        )
 
 
 def _forget_compiled_code() -> None:

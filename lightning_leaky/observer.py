@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_leaky.capture import PathCapture
 from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.functional.moments import momentum_of
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
@@ -161,9 +162,11 @@ class PathObserver:
 
     def _momenta(self, current: list[Tensor], gradient_scale: float) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
-        factor = -1 / (check_weight_decay(self.weight_decay, self.quantities) * gradient_scale)
+        scaled_weight_decay = check_weight_decay(self.weight_decay, self.quantities) * gradient_scale
         return [
-            torch.full_like(representation, torch.nan) if gradient is None else factor * _rows(gradient)
+            momentum_of(
+                torch.full_like(representation, torch.nan) if gradient is None else _rows(gradient), scaled_weight_decay
+            )
             for representation, gradient in zip(current, self.capture.gradients, strict=True)
         ]
 
@@ -252,11 +255,9 @@ def _run_batch(
     inputs = inputs.detach().requires_grad_(cost is not None and inputs.is_floating_point())
     sources = [tensor for tensor in (inputs, *model.parameters()) if tensor.requires_grad]
     with torch.set_grad_enabled(cost is not None):
-        if cost is not None:
-            # `grad` returns gradients and leaves `.grad` alone.
-            torch.autograd.grad(cost(model(inputs), targets), sources, allow_unused=True)
-        else:
-            model(inputs)
+        outputs = model(inputs)
+        if cost is not None:  # `grad` returns gradients and leaves `.grad` alone
+            torch.autograd.grad(cost(outputs, targets), sources, allow_unused=True)
     observer.drain()
 
 

@@ -43,7 +43,12 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
         raise ValueError(
             f"`step_size` must be a number or one per layer, got shape {tuple(rho.shape)} for {tuple(current.shape)}."
         )
-    return (wide_current - wide_previous) / rho[..., None, None]
+    return velocity_of(wide_previous, wide_current, rho[..., None, None])
+
+
+def velocity_of(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Tensor:
+    """Velocity of checked representations in the working dtype."""
+    return (current - previous) / step_size
 
 
 def kinetic_energy(
@@ -119,7 +124,7 @@ def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor,
     """
     wide, wide_velocities = check_matrices(representations=representations, velocities=velocities)
     rho = check_step_sizes(step_sizes, num_layers=len(check_layers("representations", wide)))
-    return path_length_of(inner_products_of(k_norm, wide, wide_velocities)[..., 0, 0], rho.to(wide.device))
+    return path_length_of(speed_of(inner_products_of(k_norm, wide, wide_velocities)[..., 0, 0]), rho.to(wide.device))
 
 
 def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -139,9 +144,15 @@ def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm:
         tensor(1.4142, dtype=torch.float64)
     """
     rho = check_step_sizes(step_sizes, num_layers=moments.gram.shape[0])
-    return path_length_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], rho.to(moments.gram.device))
+    speeds = speed_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1])
+    return path_length_of(speeds, rho.to(speeds.device))
 
 
-def path_length_of(velocity_squares: Tensor, step_sizes: Tensor) -> Tensor:
-    """Length of the path from ‖V_l‖²_K; rounding below zero counts as zero."""
-    return (step_sizes * velocity_squares.clamp(min=0).sqrt()).sum(-1)
+def speed_of(velocity_square: Tensor) -> Tensor:
+    """Speed ‖∂_pA‖_K from its square; rounding below zero counts as zero."""
+    return velocity_square.clamp(min=0).sqrt()
+
+
+def path_length_of(speeds: Tensor, step_sizes: Tensor) -> Tensor:
+    """Length of the path from ‖V_l‖_K."""
+    return (step_sizes * speeds).sum(-1)

@@ -96,6 +96,11 @@ def momentum_moments(
     return momentum_moments_of(features(wide, activation, constant_column), wide, wide_momentum)
 
 
+def momentum_of(gradient: Tensor, weight_decay: float) -> Tensor:
+    """Momentum ``B = −(1/λ) ∂C/∂A`` from the gradient of the cost (arXiv 2405.17573, section 2.1)."""
+    return -gradient / weight_decay
+
+
 def moments_of(feature_matrix: Tensor, matrices: Tensor) -> SecondMoments:
     """Second moments of (..., N, d) features and (..., k, N, w) matrices, without checks."""
     return SecondMoments(

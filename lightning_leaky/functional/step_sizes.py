@@ -118,14 +118,17 @@ def relative_distances(representations: Tensor, step_sizes: Tensor) -> Tensor:
     """
     wide = check_layers("representations", check_matrix("representations", representations))
     rho = check_step_sizes(step_sizes, num_layers=wide.shape[0] - 1)
-    return relative_distances_of(
-        wide.diff(dim=0).square().sum((-2, -1)), wide[1:].square().sum((-2, -1)), rho.to(wide.device)
-    )
+    return relative_distances_of(distance_squares(wide[:-1], wide[1:]), rho.to(wide.device))
 
 
-def relative_distances_of(change_squares: Tensor, size_squares: Tensor, step_sizes: Tensor) -> Tensor:
-    """Relative distances per unit of p from ‖A_l − A_{l−1}‖² and ‖A_l‖², sums over samples."""
-    return (change_squares / size_squares).sqrt() / step_sizes
+def distance_squares(previous: Tensor, current: Tensor) -> Tensor:
+    """‖A_l − A_{l−1}‖² and ‖A_l‖², sums over samples: shape (2, ...) from two tensors of shape (..., N, w)."""
+    return torch.stack([matrix.square().sum((-2, -1)) for matrix in (current - previous, current)])
+
+
+def relative_distances_of(squares: Tensor, step_sizes: Tensor) -> Tensor:
+    """Relative distances per unit of p from their sums over samples, shape (2, L)."""
+    return (squares[0] / squares[1]).sqrt() / step_sizes
 
 
 def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import energy_hamiltonian_of
 from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_moments
-from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of
+from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of, velocity_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import SecondMoments, moments_of
@@ -143,7 +143,7 @@ class _PathMetric(_MomentMetric):
         """
         rho = check_step_sizes(step_sizes, self.num_layers).tolist()
         for index, (start, end) in enumerate(self.layers_of(previous=previous, current=current)):
-            self.accumulate(index, start, start, (end - start) / rho[index])
+            self.accumulate(index, start, start, velocity_of(start, end, rho[index]))
 
     def energies(self) -> dict[str, Tensor]:
         """Return the energies by name, each of shape (L,)."""
@@ -155,7 +155,7 @@ class _PathMetric(_MomentMetric):
             "cross_term": products[:, 0, 1],
             "lagrangian": lagrangian_of(products, self.effective_depth),
             "energy_hamiltonian": energy_hamiltonian_of(products, self.effective_depth),
-            "speed": products[:, 1, 1].clamp(min=0).sqrt(),
+            "speed": speed_of(products[:, 1, 1]),
         }
 
 
@@ -286,7 +286,7 @@ class PathLength(_PathMetric):
 
     def compute(self) -> Tensor:
         """Return the value, a scalar."""
-        return path_length_of(self.products()[:, 1, 1], self.step_sizes)
+        return path_length_of(self.energies()["speed"], self.step_sizes)
 
 
 def latest_given(values: Tensor) -> Tensor:

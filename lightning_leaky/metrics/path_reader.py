@@ -72,7 +72,7 @@ class Readings:
         if "cost_of_identity" in self.quantities:
             found["cost_of_identity/min"] = self["cost_of_identity"].amin()
         if "speed" in self.quantities:
-            found["speed/path_length"] = path_length_of(self["speed"].square(), self.step_sizes)
+            found["speed/path_length"] = path_length_of(self["speed"], self.step_sizes)
         if "criticality_residual" in self.quantities:
             found["criticality_residual/max"] = self["criticality_residual"].amax()
         for name in ("hamiltonian", "energy_hamiltonian"):

@@ -155,7 +155,7 @@ class StepSizeHook:
         # On the network's device even where no batch has come by: a process without data joins the sum all the same.
         squares = summed(self._recorder.squares.to(self.path.step_sizes.device))
         squares = squares.to("cpu", torch.float64)
-        distances = relative_distances_of(squares[0], squares[1], self._master)
+        distances = relative_distances_of(squares, self._master)
         if not distances_are_usable(distances):
             self._warn_once(distances)
             return

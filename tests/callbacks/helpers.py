@@ -74,7 +74,10 @@ def path_by_hand(network: nn.Module, inputs: Tensor) -> list[Tensor]:
     return path
 
 
-def readings_by_hand(module: LeakyResNetModule, inputs: Tensor, targets: Tensor, k_norm: KNorm = KNorm()):  # noqa: B008
+DEFAULT_NORM = KNorm()
+
+
+def readings_by_hand(module: LeakyResNetModule, inputs: Tensor, targets: Tensor, k_norm: KNorm = DEFAULT_NORM):
     """Every quantity by name, shape (L,), from the functions of tensors and autograd."""
     network, depth = module.network, module.network.effective_depth
     path = path_by_hand(network, inputs)
