@@ -13,8 +13,9 @@ from lightning_leaky.functional import (
     potential_energy,
     stable_rank,
 )
+from lightning_leaky.layout import Layout
 from lightning_leaky.metrics import Readings
-from lightning_leaky.models import LeakyResNet
+from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmake_leaky
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.observer import measure_path
 from lightning_leaky.optim import StepSizeHook
@@ -25,8 +26,10 @@ __all__ = [
     "DigitsDataModule",
     "EnergyMonitor",
     "KNorm",
+    "Layout",
     "LeakyResNet",
     "LeakyResNetModule",
+    "LeakyResidual",
     "Readings",
     "StepSizeAdapter",
     "StepSizeHook",
@@ -37,7 +40,9 @@ __all__ = [
     "hamiltonian",
     "irregular_step_sizes",
     "kinetic_energy",
+    "make_leaky",
     "measure_path",
     "potential_energy",
     "stable_rank",
+    "unmake_leaky",
 ]

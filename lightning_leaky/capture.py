@@ -13,12 +13,19 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import distance_squares
+from lightning_leaky.structures import paired_tensors, tensors_of
 
 Self = TypeVar("Self", bound="LayerHooks")
 
+_PADDING_MASKS = ("src_key_padding_mask", "tgt_key_padding_mask")
+
 
 class LayerHooks:
-    """Owns one forward hook on each of some layers.
+    """Owns the forward hooks on some layers: one before and one after each.
+
+    A layer may take its input by position or keyword and return any structure (`paired_tensors`). What cannot be read
+    is never an error in somebody's forward pass: `complaints` says it afterwards. Counts and fingerprints are taken in
+    eager code only, for a compiled hook must not change a number.
 
     Pickling and deep-copying drop the handles, not the layers: a copy has no hooks until it is attached.
 
@@ -30,13 +37,16 @@ class LayerHooks:
         self.layers = list(layers)
         self.armed = False
         self._handles: list[RemovableHandle] = []
+        self._is_checking = True
+        self._forget_passes()
 
     def attach(self: Self) -> Self:
         """Register the hooks, once, and return this object."""
         if not self._handles:
-            self._handles = [
-                layer.register_forward_hook(partial(self._hook, index)) for index, layer in enumerate(self.layers)
-            ]
+            for index, layer in enumerate(self.layers):
+                enter, leave = partial(self._enter, index), partial(self._leave, index)
+                self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(layer.register_forward_hook(leave, with_kwargs=True))
             _forget_compiled_code()
         return self
 
@@ -47,27 +57,71 @@ class LayerHooks:
         self._handles = []
         self.armed = False
 
-    def _hook(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.armed:
-            if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-                raise ValueError(
-                    "`layers` must take a tensor as first positional argument and return one, but a "
-                    f"{type(module).__name__} took {[type(arg).__name__ for arg in args]} and returned "
-                    f"{type(output).__name__}; choose other layers."
+    def complaints(self) -> dict[int, str]:
+        """Why layers cannot be read, by index, from what has passed since the last `clear`."""
+        found = dict.fromkeys(self._unpaired, "takes or returns no floating-point tensor")
+        for index, (before, after) in self._fingerprints.items():
+            if not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True):
+                found[index] = (
+                    "overwrites its input in place (or code after it does), so that there is nothing to compare with; "
+                    "use out-of-place operations"
                 )
-            self._observe(index, args[0], output)
+        return found
+
+    def clear(self) -> None:
+        """Forget what has passed."""
+        self._forget_passes()
+
+    def stop_checking(self) -> None:
+        """Take no more fingerprints: what the layers do in place has been seen."""
+        self._is_checking = False
+
+    def _forget_passes(self) -> None:
+        self._counts = [0] * len(self.layers)
+        self._unpaired: list[int] = []
+        self._entered: dict[int, list[Tensor]] = {}
+        self._fingerprints: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.armed and not torch.compiler.is_compiling():
+            self._counts[index] += 1
+            if self._is_checking:
+                self._entered[index] = [fingerprint(tensor) for tensor in tensors_of((args, kwargs))]
+
+    def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._is_wanted():
+            return
+        pair = paired_tensors((args, kwargs), output)
+        if pair is not None:
+            self._observe(index, *pair)
+        if not torch.compiler.is_compiling():
+            self._check(index, (args, kwargs), pair)
+
+    def _check(self, index: int, inputs: Any, pair: tuple[Tensor, Tensor] | None) -> None:
+        if pair is None:
+            self._unpaired.append(index)
+        elif index in self._entered:
+            position = next(number for number, tensor in enumerate(tensors_of(inputs)) if tensor is pair[0])
+            self._fingerprints[index] = (self._entered.pop(index)[position], fingerprint(pair[0]))
+
+    def _is_wanted(self) -> bool:
+        return self.armed
 
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": [], "armed": False}
+        none_passed = {"_counts": [0] * len(self.layers), "_unpaired": [], "_entered": {}, "_fingerprints": {}}
+        return {**self.__dict__, **none_passed, "_handles": [], "armed": False}
 
 
 class PathCapture(LayerHooks):
     """Keeps, while armed, what passed through each layer: A_{l−1}, A_l and, on request, ∂loss/∂A_l.
 
-    Tensors are detached and kept until `clear`; a later forward pass overwrites an earlier one.
+    Tensors are detached and kept until `clear`; a later forward pass overwrites an earlier one. The padding mask that
+    transformer layers of torch.nn take by keyword is kept too. Reentrant
+    checkpointing runs a layer without gradients first and again inside the backward pass: the values are those of the
+    first run, the gradients come from the second.
 
     Args:
         layers: The layers of a path, in order.
@@ -77,17 +131,61 @@ class PathCapture(LayerHooks):
     def __init__(self, layers: Sequence[nn.Module], gradients: bool = False) -> None:
         super().__init__(layers)
         self.gradients_wanted = gradients
-        self.clear()
+        self.in_backward = False
+        self._forget_tensors()
 
     def clear(self) -> None:
         """Forget every tensor."""
+        super().clear()
+        self.in_backward = False
+        self._forget_tensors()
+
+    def complaints(self) -> dict[int, str]:
+        """Why layers cannot be read, by index."""
+        for index, (before, _) in self._fingerprints.items():
+            previous = self.previous[index]
+            if previous is not None:  # what came after the layer may have overwritten its input too
+                self._fingerprints[index] = (before, fingerprint(previous))
+        repeated = {index: count for index, count in enumerate(self._counts) if count > 1}
+        return super().complaints() | {
+            index: f"runs {count} times in one forward pass (shared weights?), and there is one place for its reading"
+            for index, count in repeated.items()
+        }
+
+    def take(self, other: PathCapture, indices: Sequence[int]) -> None:
+        """Take over what another capture has seen of some of its layers, which are this one's."""
+        for own, index in enumerate(indices):
+            self.previous[own], self.current[own] = other.previous[index], other.current[index]
+            self.gradients[own], self._counts[own] = other.gradients[index], other._counts[index]
+            if index in other._fingerprints:
+                self._fingerprints[own] = other._fingerprints[index]
+
+    def real_positions(self) -> Tensor | None:
+        """Which positions are no padding, shape (batch, tokens), where the layers were told."""
+        if self.padding is None:
+            return None
+        return self.padding == 0  # True, or −inf once torch has made it additive, is padding
+
+    def _forget_tensors(self) -> None:
+        self.padding: Tensor | None = None
         self.previous: list[Tensor | None] = [None] * len(self.layers)
         self.current: list[Tensor | None] = [None] * len(self.layers)
         self.gradients: list[Tensor | None] = [None] * len(self.layers)
 
+    def _is_wanted(self) -> bool:
+        return self.armed or (self.gradients_wanted and self.in_backward)
+
+    def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._enter(index, module, args, kwargs)
+        if self.armed:
+            for name in _PADDING_MASKS:
+                if kwargs.get(name) is not None:
+                    self.padding = kwargs[name]
+
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
-        self.previous[index] = previous.detach()
-        self.current[index] = current.detach()
+        if self.armed:
+            self.previous[index] = previous.detach()
+            self.current[index] = current.detach()
         if self.gradients_wanted and current.requires_grad:
             current.register_hook(partial(self._keep_gradient, index))  # type: ignore[no-untyped-call]
 
@@ -96,7 +194,8 @@ class PathCapture(LayerHooks):
 
     def __getstate__(self) -> dict[str, Any]:
         nothing: list[None] = [None] * len(self.layers)
-        return {**super().__getstate__(), "previous": nothing, "current": list(nothing), "gradients": list(nothing)}
+        state = {**super().__getstate__(), "in_backward": False, "padding": None}
+        return {**state, "previous": nothing, "current": list(nothing), "gradients": list(nothing)}
 
 
 class DistanceRecorder(LayerHooks):
@@ -115,11 +214,12 @@ class DistanceRecorder(LayerHooks):
 
     def clear(self) -> None:
         """Set the sums to zero."""
+        super().clear()
         self.squares.zero_()
 
     @torch.no_grad()
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
-        if not self.layers[index].training:
+        if not self.layers[index].training or previous.shape != current.shape:
             return
         if self.squares.device != current.device:
             self.squares = self.squares.to(current.device, working_dtype(current.device))
@@ -127,6 +227,18 @@ class DistanceRecorder(LayerHooks):
         self.squares[:, index] += distance_squares(
             previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width)
         )
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> Tensor:
+    """Sum and norm of a tensor: a change that neither shows in float32 is none that a reading would show.
+
+    Example:
+        >>> fingerprint(torch.tensor([3.0, 4.0]))
+        tensor([7., 5.])
+    """
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.stack([tensor.sum(dtype=dtype), torch.linalg.vector_norm(tensor, dtype=dtype)])
 
 
 def _forget_compiled_code() -> None:

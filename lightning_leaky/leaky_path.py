@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+from lightning_leaky.layers import plain_name
 
 
 @runtime_checkable
@@ -61,18 +61,6 @@ def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
         # A compiled wrapper answers for the module inside it: it would be found twice.
         if isinstance(module, LeakyPath) and isinstance(module.step_sizes, Tensor) and not hasattr(module, "_orig_mod")
     }
-
-
-def plain_name(name: str) -> str:
-    """Return a module's name as it was before torch.compile, FSDP or checkpointing wrapped its parents.
-
-    Example:
-        >>> plain_name("_orig_mod.network.layers.0")
-        'network.layers.0'
-    """
-    for wrapper in _WRAPPERS:
-        name = f"{name}.".replace(wrapper, "").rstrip(".")
-    return name
 
 
 def step_sizes_of(path: LeakyPath) -> Tensor:

@@ -3,78 +3,93 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lightning_leaky.block_path import BlockPath, PathFinder
 from lightning_leaky.capture import PathCapture
 from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.functional.leak import objective_weight_decay
 from lightning_leaky.functional.moments import momentum_of
-from lightning_leaky.functional.step_sizes import equidistant_step_sizes
-from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
+from lightning_leaky.functional.step_sizes import normalise_step_sizes
+from lightning_leaky.layers import LayerChoice, choose_layers, named_layers
+from lightning_leaky.layout import Layout
+from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
-from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, PathReader, Readings, check_quantities
+from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings, check_quantities
+from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
 from lightning_leaky.processes import greatest
 
-
-class BlockPath(nn.Module):
-    """Layers of any network, read as a path with equidistant step-sizes (a plain ResNet where L̃ = 0).
-
-    Args:
-        layers: Shape-preserving layers in the order in which they run.
-        effective_depth: L̃ ≥ 0 for the energies.
-    """
-
-    step_sizes: Tensor
-
-    def __init__(self, layers: Sequence[nn.Module], effective_depth: float = 0.0) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.effective_depth = effective_depth
-        self.register_buffer("step_sizes", equidistant_step_sizes(len(self.layers)))
+PaddingMask: TypeAlias = Callable[[Any], Tensor | None] | str | None
+"""Where a batch says which positions are real: a key of a dictionary, or a function of the batch."""
 
 
 class PathObserver:
     """Hooks on a path and the sums they feed: arm it, run batches, drain after each, compute.
 
+    What a batch holds is never an error, for this object sits in somebody's training loop: what cannot be read is left
+    out, with one warning that names it. A strict observer raises ValueError instead.
+
     Args:
-        path: What to read.
+        model: The model that contains the path.
+        path: What to read; ``None`` finds the longest run of shape-preserving blocks on the first batch.
         quantities: Names from `lightning_leaky.metrics.path_reader.QUANTITIES`.
         gamma: The stabiliser of the K-norm, or ``None`` for a relative one; see `KNorm`.
         gamma_rel: γ0 of the relative stabiliser.
         weight_decay: λ > 0, where a momentum quantity is read.
+        optimizer_weight_decay: An optimizer's weight decay, to take λ from where it is not given; see
+            `lightning_leaky.functional.objective_weight_decay`.
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
+        effective_depth: L̃ of a path that is found.
+        layout: How a representation becomes a matrix.
+        form: Second moments, the samples themselves, or whichever fits; see `SegmentReaders`.
+        strict: Whether what cannot be read is an error.
 
     Raises:
-        ValueError: If a quantity is not known, or a momentum quantity is wanted without a weight decay.
+        ValueError: If a quantity is not known, or a momentum quantity is wanted without a weight decay or of a part of
+            the positions.
     """
 
     def __init__(
         self,
-        path: LeakyPath,
+        model: nn.Module,
+        path: LeakyPath | None,
         quantities: Collection[str],
         gamma: float | None = None,
         gamma_rel: float = 1e-3,
         weight_decay: float | None = None,
+        optimizer_weight_decay: float | None = None,
         loss_reduction: LossReduction = "mean",
+        effective_depth: float = 0.0,
+        layout: Layout | None = None,
+        form: Form = "auto",
+        strict: bool = False,
     ) -> None:
         self.path = path
         self.quantities = check_quantities(quantities)
-        self.weight_decay = weight_decay
+        self.weight_decay, self.optimizer_weight_decay = weight_decay, optimizer_weight_decay
         self.loss_reduction: LossReduction = loss_reduction
+        self.layout = Layout() if layout is None else layout
+        self.form: Form = check_form(form)
+        self.strict = strict
+        self.notes: list[str] = []
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
         if self.reads_momenta:
-            check_weight_decay(weight_decay, self.quantities)
+            check_momenta(self.quantities, weight_decay or optimizer_weight_decay, self.layout)
         self.k_norm = KNorm(
             gamma, gamma_rel, getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
         )
-        self.capture = PathCapture(list(path.layers), gradients=self.reads_momenta)
-        self._reader: PathReader | None = None
-        self._is_empty = True
-        self._warned_of_silence = False
-        self._step_sizes = step_sizes_of(path)
+        self._names = {id(module): name for name, module in named_layers(model).items()}
+        self._finder = None if path is not None else PathFinder(model, effective_depth)
+        layers = self._finder.candidates if self._finder is not None else list(path.layers) if path is not None else []
+        self.capture = PathCapture(layers, gradients=self.reads_momenta)
+        self._structure = _no_structure(len(layers))
+        self._readers: SegmentReaders | None = None
+        self._warned: set[str] = set()
+        self._step_sizes = torch.zeros(0) if path is None else step_sizes_of(path)
 
     def attach(self) -> PathObserver:
         """Register the forward hooks and return this observer."""
@@ -90,89 +105,305 @@ class PathObserver:
         """Keep what passes from now on."""
         self.capture.clear()
         self.capture.armed = True
-        self._step_sizes = step_sizes_of(self.path)
+        if self.path is not None:
+            self._step_sizes = step_sizes_of(self.path)
 
     def disarm(self) -> None:
         """Keep nothing that passes from now on; gradients still arrive for what has passed."""
+        self.capture.in_backward = self.capture.in_backward or self.capture.armed
         self.capture.armed = False
 
-    def drain(self, gradient_scale: float = 1.0) -> None:
-        """Add what has passed to the sums, and forget it; a batch in which a layer was silent is left out.
+    def forget(self) -> None:
+        """Forget what has passed, but for where the path is."""
+        self.disarm()
+        self._find_path()
+        self.capture.clear()
+
+    def drain(self, gradient_scale: float = 1.0, keep: Tensor | None = None) -> None:
+        """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
 
         Args:
             gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation).
+            keep: Which positions are real, see `Layout.rows`; ``None`` asks the layers, which may have been told.
 
         Raises:
-            ValueError: If a layer changes the shape, or a representation is neither (N, w) nor (batch, tokens, w).
+            ValueError: If this observer is strict and the batch cannot be read.
         """
         self.disarm()
-        previous, current = _present(self.capture.previous), _present(self.capture.current)
-        if len(current) == len(self.path.layers):
-            self._update(previous, current, self._momenta(current, gradient_scale) if self.reads_momenta else None)
-        else:
-            self._warn_of_silence()
+        if self._find_path():
+            try:
+                self._read(gradient_scale, keep)
+            except ValueError as error:
+                self._complain(f"A batch is not read: {error}")
         self.capture.clear()
 
     def reset(self) -> None:
         """Forget every batch."""
-        self._is_empty = True
-        if self._reader is not None:
-            self._reader.reset()
+        if self._readers is not None:
+            self._readers.reset()
 
     def compute(self) -> Readings | None:
         """Return the readings of all batches since the last reset, or ``None`` if no process has ever read one.
 
         Under torch.distributed every process must call it: one without a batch joins the others with an empty one.
         """
-        width = greatest(0 if self._reader is None else self._reader.width, self.path.step_sizes.device)
-        if width == 0:
+        if self._finder is not None:
+            agreed = self._finder.agreed_path()
+            if self.path is None and agreed is not None:
+                self._take_path(agreed)
+        if self.path is None:
             return None
-        if self._is_empty:
-            nothing = [torch.zeros(0, width, device=self.path.step_sizes.device)] * len(self.path.layers)
-            self._update(nothing, nothing, nothing)
-        return self._reader_for(width, self.path.step_sizes.device).compute()
+        device = self.path.step_sizes.device
+        self._structure = greatest(self._structure.to(device)).cpu()
+        if not self._structure.any():
+            return None
+        readers = self._readers_on(device)
+        if readers.is_empty:
+            dtype = torch.float64 if int(self._structure[2].max()) == 8 else torch.float32
+            like = torch.zeros(0, dtype=dtype, device=device)
+            readers.update_with_nothing(self._step_sizes_read(), self._weights(), like)
+        return readers.compute([self._name(index) for index in self._layers_read()])
 
-    def _update(self, previous: list[Tensor], current: list[Tensor], momenta: list[Tensor] | None) -> None:
-        reader = self._reader_for(current[0].shape[-1], current[0].device)
-        reader.update(previous, current, self._step_sizes, momenta, self._weights())
-        self._is_empty = False
+    # The path: found on the first batch where nobody has named it.
 
-    def _warn_of_silence(self) -> None:
-        if not self._warned_of_silence:
-            self._warned_of_silence = True
-            silent = [index + 1 for index, seen in enumerate(self.capture.current) if seen is None]
-            warnings.warn(
-                f"A batch is not read: layers {silent} of the path did not run in it, or ran in code that was compiled "
-                "before they were watched.",
-                stacklevel=2,
+    def _find_path(self) -> bool:
+        """Whether there is a path; the first batch is handed over to it."""
+        if self.path is None and self._finder is not None:
+            candidates, found = self.capture, self._finder.find(self.capture)
+            if found is None:
+                self._complain(
+                    "No layers are read: `layers` is None, and no two shape-preserving blocks of one class follow one "
+                    'another in the first batch. Name the layers, as in EnergyMonitor("encoder.layers.*").'
+                )
+            else:
+                path, run = found
+                self._take_path(path)
+                self.capture.take(candidates, run)
+        return self.path is not None
+
+    def _take_path(self, path: BlockPath) -> None:
+        self.capture.detach()
+        self.path = path
+        self.capture = PathCapture(list(path.layers), gradients=self.reads_momenta).attach()
+        self._structure = _no_structure(len(path.layers))
+        self._step_sizes = step_sizes_of(path)
+
+    # One batch.
+
+    def _read(self, gradient_scale: float, keep: Tensor | None) -> None:
+        """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
+        self._check_passes()
+        is_first = not self._structure.any()
+        if is_first:
+            self._structure = self._structure_seen()
+        keep = self.capture.real_positions() if keep is None else keep
+        previous, current = self._rows(self.capture.previous, keep), self._rows(self.capture.current, keep)
+        self._check_shapes(previous, current)
+        if is_first:
+            self._check_connections(previous, current)
+            self.capture.stop_checking()
+        readers = self._readers_on(current[0].device)
+        if readers.has_room():
+            momenta = self._momenta(current, gradient_scale, keep) if self.reads_momenta else None
+            readers.update(previous, current, self._step_sizes_read(), momenta, self._weights())
+        else:
+            self._warn(
+                "Of further batches nothing is read: the samples kept fill the memory that a monitor may take. Thin "
+                "them with Layout(max_samples=...), or limit the batches."
             )
 
-    def _reader_for(self, width: int, device: torch.device) -> PathReader:
-        if self._reader is None:
-            self._reader = PathReader(
-                len(self.path.layers),
-                width,
-                self.path.effective_depth,
-                self.quantities,
-                self.k_norm,
-                self.loss_reduction,
+    def _check_passes(self) -> None:
+        """Raise ValueError where a layer was silent or cannot be read."""
+        for index, complaint in self.capture.complaints().items():
+            raise ValueError(f"layer {self._name(index)!r} {complaint}; choose other `layers`.")
+        silent = [self._name(index) for index, tensor in enumerate(self.capture.current) if tensor is None]
+        if silent:
+            raise ValueError(
+                f"layers {silent} did not run in it, or ran in code that was compiled before they were watched; leave "
+                "them out of `layers`."
             )
-        # MPS has no float64: there the sums live on the CPU.
-        return self._reader.to("cpu" if device.type == "mps" else device)
 
-    def _momenta(self, current: list[Tensor], gradient_scale: float) -> list[Tensor]:
+    def _structure_seen(self) -> Tensor:
+        """Segment (0 where the shape changes and nothing is read), width and bytes an entry of each layer: (3, L)."""
+        structure = _no_structure(len(self.capture.layers))
+        segment, before = 0, None
+        for index, (start, end) in enumerate(zip(self.capture.previous, self.capture.current, strict=True)):
+            if start is None or end is None or start.shape != end.shape:
+                before = None
+                continue
+            segment += start.shape != before
+            before = end.shape
+            wide = torch.promote_types(end.dtype, torch.float32)
+            structure[:, index] = torch.tensor([segment, self.layout.width(end), wide.itemsize])
+        if segment == 0:
+            raise ValueError(f"none of {self._all_names()} preserves the shape of its input; choose other `layers`.")
+        self._note(structure)
+        return structure
+
+    def _note(self, structure: Tensor) -> None:
+        """Say what is read, for a log."""
+        names = self._all_names()
+        read = [name for name, segment in zip(names, structure[0], strict=True) if segment > 0]
+        text = f"{len(read)} layers are read, {read[0]} to {read[-1]} ({type(self.capture.layers[-1]).__name__})"
+        if structure[0].max() > 1:
+            text += f", in {int(structure[0].max())} segments: the shape changes between them"
+        left_out = sorted(set(names) - set(read))
+        self.notes.append(text + (f", and in {left_out}, which are left out." if left_out else "."))
+
+    def _check_shapes(self, previous: list[Tensor], current: list[Tensor]) -> None:
+        for index, start, end in zip(self._layers_read(), previous, current, strict=True):
+            width = int(self._structure[1, index])
+            if start.shape != end.shape or start.shape[-1] != width:
+                raise ValueError(
+                    f"layer {self._name(index)!r} maps {tuple(start.shape)} to {tuple(end.shape)}, and in the first "
+                    f"batch it preserved a width of {width}."
+                )
+
+    def _check_connections(self, previous: list[Tensor], current: list[Tensor]) -> None:
+        """Warn where a layer does not take what the one before it in its segment has returned."""
+        read = self._layers_read()
+        for place in range(1, len(read)):
+            before, after = read[place - 1], read[place]
+            if self._structure[0, before] == self._structure[0, after]:
+                passed, taken = current[place - 1], previous[place]
+                if passed.data_ptr() != taken.data_ptr() and not torch.equal(passed.to(taken), taken):
+                    self._warn(
+                        f"Layers {self._name(before)!r} and {self._name(after)!r} are not on one path: what the second "
+                        "takes is not what the first returned. Each layer's readings stand, those along the path "
+                        "(length, spread, rank) do not. Choose `layers` that follow one another."
+                    )
+                    return
+
+    def _rows(self, tensors: Sequence[Tensor | None], keep: Tensor | None) -> list[Tensor]:
+        chosen = [tensors[index] for index in self._layers_read()]
+        return [self.layout.rows(tensor, keep) for tensor in chosen if tensor is not None]
+
+    def _momenta(self, current: list[Tensor], gradient_scale: float, keep: Tensor | None) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
-        scaled_weight_decay = check_weight_decay(self.weight_decay, self.quantities) * gradient_scale
+        scaled_weight_decay = self._weight_decay() * gradient_scale
+        gradients = [self.capture.gradients[index] for index in self._layers_read()]
         return [
-            momentum_of(
-                torch.full_like(representation, torch.nan) if gradient is None else _rows(gradient), scaled_weight_decay
-            )
-            for representation, gradient in zip(current, self.capture.gradients, strict=True)
+            torch.full_like(rows, torch.nan)
+            if gradient is None
+            else momentum_of(self.layout.rows(gradient, keep), scaled_weight_decay)
+            for rows, gradient in zip(current, gradients, strict=True)
         ]
+
+    def _weight_decay(self) -> float:
+        """λ as it was given, or that of the optimizer."""
+        if self.weight_decay is not None or self.path is None:
+            return check_weight_decay(self.weight_decay, self.quantities)
+        given = check_weight_decay(self.optimizer_weight_decay, self.quantities)
+        acts_per_layer = not hasattr(self.path, "weights")
+        return objective_weight_decay(given, len(self._layers_read()), self.path.effective_depth, acts_per_layer)
 
     def _weights(self) -> Tensor | None:
         weights: Callable[[], Tensor] | None = getattr(self.path, "weights", None)
-        return weights() if weights is not None and "criticality_residual" in self.quantities else None
+        if weights is None or "criticality_residual" not in self.quantities:
+            return None
+        return weights()[self._layers_read()]
+
+    def _step_sizes_read(self) -> Tensor:
+        """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""
+        return normalise_step_sizes(self._step_sizes[self._layers_read()])
+
+    def _layers_read(self) -> list[int]:
+        return [index for index, segment in enumerate(self._structure[0].tolist()) if segment > 0]
+
+    def _readers_on(self, device: torch.device) -> SegmentReaders:
+        if self._readers is None:
+            segments, widths = self._structure[0].tolist(), self._structure[1].tolist()
+            lengths = {number: segments.count(number) for number in segments if number > 0}
+            width_of = dict(zip(segments, widths, strict=True))
+            self._readers = SegmentReaders(
+                [(width_of[number], length) for number, length in lengths.items()],
+                0.0 if self.path is None else self.path.effective_depth,
+                self.quantities,
+                self.k_norm,
+                self.loss_reduction,
+                self.form,
+            )
+            if self._readers.form == "samples":
+                self.notes.append(
+                    "The samples themselves are kept, in the N × N form: second moments would take "
+                    f"{self._readers.moments_in_bytes / 2**30:.2f} GiB."
+                )
+        # MPS has no float64: there the sums live on the CPU.
+        return self._readers.to("cpu" if device.type == "mps" else device)
+
+    def _name(self, index: int) -> str:
+        return self._names.get(id(self.capture.layers[index]), f"layer {index + 1}")
+
+    def _all_names(self) -> list[str]:
+        return [self._name(index) for index in range(len(self.capture.layers))]
+
+    def _complain(self, message: str) -> None:
+        if self.strict:
+            raise ValueError(message)
+        self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)
+
+
+def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
+    """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
+
+    Args:
+        model: Where to look.
+        layers: See `lightning_leaky.layers.choose_layers`; ``None`` for the leaky path of the model.
+        effective_depth: L̃ of a plain path.
+
+    Returns:
+        The path; ``None`` where no layers are chosen and the model has no leaky path, so that one must be found.
+
+    Raises:
+        ValueError: If the layers cannot be chosen so, or no layers are chosen and the model has several leaky paths.
+
+    Example:
+        >>> path_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*").step_sizes
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    found = leaky_paths(model)
+    if layers is None:
+        return find_leaky_path(model) if found else None
+    chosen = list(choose_layers(model, layers).values())
+    return next((path for path in found.values() if list(path.layers) == chosen), BlockPath(chosen, effective_depth))
+
+
+def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
+    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` where it does not say.
+
+    Args:
+        batch: A batch.
+        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real, or a function of
+            the batch that returns it.
+
+    Example:
+        >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
+        tensor([[ True,  True, False]])
+    """
+    if callable(padding_mask):
+        return padding_mask(batch)
+    mask = batch.get(padding_mask) if isinstance(batch, Mapping) and padding_mask is not None else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _no_structure(num_layers: int) -> Tensor:
+    return torch.zeros(3, num_layers, dtype=torch.int64)
+
+
+def check_momenta(quantities: Collection[str], weight_decay: float | None, layout: Layout) -> None:
+    """Raise ValueError where momentum quantities lack a weight decay, or some of the positions that they sum over."""
+    check_weight_decay(weight_decay, quantities)
+    if not layout.reads_all_positions:
+        wanted = sorted(set(MOMENTA) & set(quantities))
+        raise ValueError(
+            f"`layout` must read every position for {wanted}, sums over all of them, got {layout}; leave `max_samples` "
+            "and `per_sample` out, or these quantities."
+        )
 
 
 def check_weight_decay(weight_decay: float | None, quantities: Collection[str]) -> float:
@@ -190,29 +421,42 @@ def measure_path(
     model: nn.Module,
     batches: Iterable[Any],
     quantities: Collection[str] | None = None,
-    cost: Callable[[Tensor, Tensor], Tensor] | None = None,
+    cost: Callable[[Any, Any], Tensor] | None = None,
     weight_decay: float | None = None,
     gamma: float | None = None,
     gamma_rel: float = 1e-3,
+    layers: LayerChoice | None = None,
+    effective_depth: float = 0.0,
+    layout: Layout | None = None,
+    padding_mask: PaddingMask = "attention_mask",
+    form: Form = "auto",
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
 
     The network is left as it was: its mode is restored and its gradients are not touched.
 
     Args:
-        model: A network with step-sizes, or a module (a LightningModule, say) that contains one and calls it.
-        batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given.
+        model: Any network, a LightningModule included.
+        batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given. Inputs that
+            are a dictionary are passed by keyword.
         quantities: Names from `lightning_leaky.metrics.path_reader.QUANTITIES`; all that can be read by default.
         cost: C(outputs, targets), a mean over the samples of its batch, for the momentum readings.
         weight_decay: λ > 0, for the momentum readings.
         gamma: The stabiliser of the K-norm, or ``None`` for a relative one.
         gamma_rel: γ0 of the relative stabiliser.
+        layers: Which layers, see `lightning_leaky.layers.choose_layers`; ``None`` for the leaky path of the model, or
+            for its longest run of shape-preserving blocks where it has none.
+        effective_depth: L̃ of layers that are no leaky path's.
+        layout: How a representation becomes a matrix.
+        padding_mask: Where the inputs say which positions are real, see `real_positions`.
+        form: ``"auto"``, ``"moments"`` or ``"samples"``; see `lightning_leaky.metrics.segments.SegmentReaders`.
 
     Returns:
         The readings.
 
     Raises:
-        ValueError: If there are no batches, a quantity is not known, or momentum readings lack cost or weight decay.
+        ValueError: If there are no batches, one cannot be read, a quantity is not known, or momentum readings lack cost
+            or weight decay.
 
     Example:
         >>> from lightning_leaky import LeakyResNet
@@ -222,9 +466,24 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
+    path = path_of(model, layers, effective_depth)
     if quantities is None:
-        quantities = [name for name in QUANTITIES if name not in MOMENTA or (cost is not None and weight_decay)]
-    observer = PathObserver(find_leaky_path(model), quantities, gamma, gamma_rel, weight_decay)
+        can_read_momenta = cost is not None and bool(weight_decay) and (layout is None or layout.reads_all_positions)
+        quantities = [name for name in QUANTITIES if name not in MOMENTA or can_read_momenta]
+        if not hasattr(path, "weights"):
+            quantities = [name for name in quantities if name != "criticality_residual"]
+    observer = PathObserver(
+        model,
+        path,
+        quantities,
+        gamma,
+        gamma_rel,
+        weight_decay,
+        effective_depth=effective_depth,
+        layout=layout,
+        form=form,
+        strict=True,
+    )
     if observer.reads_momenta and cost is None:
         raise ValueError(f"`cost` must be given to read {sorted(set(MOMENTA) & set(quantities))}, got None.")
     was_training = model.training
@@ -233,7 +492,9 @@ def measure_path(
     try:
         for batch in batches:
             inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            _run_batch(model, observer, inputs, targets, cost if observer.reads_momenta else None)
+            observer.arm()
+            _run_batch(model, inputs, targets, cost if observer.reads_momenta else None)
+            observer.drain(keep=real_positions(inputs, padding_mask))
     finally:
         observer.detach()
         model.train(was_training)
@@ -243,33 +504,19 @@ def measure_path(
     return readings
 
 
-def _run_batch(
-    model: nn.Module,
-    observer: PathObserver,
-    inputs: Tensor,
-    targets: Any,
-    cost: Callable[[Tensor, Tensor], Tensor] | None,
-) -> None:
-    observer.arm()
+def _run_batch(model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None) -> None:
+    """Run a batch forward and, where there is a cost, backward."""
+    named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
-    inputs = inputs.detach().requires_grad_(cost is not None and inputs.is_floating_point())
-    sources = [tensor for tensor in (inputs, *model.parameters()) if tensor.requires_grad]
+    named = {
+        name: value.detach().requires_grad_(cost is not None and value.is_floating_point())
+        if isinstance(value, Tensor)
+        else value
+        for name, value in named.items()
+    }
+    possible = [*named.values(), *model.parameters()]
+    sources = [source for source in possible if isinstance(source, Tensor) and source.requires_grad]
     with torch.set_grad_enabled(cost is not None):
-        outputs = model(inputs)
+        outputs = model(**named) if isinstance(inputs, Mapping) else model(named[""])
         if cost is not None:  # `grad` returns gradients and leaves `.grad` alone
             torch.autograd.grad(cost(outputs, targets), sources, allow_unused=True)
-    observer.drain()
-
-
-def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
-    return [_rows(tensor) for tensor in tensors if tensor is not None]
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """Samples in rows: (N, w) as it is, (batch, tokens, w) with all positions as samples."""
-    if tensor.ndim not in (2, 3):
-        raise ValueError(
-            f"`layers` must map (N, w) or (batch, tokens, w) to the same shape, got {tuple(tensor.shape)}; "
-            "choose other layers."
-        )
-    return tensor.reshape(-1, tensor.shape[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -12,9 +11,9 @@ def summed(tensor: Tensor) -> Tensor:
     return _reduced(tensor, dist.ReduceOp.SUM)
 
 
-def greatest(number: int, device: torch.device) -> int:
-    """Greatest of a number over all processes; one collective of a single entry."""
-    return int(_reduced(torch.tensor(number, device=device), dist.ReduceOp.MAX))
+def greatest(numbers: Tensor) -> Tensor:
+    """Greatest of each entry over all processes, as a new tensor; one collective."""
+    return _reduced(numbers, dist.ReduceOp.MAX)
 
 
 def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

@@ -41,6 +41,9 @@ MONITOR = {
     "weight_decay": 0.3,
     "effective_depth": 2.5,
     "loss_reduction": "sum",
+    "layout": {"axes": "nc"},
+    "padding_mask": "mask",
+    "form": "samples",
 }
 ADAPTER = {
     "every_n_steps": 4,
@@ -103,7 +106,7 @@ def assert_told(thing, settings):
     told = written(thing)
     for name, value in settings.items():
         found = list(told[name]) if isinstance(value, list) else told[name]
-        assert found == value, name
+        assert (vars(found) | value == vars(found) if isinstance(value, dict) else found == value), name
 
 
 def the_callback(trainer, cls):

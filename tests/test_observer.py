@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, KNorm, measure_path
-from lightning_leaky.observer import BlockPath, PathObserver
+from lightning_leaky.observer import PathObserver
 from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
 
 
@@ -135,8 +135,8 @@ def test_wrong_arguments_are_named(module, batch, name, arguments):
         measure_path(module, **({"batches": [batch]} | arguments))
 
 
-def test_a_model_without_step_sizes_is_refused():
-    with pytest.raises(ValueError, match="step-sizes"):
+def test_a_model_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="No layers are read"):
         measure_path(nn.Linear(3, 3), [torch.randn(4, 3)])
 
 
@@ -151,7 +151,7 @@ def test_it_reads_what_the_monitor_reads(make_module, make_data, make_trainer):
 
 def test_an_unarmed_observer_sees_nothing(make_network):
     network = make_network()
-    observer = PathObserver(network, ["cost_of_identity"]).attach()
+    observer = PathObserver(network, network, ["cost_of_identity"]).attach()
     network(torch.randn(5, 3))
     assert all(tensor is None for tensor in observer.capture.current)
     assert observer.compute() is None
@@ -159,7 +159,7 @@ def test_an_unarmed_observer_sees_nothing(make_network):
 
 def test_a_reset_forgets_every_batch(make_network):
     network, batch = make_network(), torch.randn(5, 3)
-    observer = PathObserver(network, ["cost_of_identity"]).attach()
+    observer = PathObserver(network, network, ["cost_of_identity"]).attach()
     for inputs in (100 * torch.randn(5, 3), batch):
         observer.reset()
         observer.arm()
@@ -175,15 +175,3 @@ def test_frozen_parameters_do_not_stop_the_gradients(module, batch, frozen):
     module.get_submodule(frozen).requires_grad_(False)
     found = measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
     torch.testing.assert_close(found.quantities, expected.quantities, rtol=1e-12, atol=1e-12)
-
-
-def test_layers_that_take_keywords_are_refused_by_name():
-    class Keyword(nn.Module):
-        def forward(self, *, inputs):
-            return inputs
-
-    layer = Keyword()
-    observer = PathObserver(BlockPath([layer]), ["cost_of_identity"]).attach()
-    observer.arm()
-    with pytest.raises(ValueError, match="`layers`"):
-        layer(inputs=torch.ones(2, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 
 
 def log_period(trainer: Trainer) -> int:
@@ -31,6 +32,21 @@ def gradient_scale(trainer: Trainer) -> float:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
+
+
+def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
+    """The weight decay that the optimizers apply to the matrices of some layers; ``None`` if there is none, or several.
+
+    Biases and normalisations, of one dimension, are often exempted and do not count.
+    """
+    matrices = {id(parameter) for parameter in layers.parameters() if parameter.ndim > 1}
+    found = {
+        float(group.get("weight_decay", 0.0))
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+        if any(id(parameter) in matrices for parameter in group["params"])
+    }
+    return found.pop() or None if len(found) == 1 else None
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

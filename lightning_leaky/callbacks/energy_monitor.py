@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, log_period
+from lightning_leaky.callbacks._trainer import (
+    gradient_scale,
+    is_accumulating,
+    is_due,
+    log_period,
+    optimizer_weight_decay,
+)
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths, plain_name
+from lightning_leaky.layers import LayerChoice
+from lightning_leaky.layout import Layout
+from lightning_leaky.leaky_path import LeakyPath
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
-from lightning_leaky.observer import BlockPath, PathObserver, check_weight_decay
+from lightning_leaky.metrics.segments import Form, check_form
+from lightning_leaky.observer import PaddingMask, PathObserver, path_of, real_positions
 
 _DEFAULT_ENERGIES = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
@@ -34,7 +41,7 @@ class EnergyMonitor(Callback):
       momentum quantities. The keys start with ``val_`` and ``test_``.
 
     Training is not touched: losses are bit-equal with and without the monitor. A layer that diverged reads NaN, with
-    one warning.
+    one warning; a batch that cannot be read is left out, with one warning that says why.
 
     Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3:
 
@@ -62,9 +69,14 @@ class EnergyMonitor(Callback):
     ``features_momentum_norm/layer_*``      –       ‖Bᵀσ(A)‖_F
     ======================================  ======  ============================================================
 
+    Where the path has several segments, summaries are per segment, as ``cost_of_identity/segment_2/min``.
+
     Args:
-        layers: Glob over the names of the modules to read, as ``"encoder.layers.*"``; ``*`` stops at a dot, and the
-            modules must be registered in the order in which they run. ``None`` finds the leaky path of the model.
+        layers: Which modules to read: a glob over their names, as ``"encoder.layers.*"``, where ``*`` stops at a dot; a
+            regular expression after ``"re:"``; a type of module (in YAML its import path); or a predicate
+            ``(name, module) -> bool`` (in YAML its import path). ``None`` takes the leaky path of the model or, where
+            it has none, the longest run of shape-preserving blocks of one class, found on the first batch and named in
+            the log. Blocks that change the shape are left out and split the path into segments.
         quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic and
             potential energy, their sum and the stable rank, and, where λ is known, the Hamiltonian in momentum form
             with its criticality residual.
@@ -73,14 +85,24 @@ class EnergyMonitor(Callback):
         on_validation: Whether to read whole validation and test sets.
         gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
-        weight_decay: λ of the objective, for the momentum readings; ``None`` takes the module's ``weight_decay``
-            where the module has a leaky path.
+        weight_decay: λ of the objective, for the momentum readings; ``None`` takes that of the optimizer, converted as
+            `lightning_leaky.functional.objective_weight_decay` says, or, of a leaky path that knows its weights, the
+            module's ``weight_decay``.
         effective_depth: L̃ of layers chosen by `layers`; a leaky path knows its own.
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
+        layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
+            many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
+        padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
+            means real, or a function of the batch. Transformer layers of torch.nn that are given a padding mask by
+            keyword need nothing. ``None`` reads padding too.
+        form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
+            rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
+            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` takes moments up
+            to 1 GiB and samples above, which is said once.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of a run if no module has the name asked for, the
-            model has no leaky path, or momentum quantities are asked for without a weight decay.
+        ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, one that does
+            contains another, or momentum quantities are asked for without a weight decay.
 
     Example:
         >>> import lightning as L
@@ -89,7 +111,7 @@ class EnergyMonitor(Callback):
 
     def __init__(
         self,
-        layers: str | None = None,
+        layers: LayerChoice | None = None,
         quantities: Sequence[str] | None = None,
         every_n_steps: int | None = None,
         on_validation: bool = True,
@@ -98,6 +120,9 @@ class EnergyMonitor(Callback):
         weight_decay: float | None = None,
         effective_depth: float = 0.0,
         loss_reduction: LossReduction = "mean",
+        layout: Layout | None = None,
+        padding_mask: PaddingMask = "attention_mask",
+        form: Form = "auto",
     ) -> None:
         KNorm(gamma, gamma_rel)  # refuses bad stabilisers here, where the traceback shows the caller
         if quantities is not None:
@@ -112,10 +137,16 @@ class EnergyMonitor(Callback):
         self.weight_decay = None if weight_decay is None else check_positive("weight_decay", weight_decay)
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
         self.loss_reduction = check_loss_reduction(loss_reduction)
+        self.layout = layout
+        self.padding_mask = padding_mask
+        self.form: Form = check_form(form)
         self.readings: dict[str, Readings] = {}
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None
+        self._keep: torch.Tensor | None = None
+        self._evaluation_keep: torch.Tensor | None = None
         self._is_collecting = False
+        self._said: set[str] = set()
         self._fresh: Readings | None = None
         self._warned_of_nan = False
 
@@ -124,18 +155,16 @@ class EnergyMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
         self._detach()
-        path, quantities, weight_decay = self._plan(pl_module)
-        self._train = self._observe(path, quantities, weight_decay)
-        self._attach_evaluation(path, quantities)
+        self._start(trainer, pl_module)
         self._warn_of_settings(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
-        self._start_evaluation(pl_module)
+        self._start_evaluation(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
-        self._start_evaluation(pl_module)
+        self._start_evaluation(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the forward hooks."""
@@ -149,17 +178,23 @@ class EnergyMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm for a batch whose optimizer step is to be read."""
-        if self._train is None or not is_due(trainer, self.every_n_steps or log_period(trainer)):
+        if self._train is None:
             return
-        if not self._is_collecting:
-            self._train.reset()
-            self._is_collecting = True
-        self._train.arm()
+        if is_due(trainer, self.every_n_steps or log_period(trainer)):
+            if not self._is_collecting:
+                self._train.reset()
+                self._is_collecting = True
+            self._train.arm()
+            self._keep = real_positions(batch, self.padding_mask)
+        elif self._train.path is None:
+            self._train.arm()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         """Ignore forward passes made inside backward, as activation checkpointing does."""
         if self._train is not None:
             self._train.disarm()
+            if not self._is_collecting and self._train.path is None:
+                self._train.forget()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -174,7 +209,7 @@ class EnergyMonitor(Callback):
         """Add a micro-batch that did not step, or log the reading of the one that did."""
         if self._is_collecting and self._train is not None:
             if is_accumulating(trainer):
-                self._train.drain(gradient_scale(trainer))
+                self._train.drain(gradient_scale(trainer), self._keep)
             else:  # manual optimization around Lightning's optimizers: no hook was called before the step
                 self._finish(trainer)
         if self._fresh is not None:
@@ -184,13 +219,17 @@ class EnergyMonitor(Callback):
 
     # Evaluation: armed for every batch, computed once over the whole data set.
 
-    def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Arm for a batch, except of the sanity check."""
-        self._arm_evaluation(trainer)
+        self._arm_evaluation(trainer, batch)
 
-    def on_test_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Arm for a batch."""
-        self._arm_evaluation(trainer)
+        self._arm_evaluation(trainer, batch)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Add a batch."""
@@ -210,34 +249,65 @@ class EnergyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
-        return {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_fresh": None}
+        nothing = dict.fromkeys(("_train", "_evaluation", "_fresh", "_keep", "_evaluation_keep"))
+        return {**self.__dict__, **nothing, "_is_collecting": False}
 
-    def _plan(self, pl_module: LightningModule) -> tuple[LeakyPath, tuple[str, ...], float | None]:
-        """What to read on this module: path, quantities and λ."""
-        if self.layers is None:
-            path = find_leaky_path(pl_module)
-            weight_decay = self.weight_decay or getattr(pl_module, "weight_decay", None)
-        else:
-            path = _path_named(pl_module, self.layers, self.effective_depth)
-            weight_decay = self.weight_decay
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the observers of a run."""
+        path = path_of(pl_module, self.layers, self.effective_depth)
+        weight_decay, decay = self._weight_decays(trainer, pl_module, path)
+        quantities = self._wanted(path, weight_decay, decay)
+        if trainer.state.fn == "fit":
+            self._train = self._observe(pl_module, path, quantities, weight_decay, decay)
+        readable = [name for name in quantities if name not in MOMENTA]
+        if self.on_validation and readable:
+            self._evaluation = self._observe(pl_module, path, readable, None, None)
+
+    def _weight_decays(
+        self, trainer: Trainer, pl_module: LightningModule, path: LeakyPath | None
+    ) -> tuple[float | None, float | None]:
+        """λ as it is known, or the optimizer's weight decay to take it from."""
+        if self.weight_decay is not None:
+            return self.weight_decay, None
+        decay = optimizer_weight_decay(trainer, pl_module if path is None else path.layers)
+        own = getattr(pl_module, "weight_decay", None) if hasattr(path, "weights") else None
+        return (None, decay) if decay or not own else (float(own), None)
+
+    def _wanted(self, path: LeakyPath | None, weight_decay: float | None, decay: float | None) -> tuple[str, ...]:
+        """The quantities asked for, or those that this path has by default."""
+        knows_weights = hasattr(path, "weights")
         if self.quantities is None:
-            return path, _DEFAULT_ENERGIES + (_DEFAULT_MOMENTA if weight_decay else ()), weight_decay
-        if set(MOMENTA) & set(self.quantities):
-            check_weight_decay(weight_decay, self.quantities)
-        if "criticality_residual" in self.quantities and not hasattr(path, "weights"):
+            momenta = _DEFAULT_MOMENTA if knows_weights and (weight_decay or decay) else ()
+            reads_all = self.layout is None or self.layout.reads_all_positions
+            return _DEFAULT_ENERGIES + (momenta if reads_all else ())
+        if "criticality_residual" in self.quantities and not knows_weights:
             raise ValueError(
                 f'`quantities` cannot include "criticality_residual" for layers {self.layers!r}: it needs the weights '
                 "of a leaky path. Leave it out."
             )
-        return path, tuple(self.quantities), weight_decay
+        return tuple(self.quantities)
 
-    def _observe(self, path: LeakyPath, quantities: Sequence[str], weight_decay: float | None) -> PathObserver:
-        return PathObserver(path, quantities, self.gamma, self.gamma_rel, weight_decay, self.loss_reduction).attach()
-
-    def _attach_evaluation(self, path: LeakyPath, quantities: Sequence[str]) -> None:
-        readable = [name for name in quantities if name not in MOMENTA]
-        if self.on_validation and readable:
-            self._evaluation = self._observe(path, readable, None)
+    def _observe(
+        self,
+        pl_module: LightningModule,
+        path: LeakyPath | None,
+        quantities: Sequence[str],
+        weight_decay: float | None,
+        decay: float | None,
+    ) -> PathObserver:
+        return PathObserver(
+            pl_module,
+            path,
+            quantities,
+            self.gamma,
+            self.gamma_rel,
+            weight_decay,
+            decay,
+            self.loss_reduction,
+            self.effective_depth,
+            self.layout,
+            self.form,
+        ).attach()
 
     def _detach(self) -> None:
         for observer in (self._train, self._evaluation):
@@ -259,23 +329,25 @@ class EnergyMonitor(Callback):
     def _finish(self, trainer: Trainer) -> None:
         self._is_collecting = False
         if self._train is not None:
-            self._train.drain(gradient_scale(trainer))
+            self._train.drain(gradient_scale(trainer), self._keep)
+            self._say(self._train)
             self._fresh = self._train.compute()
 
-    def _start_evaluation(self, pl_module: LightningModule) -> None:
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._evaluation is None and self._train is None:
-            path, quantities, _ = self._plan(pl_module)
-            self._attach_evaluation(path, quantities)
+            self._start(trainer, pl_module)
         if self._evaluation is not None:
             self._evaluation.reset()
 
-    def _arm_evaluation(self, trainer: Trainer) -> None:
+    def _arm_evaluation(self, trainer: Trainer, batch: Any) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
             self._evaluation.arm()
+            self._evaluation_keep = real_positions(batch, self.padding_mask)
 
     def _drain_evaluation(self, trainer: Trainer) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
-            self._evaluation.drain()
+            self._evaluation.drain(keep=self._evaluation_keep)
+            self._say(self._evaluation)
 
     def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:
         if self._evaluation is None or trainer.sanity_checking:
@@ -284,6 +356,14 @@ class EnergyMonitor(Callback):
         if readings is not None:
             self._publish(stage, readings)
             pl_module.log_dict(_as_logged(readings.scalars(prefix)), batch_size=1)
+
+    def _say(self, observer: PathObserver) -> None:
+        """Log once what is read, and how."""
+        for note in observer.notes:
+            if note not in self._said:
+                self._said.add(note)
+                rank_zero_info(f"EnergyMonitor: {note}")
+        observer.notes.clear()
 
     def _publish(self, stage: str, readings: Readings) -> None:
         self.readings[stage] = readings
@@ -294,22 +374,6 @@ class EnergyMonitor(Callback):
                 f"EnergyMonitor: {broken} are not finite in the {stage} reading and are logged as they are. "
                 "A layer has diverged, or no gradient has reached it."
             )
-
-
-def _path_named(model: nn.Module, pattern: str, effective_depth: float) -> LeakyPath:
-    """Return the modules whose names match a glob as a path: the leaky path they make up, or a plain one."""
-    names = {plain_name(name): module for name, module in model.named_modules() if name}
-    layers = [module for name, module in names.items() if _matches(name, pattern)]
-    if not layers:
-        raise ValueError(f"`layers` must match module names, but {pattern!r} matches none of {list(names)}.")
-    leaky = [path for path in leaky_paths(model).values() if list(path.layers) == layers]
-    return leaky[0] if leaky else BlockPath(layers, effective_depth)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name matches a glob, part by part: ``*`` stops at a dot, so children are not read too."""
-    parts, patterns = name.split("."), pattern.split(".")
-    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _as_logged(scalars: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -46,7 +46,7 @@ from lightning_leaky.functional.lagrangian import (
     lagrangian,
     lagrangian_from_moments,
 )
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
 from lightning_leaky.functional.spectrum import (
     singular_values,
@@ -98,6 +98,7 @@ __all__ = [
     "leak_scale",
     "momentum_moments",
     "normalise_step_sizes",
+    "objective_weight_decay",
     "operator_norm",
     "path_length",
     "path_length_from_moments",

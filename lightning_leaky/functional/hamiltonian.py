@@ -65,7 +65,12 @@ def hamiltonian_from_moments(moments: MomentumMoments, effective_depth: float) -
         tensor(2., dtype=torch.float64)
     """
     square = moments.features_momentum.square().sum((-2, -1))
-    return 0.5 / leak_scale(effective_depth) * square - effective_depth * moments.momentum_representation
+    return hamiltonian_of(square, moments.momentum_representation, effective_depth)
+
+
+def hamiltonian_of(features_momentum_square: Tensor, momentum_representation: Tensor, effective_depth: float) -> Tensor:
+    """Hamiltonian in momentum form from ‖Bᵀσ(A)‖²_F and tr(BᵀA)."""
+    return 0.5 / leak_scale(effective_depth) * features_momentum_square - effective_depth * momentum_representation
 
 
 def energy_hamiltonian(

@@ -119,6 +119,13 @@ def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum
     )
 
 
+def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Tensor:
+    """‖Bᵀσ(A)‖²_F, shape (...), without checks: from two N × N matrices where samples are fewer than features."""
+    if feature_matrix.shape[-2] <= feature_matrix.shape[-1]:
+        return ((feature_matrix @ feature_matrix.mT) * (momentum @ momentum.mT)).sum((-2, -1)).clamp(min=0)
+    return (feature_matrix.mT @ momentum).square().sum((-2, -1))
+
+
 def pairwise_inner(matrices: Tensor) -> Tensor:
     """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of (..., k, N, w) matrices."""
     flat = matrices.flatten(-2)

@@ -190,14 +190,25 @@ def check_step_sizes(step_sizes: Tensor, num_layers: int | None = None) -> Tenso
         >>> check_step_sizes(torch.tensor([0.5, 0.5]))
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+    rho = check_segment_step_sizes(step_sizes, num_layers)
+    if abs(float(rho.sum()) - 1) > _SUM_TOLERANCE:
+        raise ValueError(f"`step_sizes` must sum to 1, got {float(rho.sum()):.6g}; divide them by their sum.")
+    return rho
+
+
+def check_segment_step_sizes(step_sizes: Tensor, num_layers: int | None = None) -> Tensor:
+    """Return the step-sizes of a part of a path in float64, or raise ValueError where they are not positive.
+
+    Example:
+        >>> check_segment_step_sizes(torch.tensor([0.25, 0.25]))
+        tensor([0.2500, 0.2500], dtype=torch.float64)
+    """
     rho = torch.as_tensor(step_sizes).detach().to(torch.float64)
     if rho.ndim != 1 or len(rho) == 0 or (num_layers is not None and len(rho) != num_layers):
         wanted = "(L,)" if num_layers is None else f"({num_layers},)"
         raise ValueError(f"`step_sizes` must have shape {wanted}, one per layer, got {tuple(rho.shape)}.")
     if not bool((torch.isfinite(rho) & (rho > 0)).all()):
         raise ValueError(f"`step_sizes` must be positive and finite, got {rho.tolist()}.")
-    if abs(float(rho.sum()) - 1) > _SUM_TOLERANCE:
-        raise ValueError(f"`step_sizes` must sum to 1, got {float(rho.sum()):.6g}; divide them by their sum.")
     return rho
 
 

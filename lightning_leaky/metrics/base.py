@@ -59,18 +59,21 @@ class LayerMetric(Metric):
         One layer at a time, so that one layer's copies exist at a time. Values are not checked: a NaN belongs in the
         reading of its layer, not in a crash of the training it watches.
         """
+        self.check_layers(**matrices)
+        # All layers are checked by now: an update that is refused adds nothing.
+        for group in zip(*matrices.values(), strict=True):
+            yield [matrix.to(self.device, working_dtype(self.device)) for matrix in group]
+
+    def check_layers(self, **matrices: Sequence[Tensor] | Tensor) -> None:
+        """Raise ValueError unless each sequence holds one (N, w) floating-point matrix for each layer."""
         for name, sequence in matrices.items():
             if len(sequence) != self.num_layers:
                 raise ValueError(
                     f"`{name}` must hold one matrix for each of {self.num_layers} layers, got {len(sequence)}."
                 )
-        groups = list(zip(*matrices.values(), strict=True))
-        for index, group in enumerate(groups):
+        for index, group in enumerate(zip(*matrices.values(), strict=True)):
             for name, matrix in zip(matrices, group, strict=True):
                 self._check(f"{name}[{index}]", matrix, rows=_num_rows(group[0]))
-        # All layers are checked by now: an update that is refused adds nothing.
-        for group in groups:
-            yield [matrix.to(self.device, working_dtype(self.device)) for matrix in group]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
         """Follow a move to another device, but not a cast: sums stay in the working dtype."""

@@ -15,8 +15,21 @@ from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_le
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import SecondMoments, moments_of
-from lightning_leaky.functional.step_sizes import check_step_sizes
+from lightning_leaky.functional.step_sizes import check_segment_step_sizes, check_step_sizes
 from lightning_leaky.metrics.base import LayerMetric
+
+
+def energies_of(products: Tensor, effective_depth: float) -> dict[str, Tensor]:
+    """Every energy by name, each of shape (...), from the inner products of (A, ∂_pA), shape (..., 2, 2)."""
+    return {
+        "cost_of_identity": products[..., 0, 0],
+        "kinetic_energy": kinetic_energy_of(products[..., 1, 1], effective_depth),
+        "potential_energy": potential_energy_of(products[..., 0, 0], effective_depth),
+        "cross_term": products[..., 0, 1],
+        "lagrangian": lagrangian_of(products, effective_depth),
+        "energy_hamiltonian": energy_hamiltonian_of(products, effective_depth),
+        "speed": speed_of(products[..., 1, 1]),
+    }
 
 
 class _MomentMetric(LayerMetric):
@@ -141,22 +154,13 @@ class _PathMetric(_MomentMetric):
             current: A_1, …, A_L, each of shape (N, w).
             step_sizes: ρ, shape (L,).
         """
-        rho = check_step_sizes(step_sizes, self.num_layers).tolist()
+        rho = check_segment_step_sizes(step_sizes, self.num_layers).tolist()
         for index, (start, end) in enumerate(self.layers_of(previous=previous, current=current)):
             self.accumulate(index, start, start, velocity_of(start, end, rho[index]))
 
     def energies(self) -> dict[str, Tensor]:
         """Return the energies by name, each of shape (L,)."""
-        products = self.products()
-        return {
-            "cost_of_identity": products[:, 0, 0],
-            "kinetic_energy": kinetic_energy_of(products[:, 1, 1], self.effective_depth),
-            "potential_energy": potential_energy_of(products[:, 0, 0], self.effective_depth),
-            "cross_term": products[:, 0, 1],
-            "lagrangian": lagrangian_of(products, self.effective_depth),
-            "energy_hamiltonian": energy_hamiltonian_of(products, self.effective_depth),
-            "speed": speed_of(products[:, 1, 1]),
-        }
+        return energies_of(self.products(), self.effective_depth)
 
 
 class PathEnergies(_PathMetric):

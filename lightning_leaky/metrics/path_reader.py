@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.hamiltonian import bottleneck_rank, hamiltonian_spread
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.kinetic_energy import path_length_of
-from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
+from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
 from lightning_leaky.metrics.energies import PathEnergies
 from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
+from lightning_leaky.metrics.samples import PathSamples
 from lightning_leaky.metrics.spectrum import StableRank
 
 ENERGIES = (
@@ -40,6 +42,10 @@ class Readings:
         quantities: Tensors of shape (L,) by name. Layer l is read at A_{l−1}, with V_l and B_l.
         step_sizes: ρ as they were when the representations were taken, shape (L,).
         effective_depth: L̃.
+        names: Names of the layers in their model, where they are known.
+        segments: Numbers of layers of the segments. Layers that change the shape of their representation, as the first
+            block of a stage of a convolutional network does, are not read and split the path: step-sizes and positions
+            run through all segments, summaries are per segment. Empty for a path in one piece.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -52,6 +58,8 @@ class Readings:
     quantities: dict[str, Tensor]
     step_sizes: Tensor
     effective_depth: float
+    names: tuple[str, ...] = ()
+    segments: tuple[int, ...] = ()
 
     @property
     def positions(self) -> Tensor:
@@ -67,7 +75,29 @@ class Readings:
         return all(bool(torch.isfinite(values).all()) for values in self.quantities.values())
 
     def summaries(self) -> dict[str, Tensor]:
-        """One number for the whole path, by log key; `EnergyMonitor` explains each."""
+        """One number for the whole path, by log key; `EnergyMonitor` explains each.
+
+        In a path of several segments one for each of them: ``cost_of_identity/segment_2/min``.
+        """
+        parts = self.split()
+        if len(parts) == 1:
+            return self._summaries()
+        return {
+            key.replace("/", f"/segment_{number}/"): value
+            for number, part in enumerate(parts, start=1)
+            for key, value in part._summaries().items()
+        }
+
+    def split(self) -> list[Readings]:
+        """Return the readings of each segment."""
+        lengths = list(self.segments) or [len(self.step_sizes)]
+        columns = {name: torch.split(values, lengths) for name, values in self.quantities.items()}
+        return [
+            Readings({name: parts[index] for name, parts in columns.items()}, rho, self.effective_depth)
+            for index, rho in enumerate(torch.split(self.step_sizes, lengths))
+        ]
+
+    def _summaries(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if "cost_of_identity" in self.quantities:
             found["cost_of_identity/min"] = self["cost_of_identity"].amin()
@@ -96,15 +126,17 @@ class Readings:
         return layers | {f"{prefix}{key}": value for key, value in self.summaries().items()}
 
     def table(self, names: Sequence[str] | None = None) -> str:
-        """Text table with one line per layer: its number, step-size, position p_{l−1} and quantities.
+        """Text table with one line per layer: its number, name, step-size, position p_{l−1} and quantities.
 
         Args:
             names: Which quantities, in which order; all by default.
         """
         shown = list(self.quantities if names is None else names)
-        header = ["layer", "step_size", "position", *shown]
+        named = bool(self.names)
+        header = ["layer", *(["name"] if named else []), "step_size", "position", *shown]
         rows = [
-            [f"{index + 1}", f"{rho:.4f}", f"{position:.4f}", *(f"{self[name][index]:.4g}" for name in shown)]
+            [f"{index + 1}", *self.names[index : index + 1], f"{rho:.4f}", f"{position:.4f}"]
+            + [f"{self[name][index]:.4g}" for name in shown]
             for index, (rho, position) in enumerate(zip(self.step_sizes, self.positions, strict=True))
         ]
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
@@ -150,6 +182,8 @@ class PathReader(nn.Module):
         quantities: Names from `QUANTITIES`.
         k_norm: Which K-norm.
         loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
+        form: ``"moments"`` sums second moments, ``8 L w (d² / w + 2d)`` bytes for energies and ``8 L w²`` each for
+            spectrum and momenta; ``"samples"`` keeps the samples and works with N × N matrices, see `PathSamples`.
 
     Raises:
         ValueError: If a name is not known or a number is out of range.
@@ -169,18 +203,28 @@ class PathReader(nn.Module):
         quantities: Collection[str],
         k_norm: KNorm | None = None,
         loss_reduction: LossReduction = "mean",
+        form: Literal["moments", "samples"] = "moments",
     ) -> None:
         super().__init__()
         self.quantities = check_quantities(quantities)
         self.width = width
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
         self.step_sizes = equidistant_step_sizes(num_layers)
+        self.energies: PathEnergies | None = None
+        self.spectrum: StableRank | None = None
+        self.momenta: PathMomenta | None = None
+        self.samples: PathSamples | None = None
         wanted = set(self.quantities)
-        self.energies = PathEnergies(num_layers, width, effective_depth, k_norm) if wanted & set(ENERGIES) else None
-        self.spectrum = StableRank(num_layers, width, k_norm) if wanted & set(SPECTRUM) else None
-        self.momenta = (
-            PathMomenta(num_layers, width, effective_depth, loss_reduction, k_norm) if wanted & set(MOMENTA) else None
-        )
+        if form == "samples":
+            with_momenta = bool(wanted & set(MOMENTA))
+            self.samples = PathSamples(num_layers, width, effective_depth, with_momenta, loss_reduction, k_norm)
+            return
+        if wanted & set(ENERGIES):
+            self.energies = PathEnergies(num_layers, width, effective_depth, k_norm)
+        if wanted & set(SPECTRUM):
+            self.spectrum = StableRank(num_layers, width, k_norm)
+        if wanted & set(MOMENTA):
+            self.momenta = PathMomenta(num_layers, width, effective_depth, loss_reduction, k_norm)
 
     def update(
         self,
@@ -195,21 +239,23 @@ class PathReader(nn.Module):
         Args:
             previous: A_0, …, A_{L−1}, each of shape (N, w).
             current: A_1, …, A_L, each of shape (N, w).
-            step_sizes: ρ, shape (L,), the same for all batches between two resets.
+            step_sizes: ρ of these layers, shape (L,), the same for all batches between two resets.
             momenta: B_1, …, B_L, each of shape (N, w), where a momentum quantity is read.
             weights: W_1, …, W_L, shape (L, w, d); without them there is no criticality residual.
 
         Raises:
             ValueError: If the tensors do not fit the layers, or the momenta are missing.
         """
-        self.step_sizes = check_step_sizes(step_sizes, len(self.step_sizes)).cpu().clone()
+        self.step_sizes = check_segment_step_sizes(step_sizes, len(self.step_sizes)).cpu().clone()
+        if momenta is None and set(MOMENTA) & set(self.quantities):
+            raise ValueError(f"`momenta` must be given to read {sorted(set(MOMENTA) & set(self.quantities))}.")
+        if self.samples is not None:
+            self.samples.update(previous, current, step_sizes, momenta, weights)
         if self.energies is not None:
             self.energies.update(previous, current, step_sizes)
         if self.spectrum is not None:
             self.spectrum.update(previous)
-        if self.momenta is not None:
-            if momenta is None:
-                raise ValueError(f"`momenta` must be given to read {sorted(set(MOMENTA) & set(self.quantities))}.")
+        if self.momenta is not None and momenta is not None:
             self.momenta.update(previous, momenta, weights)
 
     def compute(self) -> Readings:
@@ -221,12 +267,35 @@ class PathReader(nn.Module):
             values["stable_rank"] = self.spectrum.compute()
         if self.momenta is not None:
             values |= self.momenta.compute()
+        if self.samples is not None:
+            values |= self.samples.compute()
         # torchmetrics squeezes the values of a single layer.
         shown = {name: values[name].cpu().reshape(-1) for name in self.quantities if name in values}
         return Readings(shown, self.step_sizes, self.effective_depth)
 
+    def samples_in_bytes(self) -> int:
+        """Bytes of the samples kept so far on this process; 0 in the form ``"moments"``."""
+        return 0 if self.samples is None else self.samples.in_bytes()
+
     def reset(self) -> None:
         """Forget every batch."""
-        for metric in (self.energies, self.spectrum, self.momenta):
+        for metric in (self.energies, self.spectrum, self.momenta, self.samples):
             if metric is not None:
                 metric.reset()
+
+
+def moments_in_bytes(num_layers: int, width: int, quantities: Collection[str], constant_column: bool = True) -> int:
+    """Bytes that the second moments of a choice of quantities take: what `PathReader` holds in the form ``"moments"``.
+
+    Per layer ``8 (d² + 2dw)`` for the energies, ``8 w²`` for the spectrum and ``8 dw`` for the momenta, d = w + 1.
+
+    Example:
+        >>> moments_in_bytes(num_layers=48, width=8192, quantities=["cost_of_identity"]) / 2**30
+        72.01171910762787
+    """
+    features, wanted = width + int(constant_column), set(quantities)
+    entries = 0
+    entries += features**2 + 2 * features * width if wanted & set(ENERGIES) else 0
+    entries += width**2 if wanted & set(SPECTRUM) else 0
+    entries += features * width if wanted & set(MOMENTA) else 0
+    return 8 * num_layers * entries

@@ -156,9 +156,11 @@ class StepSizeHook:
         squares = summed(self._recorder.squares.to(self.path.step_sizes.device))
         squares = squares.to("cpu", torch.float64)
         distances = relative_distances_of(squares, self._master)
-        if not distances_are_usable(distances):
-            self._warn_once(distances)
+        complaints = self._recorder.complaints()
+        if not distances_are_usable(distances) or complaints:
+            self._warn_once(distances, complaints)
             return
+        self._recorder.stop_checking()
         self._master = adaptive_step_sizes(self._master, distances, self.damping)
         if self._maximum is not None:
             self._master = cap_step_sizes(self._master, self._maximum)
@@ -169,12 +171,14 @@ class StepSizeHook:
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
 
-    def _warn_once(self, distances: Tensor) -> None:
+    def _warn_once(self, distances: Tensor, complaints: dict[int, str]) -> None:
         if not self._warned:
             self._warned = True
+            found = "".join(f" Layer {index + 1} {complaint}." for index, complaint in complaints.items())
             warnings.warn(
                 f"Step-sizes left as they are: the relative distances of the layers are {distances.tolist()}, and the "
-                "adaptive rule wants them positive and finite. Look for layers that do nothing or have diverged.",
+                "adaptive rule wants them positive and finite. Look for layers that do nothing or have diverged."
+                + found,
                 stacklevel=2,
             )
 

@@ -76,7 +76,7 @@ def observed(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
     inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
-    observer = PathObserver(network, metrics.path_reader.QUANTITIES, weight_decay=0.1).attach()
+    observer = PathObserver(network, network, metrics.path_reader.QUANTITIES, weight_decay=0.1).attach()
     if len(inputs):
         observer.arm()
         network(inputs).square().sum(-1).mean().backward()

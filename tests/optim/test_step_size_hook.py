@@ -348,7 +348,7 @@ def test_a_state_of_another_depth_is_refused(follow, make_network):
 def test_detach_removes_every_hook(follow, hooks_of):
     network, optimizer, hook = follow()
     assert hook.is_attached
-    assert hooks_of(network) == len(network.layers)
+    assert hooks_of(network) == 2 * len(network.layers)
     train(network, optimizer, [torch.randn(5, 3)])
     after = network.step_sizes.clone()
     hook.detach()

@@ -1,0 +1,117 @@
+"""From what passes through a layer to a matrix: samples in rows, neurons in columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the axes of a representation become samples and neurons (`docs/attach.md`).
+
+    Every position that shares the channel axis is one sample: batch × tokens, batch × pixels.
+
+    Args:
+        axes: One letter an axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
+            for (tokens, batch, width) or ``"nhwc"``. ``None`` is ``"nc"``, ``"ntc"``, ``"nchw"`` or ``"ncdhw"`` by the
+            number of axes. The memory format ``torch.channels_last`` changes no axes and needs nothing.
+        per_sample: Whether to read the mean over the positions of each sample in place of the positions themselves.
+        max_samples: At most so many rows a batch, thinned by a fixed stride (raised where it would fall on the same
+            positions of all samples). No random number is drawn.
+
+    Raises:
+        ValueError: If the axes are not distinct letters with ``n`` and ``c``, or `max_samples` is below 1.
+
+    Example:
+        >>> Layout("nchw").rows(torch.zeros(2, 3, 4, 5)).shape
+        torch.Size([40, 3])
+    """
+
+    axes: str | None = None
+    per_sample: bool = False
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.axes is not None and (
+            not self.axes.isalpha() or len(set(self.axes)) != len(self.axes) or not {"n", "c"} <= set(self.axes)
+        ):
+            raise ValueError(
+                f'`axes` must be distinct letters, "n" for the batch and "c" for the channels among them, as "tnc", '
+                f"got {self.axes!r}."
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"`max_samples` must be at least 1, got {self.max_samples!r}.")
+
+    @property
+    def reads_all_positions(self) -> bool:
+        """Whether every position is a row: then gradients with respect to the rows are those of the representation."""
+        return not self.per_sample and self.max_samples is None
+
+    def width(self, tensor: Tensor) -> int:
+        """Return the number of channels of a representation, or raise ValueError where its axes are others."""
+        return tensor.shape[self._axes(tensor).index("c")]
+
+    def rows(self, tensor: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return a representation as a matrix, shape (N, w).
+
+        Args:
+            tensor: A representation.
+            keep: Which positions are real, shape (batch, positions...), the batch first whatever the axes; ``None``
+                for all. Padding has no row, and no part in a mean.
+
+        Raises:
+            ValueError: If the tensor does not have these axes, or `keep` is not of their sizes.
+        """
+        hidden = self._channels_last(tensor)
+        if tensor.ndim == 2:  # no positions, no padding
+            keep = None
+        if keep is not None and keep.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"`padding_mask` must have shape {tuple(hidden.shape[:-1])}, one entry for each position, got "
+                f"{tuple(keep.shape)}; pass None to read every position"
+            )
+        keep = None if keep is None else keep.to(hidden.device, torch.bool)
+        if self.per_sample:
+            return self._thinned(_means(hidden.flatten(1, -2), None if keep is None else keep.flatten(1)), positions=1)
+        rows = hidden.reshape(-1, hidden.shape[-1]) if keep is None else hidden[keep]
+        return self._thinned(rows, math.prod(hidden.shape[1:-1]))
+
+    def _axes(self, tensor: Tensor) -> str:
+        axes = self.axes or _DEFAULTS.get(tensor.ndim)
+        if axes is None or len(axes) != tensor.ndim:
+            raise ValueError(
+                f"`layout` must name the axes of a representation of shape {tuple(tensor.shape)}, got {self.axes!r}; "
+                'give one letter an axis, as Layout("tnc")'
+            )
+        return axes
+
+    def _channels_last(self, tensor: Tensor) -> Tensor:
+        """The tensor with the batch first and the channels last, shape (n, positions..., c)."""
+        axes = self._axes(tensor)
+        inner = [axis for axis, letter in enumerate(axes) if letter not in "nc"]
+        moved = tensor.permute(axes.index("n"), *inner, axes.index("c"))
+        return moved if inner else moved.unsqueeze(1)
+
+    def _thinned(self, rows: Tensor, positions: int) -> Tensor:
+        if self.max_samples is None or len(rows) <= self.max_samples:
+            return rows
+        stride = -(-len(rows) // self.max_samples)
+        while math.gcd(stride, positions) > 1:
+            stride += 1
+        return rows[::stride]
+
+
+def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean over the positions, shape (n, c), of (n, t, c); a sample without a real position has no row."""
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if keep is None:
+        return wide.mean(1)
+    counts = keep.sum(1, keepdim=True)
+    means = torch.where(keep[..., None], wide, 0).sum(1) / counts.clamp(min=1)
+    return means[counts[:, 0] > 0]

@@ -1,0 +1,156 @@
+"""Every quantity of a path from the samples themselves: for widths whose second moments would not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional.criticality import criticality_residual_of
+from lightning_leaky.functional.hamiltonian import hamiltonian_of
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of
+from lightning_leaky.functional.kinetic_energy import velocity_of
+from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.moments import features_momentum_square_of, momentum_moments_of
+from lightning_leaky.functional.spectrum import singular_values_from_moments, stable_rank_of
+from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
+from lightning_leaky.metrics.base import LayerMetric
+from lightning_leaky.metrics.energies import energies_of
+from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
+
+
+class PathSamples(LayerMetric):
+    """All readings of a path over a data set from its samples, by N × N matrices where N ≤ w.
+
+    The twin of `PathEnergies`, `StableRank` and `PathMomenta` for wide networks: nothing of size w × w is formed where
+    samples are fewer than neurons. It keeps every sample, so its memory grows with their number N: for L layers
+    ``2 N L w`` float32 (``3 N L w`` with momenta; float64 where the representations are), and one layer's workspace of
+    ``2 N² + 4 N w`` float64. Second moments take ``8 L w (3w … 5w)`` bytes whatever N is.
+
+    `compute` returns a dictionary of tensors of shape (L,), by the names of `PathReader`.
+
+    Args:
+        num_layers: L, the number of layers.
+        width: w.
+        effective_depth: L̃ ≥ 0.
+        with_momenta: Whether `update` is given momenta.
+        loss_reduction: ``"mean"`` where the loss is a mean over the batch, ``"sum"`` where it is a sum.
+        k_norm: Which K-norm.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If L̃ is negative; from `update`, if the matrices or step-sizes do not fit the layers.
+
+    Example:
+        >>> metric = PathSamples(1, 2, effective_depth=0.5, k_norm=KNorm(gamma=4.0))
+        >>> metric.update(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 7.0]]]), torch.ones(1))
+        >>> metric.compute()["kinetic_energy"]
+        tensor(2.5000, dtype=torch.float64)
+    """
+
+    previous: list[Tensor]
+    current: list[Tensor]
+    momenta: list[Tensor]
+
+    def __init__(
+        self,
+        num_layers: int,
+        width: int,
+        effective_depth: float,
+        with_momenta: bool = False,
+        loss_reduction: LossReduction = "mean",
+        k_norm: KNorm | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_layers, width, k_norm, **kwargs)
+        leak_scale(effective_depth)
+        self.effective_depth = effective_depth
+        self.loss_reduction = check_loss_reduction(loss_reduction)
+        self.with_momenta = with_momenta
+        self.step_sizes = equidistant_step_sizes(num_layers)
+        self.weights: Tensor | None = None
+        for name in ("previous", "current", *(("momenta",) if with_momenta else ())):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        previous: Sequence[Tensor] | Tensor,
+        current: Sequence[Tensor] | Tensor,
+        step_sizes: Tensor,
+        momenta: Sequence[Tensor] | Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            previous: A_0, …, A_{L−1}, each of shape (N, w), with one N for all layers.
+            current: A_1, …, A_L, each of shape (N, w).
+            step_sizes: ρ, shape (L,).
+            momenta: B_1, …, B_L, each of shape (N, w).
+            weights: W_1, …, W_L, shape (L, w, d), for the criticality residual.
+        """
+        self.step_sizes = check_segment_step_sizes(step_sizes, self.num_layers)
+        groups = {"previous": previous, "current": current}
+        if self.with_momenta:
+            if momenta is None:
+                raise ValueError("`momenta` must be given, got None.")
+            groups["momenta"] = momenta
+        self.check_layers(**groups)
+        rows = len(previous[0])
+        if any(len(matrix) != rows for matrix in previous):
+            raise ValueError(f"`previous` must have one number of rows, got {[len(matrix) for matrix in previous]}.")
+        share = rows if self.loss_reduction == "mean" else 1
+        for name, matrices in groups.items():
+            stacked = torch.stack([_at_least_float32(matrix) for matrix in matrices], dim=1).detach()
+            getattr(self, name).append((stacked * share if name == "momenta" else stacked).to(self.device))
+        self.weights = None if weights is None else weights.detach().clone()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the readings by name, each of shape (L,)."""
+        stacks = [dim_zero_cat(getattr(self, name)) for name in self._defaults]
+        layers = [self._read(index, *(stack[:, index] for stack in stacks)) for index in range(self.num_layers)]
+        return {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+    def in_bytes(self) -> int:
+        """Bytes of the samples kept on this process."""
+        return sum(batch.nbytes for name in self._defaults for batch in getattr(self, name))
+
+    def _read(self, index: int, previous: Tensor, current: Tensor, momentum: Tensor | None = None) -> dict[str, Tensor]:
+        """Every reading of one layer."""
+        dtype = working_dtype(self.device)
+        start = previous.to(dtype)
+        moved = velocity_of(start, current.to(dtype), float(self.step_sizes[index]))
+        # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked.
+        finite = bool(torch.isfinite(start).all() and torch.isfinite(moved).all())
+        safe, safe_moved = (start, moved) if finite else (torch.zeros_like(start), torch.zeros_like(moved))
+        side = safe @ safe.mT if len(safe) <= self.width else safe.mT @ safe
+        readings = energies_of(inner_products_of(self.k_norm, safe, safe, safe_moved), self.effective_depth)
+        readings["stable_rank"] = stable_rank_of(singular_values_from_moments(side))
+        readings = {name: value if finite else torch.full_like(value, torch.nan) for name, value in readings.items()}
+        return readings if momentum is None else readings | self._momentum_readings(index, start, momentum.to(dtype))
+
+    def _momentum_readings(self, index: int, start: Tensor, momentum: Tensor) -> dict[str, Tensor]:
+        """The readings that need a momentum, which a batch's share of the samples has multiplied."""
+        if self.loss_reduction == "mean":
+            momentum = momentum / len(momentum)
+        sigma = self.k_norm.features(start)
+        square = features_momentum_square_of(sigma, momentum)
+        readings = {
+            "hamiltonian": hamiltonian_of(square, (momentum * start).sum(), self.effective_depth),
+            "momentum_norm": momentum.square().sum().sqrt(),
+            "features_momentum_norm": square.sqrt(),
+        }
+        if self.weights is not None:
+            moments = momentum_moments_of(sigma, start, momentum)
+            weight = self.weights[index].to(momentum)
+            readings["criticality_residual"] = criticality_residual_of(weight, moments, self.effective_depth)
+        return readings
+
+
+def _at_least_float32(matrix: Tensor) -> Tensor:
+    # One dtype, whatever mixed precision has made of a layer, for samples of several processes are gathered.
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))

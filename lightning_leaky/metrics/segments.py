@@ -1,0 +1,131 @@
+"""The segments of a path, each of one width: a reader for each, and their readings joined."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.metrics.momenta import LossReduction
+from lightning_leaky.metrics.path_reader import MOMENTA, PathReader, Readings, moments_in_bytes
+
+Form: TypeAlias = Literal["auto", "moments", "samples"]
+"""How readings are accumulated: as second moments, as the samples themselves, or as whichever fits."""
+
+# Of all layers together. Above it a monitor would no longer be a guest; a fixed number, so that all processes agree.
+MEMORY_LIMIT = 2**30
+
+
+def check_form(form: Form) -> Form:
+    """Return a form, or raise ValueError where it is none."""
+    if form not in ("auto", "moments", "samples"):
+        raise ValueError(f'`form` must be "auto", "moments" or "samples", got {form!r}.')
+    return form
+
+
+class SegmentReaders(nn.Module):
+    """Accumulates quantities over the segments of a path.
+
+    Second moments, of ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable rank and ``8 L dw`` for the
+    momenta (d = w + 1), are exact over any data set. Where they exceed 1 GiB in all, the form ``"auto"`` keeps the
+    samples instead, ``2 N L w`` float32 (``3 N L w`` with momenta), works with N × N matrices, and takes no more
+    batches once the samples fill 1 GiB.
+
+    Args:
+        widths: The width of each layer, by segment.
+        effective_depth: L̃ ≥ 0.
+        quantities: Names from `lightning_leaky.metrics.path_reader.QUANTITIES`.
+        k_norm: Which K-norm.
+        loss_reduction: ``"mean"`` or ``"sum"``.
+        form: ``"auto"``, or the form to take.
+
+    Example:
+        >>> readers = SegmentReaders([(8, 2), (16, 1)], effective_depth=0.0, quantities=["cost_of_identity"])
+        >>> readers.form
+        'moments'
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[tuple[int, int]],
+        effective_depth: float,
+        quantities: Collection[str],
+        k_norm: KNorm | None = None,
+        loss_reduction: LossReduction = "mean",
+        form: Form = "auto",
+    ) -> None:
+        super().__init__()
+        constant_column = k_norm is None or k_norm.constant_column
+        needed = sum(moments_in_bytes(length, width, quantities, constant_column) for width, length in widths)
+        self.moments_in_bytes = needed
+        self.form: Literal["moments", "samples"]
+        self.form = ("samples" if needed > MEMORY_LIMIT else "moments") if form == "auto" else form
+        self.lengths = [length for _, length in widths]
+        self.has_momenta = bool(set(MOMENTA) & set(quantities))
+        self.readers = nn.ModuleList(
+            PathReader(length, width, effective_depth, quantities, k_norm, loss_reduction, self.form)
+            for width, length in widths
+        )
+        self.is_empty = True
+
+    def has_room(self) -> bool:
+        """Whether another batch may be kept."""
+        return self.is_empty or sum(reader.samples_in_bytes() for reader in self._each()) < MEMORY_LIMIT
+
+    def update(
+        self,
+        previous: Sequence[Tensor],
+        current: Sequence[Tensor],
+        step_sizes: Tensor,
+        momenta: Sequence[Tensor] | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            previous: A_{l−1} of the layers of all segments, each of shape (N, w).
+            current: A_l of them.
+            step_sizes: Their ρ, shape (L,).
+            momenta: Their B_l, where a momentum quantity is read.
+            weights: Their W_l, shape (L, w, d).
+        """
+        start = 0
+        for reader, length in zip(self._each(), self.lengths, strict=True):
+            part = slice(start, start + length)
+            reader.update(
+                previous[part],
+                current[part],
+                step_sizes[part],
+                None if momenta is None else momenta[part],
+                None if weights is None else weights[part],
+            )
+            start += length
+        self.is_empty = False
+
+    def update_with_nothing(self, step_sizes: Tensor, weights: Tensor | None, like: Tensor) -> None:
+        """Add an empty batch, for a process that has none to join the others in `compute`."""
+        nothing = [like.new_zeros(0, reader.width) for reader in self._each() for _ in range(len(reader.step_sizes))]
+        self.update(nothing, nothing, step_sizes, nothing if self.has_momenta else None, weights)
+
+    def compute(self, names: Sequence[str] = ()) -> Readings:
+        """Return the readings of all segments; under torch.distributed a collective that every process must join."""
+        parts = [reader.compute() for reader in self._each()]
+        return Readings(
+            {name: torch.cat([part[name] for part in parts]) for name in parts[0].quantities},
+            torch.cat([part.step_sizes for part in parts]),
+            parts[0].effective_depth,
+            tuple(names),
+            tuple(self.lengths) if len(parts) > 1 else (),
+        )
+
+    def reset(self) -> None:
+        """Forget every batch."""
+        self.is_empty = True
+        for reader in self._each():
+            reader.reset()
+
+    def _each(self) -> list[PathReader]:
+        return [reader for reader in self.readers if isinstance(reader, PathReader)]

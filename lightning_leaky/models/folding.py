@@ -1,0 +1,91 @@
+"""Multiplying the residual branch of a block by a number, where one layer's weights can take it exactly."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def fold_gain(model: nn.Module, block: nn.Module, gain: float) -> bool:
+    """Multiply f of a block h + f(h) by a gain, in the weights of the layer that f ends with.
+
+    Args:
+        model: The model that holds the block, to be sure that nothing else uses these weights.
+        block: A residual block.
+        gain: The factor; 1 needs nothing.
+
+    Returns:
+        Whether that was possible; where not, nothing has changed.
+
+    Example:
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.branch = nn.Linear(2, 2)
+        ...     def forward(self, h):
+        ...         return h + self.branch(h)
+        >>> block, h = Block(), torch.ones(1, 2)
+        >>> wanted = h + 3 * block.branch(h)
+        >>> fold_gain(block, block, 3.0), torch.allclose(block(h), wanted)
+        (True, True)
+    """
+    if abs(gain - 1) < 1e-12:
+        return True
+    last = _last_layer_of_branch(block)
+    if last is None or last.weight is None or _is_shared(model, last):
+        return False
+    with torch.no_grad():
+        for parameter in last.parameters(recurse=False):
+            parameter.mul_(gain)
+    return True
+
+
+def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
+    """The layer g of a block that is h + g(…), read off its graph; ``None`` where it is not, or has no graph."""
+    try:
+        graph = fx.symbolic_trace(block).graph
+    except Exception:  # whatever code a block runs may fail on proxies in its own way: then nothing is known of it
+        return None
+    modules = dict(block.named_modules())
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = graph.output_node().args[0]
+    if not isinstance(end, fx.Node) or not _is_addition(end):
+        return None
+    branch = [node for node in end.args if isinstance(node, fx.Node) and node is not start]
+    if len(end.args) != 2 or start not in end.args or len(branch) != 1:
+        return None
+    node = branch[0]
+    while _is_call(node, modules, _PASS_THROUGH) and len(node.users) == 1:
+        node = node.all_input_nodes[0]
+    calls = Counter(other.target for other in graph.nodes if other.op == "call_module")
+    is_last = _is_call(node, modules, _LINEAR) and len(node.users) == 1 and calls[node.target] == 1
+    return modules[str(node.target)] if is_last else None
+
+
+def _is_addition(node: fx.Node) -> bool:
+    is_function = node.op == "call_function" and node.target in _ADDITIONS
+    return (is_function or (node.op == "call_method" and node.target in ("add", "add_"))) and not node.kwargs
+
+
+def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> bool:
+    return node.op == "call_module" and isinstance(modules.get(str(node.target)), kinds)
+
+
+def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether another module of the model uses a parameter of this layer."""
+    own = {id(parameter) for parameter in layer.parameters(recurse=False)}
+    return any(
+        id(parameter) in own
+        for module in model.modules()
+        if module is not layer
+        for parameter in module.parameters(recurse=False)
+    )

@@ -1,0 +1,78 @@
+"""Tensors inside what modules take and return: tuples, dictionaries, dataclasses and the like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors of a structure, in order; nested tensors, which have no shape, are left out.
+
+    Example:
+        >>> import torch
+        >>> [len(tensor) for tensor in tensors_of((torch.ones(2), {"mask": None, "hidden": torch.ones(3)}))]
+        [2, 3]
+    """
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not value.is_nested:
+            yield value
+    else:
+        for part in _parts(value):
+            yield from tensors_of(part)
+
+
+def paired_tensors(inputs: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
+    """Return what a block maps, A_{l−1} and A_l: the first output that has the shape of an input, and that input.
+
+    A block may return a tuple, a dictionary or a dataclass, and take its input by position or by keyword. Where no
+    output has the shape of an input the block changes the shape: then the first tensor of each; ``None`` where either
+    side has no floating-point tensor.
+
+    Example:
+        >>> import torch
+        >>> hidden, mask = torch.zeros(2, 3), torch.ones(2, 2)
+        >>> before, after = paired_tensors(((), {"mask": mask, "hidden": hidden}), (torch.ones(4), hidden + 1))
+        >>> torch.equal(before, hidden), torch.equal(after, hidden + 1)
+        (True, True)
+    """
+    befores, afters = list(tensors_of(inputs)), list(tensors_of(outputs))
+    for after in afters:
+        for before in befores:
+            if before.shape == after.shape:
+                return before, after
+    return (befores[0], afters[0]) if befores and afters else None
+
+
+def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Return a structure with one of its tensors replaced; the structure given is not changed.
+
+    Example:
+        >>> import torch
+        >>> old = torch.zeros(1)
+        >>> replaced({"hidden": old, "weights": None}, old, torch.ones(1))
+        {'hidden': tensor([1.]), 'weights': None}
+    """
+    if value is old:
+        return new
+    if isinstance(value, Mapping):
+        changed = {key: replaced(part, old, new) for key, part in value.items()}
+        return type(value)(**changed) if dataclasses.is_dataclass(value) else type(value)(changed)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **{name: replaced(part, old, new) for name, part in fields.items()})
+    if isinstance(value, (tuple, list)):
+        parts = [replaced(part, old, new) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return list(value) if isinstance(value, (tuple, list)) else []
