@@ -40,6 +40,16 @@ def test_readings_by_hooks_equal_one_process_even_where_a_process_has_no_batch(r
     expected = workers.observed()
     for found in results[world_size]:
         torch.testing.assert_close(found["observed"], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found["samples"], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_layers_are_found_and_split_alike_even_where_a_process_has_no_batch(results, world_size):
+    expected = workers.found()
+    assert expected["segments"][-2:].tolist() == [2, 2]
+    for found in results[world_size]:
+        for name, values in expected.items():
+            torch.testing.assert_close(found[name], values, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.metrics.segments import Form
+from lightning_leaky.observer import PathObserver, path_of
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
 METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings"})
@@ -71,17 +72,49 @@ def adapted_step_sizes(rank: int = 0, world_size: int = 1) -> Tensor:
     return hook.state_dict()["step_sizes"]
 
 
-def observed(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+def observed(rank: int = 0, world_size: int = 1, form: Form = "moments") -> dict[str, Tensor]:
     """Every quantity of a network, read by hooks from the shards; a process with an empty shard runs no batch."""
     torch.manual_seed(0)
     network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
     inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
-    observer = PathObserver(network, network, metrics.path_reader.QUANTITIES, weight_decay=0.1).attach()
+    observer = PathObserver(network, network, metrics.path_reader.QUANTITIES, weight_decay=0.1, form=form).attach()
     if len(inputs):
         observer.arm()
         network(inputs).square().sum(-1).mean().backward()
         observer.drain()
     return observer.compute().quantities
+
+
+class Block(torch.nn.Module):
+    """A residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return h + relu(Wh)."""
+        return hidden + torch.relu(self.linear(hidden))
+
+
+def found(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+    """Cost of identity of blocks in two widths that nobody has named; an empty shard has nothing to find them by."""
+    torch.manual_seed(0)
+    stages = [torch.nn.Sequential(*(Block(width) for _ in range(2))) for width in (WIDTH, 2 * WIDTH)]
+    model = torch.nn.Sequential(stages[0], torch.nn.Linear(WIDTH, 2 * WIDTH), stages[1]).double()
+    inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
+    readings = {}
+    for name, layers in (("found", None), ("segments", Block)):
+        path = path_of(model, layers)
+        observer = PathObserver(model, path, ["cost_of_identity", "kinetic_energy"]).attach()
+        if len(inputs):
+            observer.arm()
+            model(inputs)
+            observer.drain()
+        read = observer.compute()
+        readings[name] = torch.cat([*read.quantities.values(), read.step_sizes, torch.tensor(read.segments).double()])
+        observer.detach()
+    return readings
 
 
 def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
@@ -126,6 +159,8 @@ def work(rank: int, folder: str) -> None:
             results = {name: metric_value(name, rank, world_size) for name in METRICS}
             results["step_sizes"] = adapted_step_sizes(rank, world_size)
             results["observed"] = observed(rank, world_size)
+            results["samples"] = observed(rank, world_size, "samples")
+            results |= found(rank, world_size)
             results["collectives"] = [collectives_of_a_reading(rank, world_size, layers) for layers in (2, 12)]
             torch.save(results, Path(folder) / f"{rank}_of_{world_size}.pt")
             dist.destroy_process_group()

@@ -14,8 +14,8 @@ from tests import references
 from tests.metrics.cases import CASES, assert_same_reading, paths_in_batches, random_path
 
 
-def read(path, quantities=QUANTITIES, batches=(slice(None),), reduction="mean"):
-    reader = PathReader(path.num_layers, path.width, path.depth, quantities, path.k_norm, reduction)
+def read(path, quantities=QUANTITIES, batches=(slice(None),), reduction="mean", form="moments"):
+    reader = PathReader(path.num_layers, path.width, path.depth, quantities, path.k_norm, reduction, form)
     feed(reader, path, batches, reduction)
     return reader.compute()
 
@@ -31,12 +31,13 @@ def expected_of(path, reduction="mean"):
     return found | {"stable_rank": CASES["StableRank"].expected(path)}
 
 
+@pytest.mark.parametrize("form", ["moments", "samples"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @settings(max_examples=50)
 @given(drawn=paths_in_batches(), chosen=st.sets(st.sampled_from(QUANTITIES), min_size=1))
-def test_any_choice_over_any_batches_equals_the_functions(reduction, drawn, chosen):
+def test_any_choice_over_any_batches_equals_the_functions(form, reduction, drawn, chosen):
     path, batches = drawn
-    readings = read(path, chosen, batches, reduction)
+    readings = read(path, chosen, batches, reduction, form)
     assert list(readings.quantities) == [name for name in QUANTITIES if name in chosen]
     assert_same_reading(readings.quantities, {name: expected_of(path, reduction)[name] for name in chosen})
     assert all(values.shape == (path.num_layers,) for values in readings.quantities.values())

@@ -1,0 +1,171 @@
+"""The N × N form and the choice between it and second moments."""
+
+import pytest
+import torch
+
+from lightning_leaky.functional import KNorm
+from lightning_leaky.metrics import segments
+from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, PathReader, moments_in_bytes
+from lightning_leaky.metrics.samples import PathSamples
+from lightning_leaky.metrics.segments import SegmentReaders
+from tests.metrics.cases import random_path
+
+HALVES = (slice(0, 4), slice(4, None))
+FREE = [name for name in QUANTITIES if name not in MOMENTA]
+
+
+def samples_of(path, batches=HALVES):
+    metric = PathSamples(path.num_layers, path.width, path.depth, k_norm=path.k_norm)
+    for rows in batches:
+        metric.update(path.previous(rows), path.current(rows), path.step_sizes)
+    return metric
+
+
+@pytest.mark.parametrize("num_samples", [40, 5])
+@pytest.mark.parametrize("k_norm", [KNorm(), KNorm(gamma=0.3, activation="gelu"), KNorm(constant_column=False)])
+def test_both_forms_agree_in_float32(num_samples, k_norm):
+    """To 1e-6, with more samples than neurons and with fewer."""
+    path = random_path(num_layers=4, num_samples=num_samples, width=12, k_norm=k_norm)
+    path = path.map(lambda tensor: tensor.float())
+    readings = []
+    for form in ("moments", "samples"):
+        reader = PathReader(4, 12, 2.0, QUANTITIES, k_norm, form=form)
+        reader.update(path.previous(), path.current(), path.step_sizes, path.momenta(), path.weights)
+        readings.append(reader.compute())
+    for name, values in readings[0].quantities.items():
+        torch.testing.assert_close(readings[1][name], values, rtol=1e-6, atol=1e-6 * float(values.abs().max()))
+
+
+def test_nothing_of_the_square_of_the_width_is_held():
+    metric = samples_of(random_path(num_layers=2, num_samples=8, width=300))
+    assert metric.in_bytes() == 2 * 8 * 2 * 300 * 8
+    held = [tensor for states in metric.metric_state.values() for tensor in states]
+    assert sum(tensor.numel() for tensor in held) * 8 == metric.in_bytes()
+    metric.reset()
+    assert metric.in_bytes() == 0
+
+
+def test_half_precision_is_kept_in_float32():
+    path = random_path().map(lambda tensor: tensor.bfloat16())
+    assert samples_of(path).in_bytes() == 2 * 9 * 3 * 4 * 4
+
+
+def test_layers_must_share_their_samples():
+    path = random_path()
+    ragged = [path.previous()[0], path.previous()[1][:5], path.previous()[2]]
+    with pytest.raises(ValueError, match=r"`previous` must have one number of rows, got \[9, 5, 9\]"):
+        PathSamples(3, 4, 2.0).update(ragged, ragged, path.step_sizes)
+
+
+def test_momenta_must_be_given_where_they_are_read():
+    path = random_path()
+    with pytest.raises(ValueError, match="`momenta` must be given"):
+        PathSamples(3, 4, 2.0, with_momenta=True).update(path.previous(), path.current(), path.step_sizes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_layer_spoils_its_own_entry_only(value):
+    path, spoilt = random_path(num_layers=4), random_path(num_layers=4)
+    spoilt.representations[1, 2, 3] = value
+    expected = samples_of(path).compute()
+    for name, found in samples_of(spoilt).compute().items():
+        assert not found[[0, 1]].isfinite().any()
+        torch.testing.assert_close(found[2:], expected[name][2:], rtol=1e-12, atol=0)
+
+
+# The choice.
+
+
+@pytest.mark.parametrize(
+    ("quantities", "entries"),
+    [
+        (["cost_of_identity"], 5 * 5 + 2 * 5 * 4),
+        (["stable_rank"], 16),
+        (["hamiltonian"], 5 * 4),
+        (QUANTITIES, 65 + 16 + 20),
+    ],
+)
+def test_moments_take_the_memory_that_the_formula_says(quantities, entries):
+    reader = PathReader(3, 4, 2.0, quantities)
+    held = sum(
+        state.nbytes
+        for metric in (reader.energies, reader.spectrum, reader.momenta)
+        if metric is not None
+        for state in metric.metric_state.values()
+    )
+    assert moments_in_bytes(3, 4, quantities) == 8 * 3 * entries
+    # Besides the moments a few numbers a layer: inner products, traces and counts.
+    assert 0 <= held - 8 * 3 * entries <= 8 * 3 * 8
+
+
+@pytest.mark.parametrize(
+    ("form", "limit", "expected"),
+    [("auto", 2**30, "moments"), ("auto", 100, "samples"), ("moments", 100, "moments"), ("samples", 2**30, "samples")],
+)
+def test_the_form_is_what_fits_unless_it_is_forced(monkeypatch, form, limit, expected):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
+    assert SegmentReaders([(4, 3)], 2.0, FREE, form=form).form == expected
+
+
+def test_a_wide_network_is_read_without_its_moments():
+    """w = 8192, 48 layers: second moments would take more than 70 GiB."""
+    readers = SegmentReaders([(8192, 48)], 0.0, ["cost_of_identity", "kinetic_energy"])
+    assert readers.form == "samples"
+    assert readers.moments_in_bytes > 70 * 2**30
+
+
+def test_there_is_room_until_the_samples_fill_it(monkeypatch):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", 1000)
+    path = random_path(num_samples=4)
+    readers = SegmentReaders([(4, 3)], 2.0, FREE)
+    assert readers.has_room()
+    rooms = []
+    for _ in range(3):
+        readers.update(list(path.previous()), list(path.current()), path.step_sizes)
+        rooms.append(readers.has_room())  # 2 · 4 · 3 · 4 · 8 = 768 bytes each
+    assert rooms == [True, False, False]
+    readers.reset()
+    assert readers.has_room()
+
+
+# Segments.
+
+
+@pytest.mark.parametrize("form", ["moments", "samples"])
+def test_segments_are_read_each_by_itself_and_joined(form):
+    first, second = random_path(num_layers=2, width=3), random_path(num_layers=3, width=5, seed=1)
+    rho = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64)
+    readers = SegmentReaders([(3, 2), (5, 3)], 2.0, FREE, form=form)
+    readers.update([*first.previous(), *second.previous()], [*first.current(), *second.current()], rho)
+    readings = readers.compute(list("abcde"))
+    assert readings.segments == (2, 3)
+    assert readings.names == tuple("abcde")
+    assert torch.equal(readings.step_sizes, rho)
+    for path, part, own_rho in zip((first, second), readings.split(), rho.split([2, 3]), strict=True):
+        reader = PathReader(path.num_layers, path.width, 2.0, FREE)
+        reader.update(path.previous(), path.current(), own_rho)
+        for name, values in reader.compute().quantities.items():
+            torch.testing.assert_close(part[name], values, rtol=1e-9, atol=1e-9)
+        assert torch.equal(part.step_sizes, own_rho)
+    sums = readings.summaries()
+    assert set(sums) == {
+        f"{name}/segment_{number}/{kind}"
+        for number in (1, 2)
+        for name, kind in (
+            ("cost_of_identity", "min"),
+            ("speed", "path_length"),
+            ("energy_hamiltonian", "bottleneck_rank"),
+            ("energy_hamiltonian", "spread"),
+        )
+    }
+    assert sums["cost_of_identity/segment_2/min"] == readings["cost_of_identity"][2:].min()
+    torch.testing.assert_close(sums["speed/segment_1/path_length"], (rho[:2] * readings["speed"][:2]).sum())
+    assert "cost_of_identity/layer_05" in readings.scalars()
+    assert [line.split()[:2] for line in readings.table(["speed"]).splitlines()[1:]] == [
+        [str(index + 1), name] for index, name in enumerate("abcde")
+    ]
+
+
+def test_a_form_must_be_known():
+    with pytest.raises(ValueError, match="`form` must be"):
+        segments.check_form("kernel")
