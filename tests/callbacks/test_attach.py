@@ -1,0 +1,549 @@
+"""EnergyMonitor on networks that know nothing of it: what it takes, what it finds, and what it warns of."""
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_leaky import EnergyMonitor, Layout, StepSizeAdapter, make_leaky, measure_path
+from lightning_leaky.functional import cost_of_identity, objective_weight_decay
+from lightning_leaky.metrics import segments
+from lightning_leaky.metrics.path_reader import MOMENTA
+from tests.callbacks.helpers import rows_of, steps_with
+
+WIDTH = 5
+
+
+class Block(nn.Module):
+    """h + W2 relu(W1 h)."""
+
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+
+    def change(self, hidden):
+        return self.second(torch.relu(self.first(hidden)))
+
+    def forward(self, hidden):
+        return hidden + self.change(hidden)
+
+
+class Foreign(LightningModule):
+    """A stack of blocks, run one after another, in somebody's module."""
+
+    def __init__(self, blocks, decay=0.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.decay = decay
+
+    def run(self, hidden):
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+    def forward(self, hidden):
+        return self.run(hidden)
+
+    def training_step(self, batch, batch_idx):
+        loss = self(batch["hidden"] if isinstance(batch, dict) else batch).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self(batch["hidden"] if isinstance(batch, dict) else batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-2, weight_decay=self.decay)
+
+
+def blocks(cls=Block, num_layers=3, **kwargs):
+    torch.manual_seed(0)
+    return [cls(**kwargs) for _ in range(num_layers)]
+
+
+def loader(*shape, num_batches=2):
+    generator = torch.Generator().manual_seed(1)
+    return DataLoader(
+        [torch.randn(shape or (7, WIDTH), generator=generator) for _ in range(num_batches)], batch_size=None
+    )
+
+
+def read(make_trainer, module, data=None, monitor=None, **settings):
+    monitor = EnergyMonitor("blocks.*") if monitor is None else monitor
+    trainer = make_trainer(monitor, max_epochs=1, **settings)
+    trainer.fit(module, loader() if data is None else data)
+    return monitor
+
+
+def assert_same(found, expected):
+    assert found.quantities.keys() == expected.quantities.keys()
+    for name, values in expected.quantities.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=1e-6)
+
+
+# What blocks may take and return.
+
+
+class Keyword(Block):
+    def forward(self, *, mask, hidden):
+        return super().forward(hidden)
+
+
+class Tuples(Block):
+    def forward(self, hidden):
+        return None, hidden.mean(), super().forward(hidden)
+
+
+class Dicts(Block):
+    def forward(self, hidden):
+        return {"norms": hidden.norm(dim=1), "hidden": super().forward(hidden)}
+
+
+@dataclass
+class Output:
+    hidden: Tensor
+    cache: object = None
+
+
+class Dataclasses(Block):
+    def forward(self, hidden):
+        return Output(super().forward(hidden))
+
+
+CALLS = {
+    Keyword: lambda block, hidden: block(mask=hidden > 0, hidden=hidden),
+    Tuples: lambda block, hidden: block(hidden)[2],
+    Dicts: lambda block, hidden: block(hidden)["hidden"],
+    Dataclasses: lambda block, hidden: block(hidden).hidden,
+}
+
+
+class Calling(Foreign):
+    def run(self, hidden):
+        for block in self.blocks:
+            hidden = CALLS[type(block)](block, hidden)
+        return hidden
+
+
+@pytest.mark.parametrize("cls", CALLS)
+@pytest.mark.parametrize("layers", ["blocks.*", None])
+def test_blocks_may_take_keywords_and_return_structures(make_trainer, cls, layers):
+    plain = read(make_trainer, Foreign(blocks())).readings["train"]
+    found = read(make_trainer, Calling(blocks(cls)), monitor=EnergyMonitor(layers)).readings["train"]
+    assert_same(found, plain)
+
+
+# Layers that nobody has named.
+
+
+def test_blocks_are_found_named_and_read_from_the_first_batch_on(make_trainer, tmp_path, caplog):
+    class Whole(Foreign):
+        def __init__(self, blocks):
+            super().__init__(blocks)
+            self.stem, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+        def run(self, hidden):
+            return self.norm(super().run(self.stem(hidden)))
+
+    logger = CSVLogger(tmp_path)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        monitor = read(make_trainer, Whole(blocks()), loader(num_batches=4), EnergyMonitor(), logger=logger)
+    lines = [record.getMessage() for record in caplog.records if "EnergyMonitor" in record.getMessage()]
+    assert lines == ["EnergyMonitor: 3 layers are read, blocks.0 to blocks.2 (Block)."]
+    assert monitor.readings["train"].names == ("blocks.0", "blocks.1", "blocks.2")
+    rows = rows_of(logger.log_dir)
+    assert steps_with(rows, "cost_of_identity/layer_03") == steps_with(rows, "loss") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 3])
+def test_found_blocks_read_like_named_ones(make_trainer, every_n_steps):
+    """Whether the first batch is itself due or not; and over whole validation sets, momenta included."""
+    readings = []
+    for layers in (None, "blocks.*"):
+        quantities = ["cost_of_identity", "kinetic_energy", "hamiltonian"]
+        monitor = EnergyMonitor(layers, quantities, every_n_steps=every_n_steps, weight_decay=0.3)
+        make_trainer(monitor, max_epochs=1).fit(Foreign(blocks()), loader(num_batches=4), loader(num_batches=3))
+        readings.append(monitor.readings)
+    for stage in ("train", "validate"):
+        assert_same(readings[0][stage], readings[1][stage])
+    assert readings[0]["train"]["hamiltonian"].isfinite().all()
+
+
+def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
+    module, monitor = Foreign(blocks()), EnergyMonitor()
+    make_trainer(monitor).validate(module, loader(num_batches=3), verbose=False)
+    assert_same(monitor.readings["validate"], measure_path(module, loader(num_batches=3), list(DEFAULTS)))
+    assert hooks_of(module) == 0
+
+
+DEFAULTS = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
+
+
+def test_of_two_runs_the_longer_is_taken_of_equals_the_larger(make_trainer):
+    class Two(Foreign):
+        def __init__(self, first, second):
+            super().__init__(first)
+            self.others = nn.ModuleList(second)
+
+        def run(self, hidden):
+            hidden = super().run(hidden) + 1
+            for block in self.others:
+                hidden = block(hidden)
+            return hidden
+
+    class Large(Block):
+        def __init__(self):
+            super().__init__()
+            self.third = nn.Linear(WIDTH, WIDTH)
+
+        def change(self, hidden):
+            return self.third(super().change(hidden))
+
+    for first, second, names in (
+        (blocks(), blocks(num_layers=2), "blocks"),
+        (blocks(num_layers=2), blocks(), "others"),
+        (blocks(), blocks(Large), "others"),
+        (blocks(Large), blocks(), "blocks"),
+    ):
+        monitor = read(make_trainer, Two(first, second), monitor=EnergyMonitor())
+        assert {name.split(".")[0] for name in monitor.readings["train"].names} == {names}
+
+
+# Segments.
+
+
+class Widening(Block):
+    def __init__(self, width=WIDTH):
+        super().__init__(width)
+        self.wide = nn.Linear(width, 2 * width)
+
+    def forward(self, hidden):
+        return self.wide(super().forward(hidden))
+
+
+@pytest.mark.parametrize("layers", ["blocks.*", Block])
+def test_blocks_that_change_the_width_split_the_path(make_trainer, tmp_path, layers):
+    """They are not read; ρ = 1/L over the others, and no velocity crosses the change."""
+    torch.manual_seed(0)
+    module = Foreign([Block(), Block(), Widening(), Block(2 * WIDTH)])
+    logger = CSVLogger(tmp_path)
+    monitor = read(
+        make_trainer, module, loader(num_batches=1), EnergyMonitor(layers), logger=logger, precision="64-true"
+    )
+    readings = monitor.readings["train"]
+    assert readings.segments == (2, 1)
+    assert readings.names == ("blocks.0", "blocks.1", "blocks.3")
+    torch.testing.assert_close(readings.step_sizes, torch.full((3,), 1 / 3, dtype=torch.float64))
+    torch.manual_seed(0)
+    fresh = [Block(), Block(), Widening(), Block(2 * WIDTH)]
+    (hidden,) = [batch.double() for batch in loader(num_batches=1)]
+    expected = []
+    for block in fresh:
+        expected.append(hidden.detach())
+        hidden = block.double()(hidden)
+    for index, place in enumerate([0, 1, 3]):
+        torch.testing.assert_close(readings["cost_of_identity"][index], cost_of_identity(expected[place]))
+    keys = rows_of(logger.log_dir)[0]
+    assert {
+        "cost_of_identity/layer_03",
+        "cost_of_identity/segment_2/min",
+        "energy_hamiltonian/segment_1/spread",
+    } <= set(keys)
+    assert "cost_of_identity/min" not in keys
+
+
+# Padding, thinning, memory.
+
+
+def token_loader(mask):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(4, 6, WIDTH, generator=generator)
+    return DataLoader([{"hidden": hidden, "attention_mask": mask, "lengths": mask.sum(1)}], batch_size=None), hidden
+
+
+MASK = torch.arange(6)[None] < torch.tensor([6, 3, 1, 2])[:, None]
+
+
+def from_lengths(batch):
+    return torch.arange(6)[None] < batch["lengths"][:, None]
+
+
+@pytest.mark.parametrize(
+    ("padding_mask", "honoured"), [("attention_mask", True), (from_lengths, True), ("other", False), (None, False)]
+)
+def test_padding_is_left_out(make_trainer, padding_mask, honoured):
+    data, hidden = token_loader(MASK.long())
+    monitor = EnergyMonitor("blocks.*", padding_mask=padding_mask)
+    make_trainer(monitor, max_epochs=1).fit(Foreign(blocks()), data)
+    rows = hidden[MASK] if honoured else hidden.reshape(-1, WIDTH)
+    first = monitor.readings["train"]["cost_of_identity"][0]
+    torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
+    module = Foreign(blocks())
+    make_trainer(monitor).validate(module, data, verbose=False)
+    assert_close_first(monitor.readings["validate"], measure_path(module, [rows], ["cost_of_identity"]))
+
+
+def assert_close_first(found, expected):
+    torch.testing.assert_close(found["cost_of_identity"], expected["cost_of_identity"], rtol=1e-5, atol=0)
+
+
+def test_padding_that_torch_layers_are_told_of_is_left_out(make_trainer):
+    class Told(Foreign):
+        def run(self, hidden):
+            for block in self.blocks:
+                hidden = block(hidden, src_key_padding_mask=~MASK)
+            return hidden
+
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(WIDTH, 1, 8, dropout=0.0, batch_first=True) for _ in range(2)]
+    _, hidden = token_loader(MASK)
+    monitor = read(make_trainer, Told(layers), DataLoader([hidden], batch_size=None))
+    first = monitor.readings["train"]["cost_of_identity"][0]
+    torch.testing.assert_close(first, cost_of_identity(hidden[MASK]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
+def test_rows_are_chosen_by_the_layout(make_trainer, layout):
+    data, hidden = token_loader(torch.ones(4, 6))
+    monitor = read(make_trainer, Foreign(blocks()), data, EnergyMonitor("blocks.*", layout=layout))
+    expected = cost_of_identity(layout.rows(hidden))
+    torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"][0], expected, rtol=1e-6, atol=0)
+
+
+def test_a_wide_network_is_read_from_its_samples_and_told_once(make_trainer, monkeypatch, caplog):
+    readings = []
+    for limit in (2**30, 1):
+        monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+            readings.append(read(make_trainer, Foreign(blocks()), loader(num_batches=3)).readings["train"])
+        assert len([one for one in caplog.records if "N × N form" in one.getMessage()]) == (limit == 1)
+    assert_same(*readings)
+
+
+def test_batches_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypatch):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", 1)
+    monitor, module = EnergyMonitor("blocks.*"), Foreign(blocks())
+    with pytest.warns(UserWarning, match="Of further batches nothing is read") as caught:
+        make_trainer(monitor).validate(module, loader(num_batches=3), verbose=False)
+    assert len([one for one in caught if "further batches" in str(one.message)]) == 1
+    first = next(iter(loader()))
+    assert_close_first(monitor.readings["validate"], measure_path(module, [first], ["cost_of_identity"]))
+
+
+# λ.
+
+
+@pytest.mark.parametrize("given", [None, 0.3])
+def test_weight_decay_is_taken_from_the_optimizer_unless_given(make_trainer, given):
+    monitor = EnergyMonitor("blocks.*", ["momentum_norm"], weight_decay=given)
+    module, data = Foreign(blocks(), decay=0.06), loader(num_batches=1)
+    read(make_trainer, module, data, monitor)
+    path = [next(iter(data)).requires_grad_()]
+    for block in blocks():
+        path.append(block(path[-1]))
+    gradients = torch.autograd.grad(path[-1].square().mean(), path[1:])
+    lam = objective_weight_decay(0.06, 3, 0.0) if given is None else given
+    assert given is not None or lam == pytest.approx(0.02)
+    expected = torch.stack([gradient.norm() for gradient in gradients]).double() / lam
+    torch.testing.assert_close(monitor.readings["train"]["momentum_norm"], expected, rtol=1e-5, atol=0)
+
+
+def test_exempted_biases_do_not_count_and_differing_matrices_do(make_trainer):
+    class Groups(Foreign):
+        def __init__(self, blocks, second):
+            super().__init__(blocks)
+            self.second = second
+
+        def configure_optimizers(self):
+            groups = {0.06: [], 0.0: [], self.second: []}
+            for name, parameter in self.named_parameters():
+                wanted = 0.0 if parameter.ndim == 1 else self.second if "second" in name else 0.06
+                groups[wanted].append(parameter)
+            return torch.optim.SGD(
+                [{"params": params, "weight_decay": decay} for decay, params in groups.items()], 0.01
+            )
+
+    monitor = read(make_trainer, Groups(blocks(), 0.06), monitor=EnergyMonitor("blocks.*", ["momentum_norm"]))
+    assert monitor.readings["train"].is_finite()
+    with pytest.raises(ValueError, match="`weight_decay`"):
+        read(make_trainer, Groups(blocks(), 0.05), monitor=EnergyMonitor("blocks.*", ["momentum_norm"]))
+
+
+@pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
+@pytest.mark.parametrize("quantity", MOMENTA[2:])
+def test_momenta_of_a_part_of_the_positions_are_refused(make_trainer, layout, quantity):
+    monitor = EnergyMonitor("blocks.*", [quantity], weight_decay=0.1, layout=layout)
+    with pytest.raises(ValueError, match="`layout` must read every position"):
+        read(make_trainer, Foreign(blocks()), monitor=monitor)
+
+
+# What cannot be read: one warning, and training as without the monitor.
+
+
+class Shared(Foreign):
+    def run(self, hidden):
+        return super().run(super().run(hidden))
+
+
+class Skipping(Foreign):
+    def run(self, hidden):
+        return self.blocks[2](self.blocks[0](hidden))
+
+
+class Integers(Block):
+    def forward(self, hidden):
+        self.out = super().forward(hidden)
+        return (self.out > 0).long()
+
+
+class Unreadable(Foreign):
+    def run(self, hidden):
+        for block in self.blocks:
+            block(hidden)
+            hidden = block.out
+        return hidden
+
+
+class InPlace(Block):
+    def forward(self, hidden):
+        return hidden.add_(self.change(hidden.clone()))
+
+
+class Rectified(Block):
+    """Overwrites its input and returns something else: only the input itself tells."""
+
+    def forward(self, hidden):
+        return hidden + self.change(torch.relu_(hidden))
+
+
+class Fresh(Foreign):
+    """Hands each block a tensor that may be overwritten."""
+
+    def run(self, hidden):
+        for block in self.blocks:
+            hidden = block(hidden * 1)
+        return hidden
+
+
+class Afterwards(Foreign):
+    """The code between the blocks overwrites what they took."""
+
+    def run(self, hidden):
+        for block in self.blocks:
+            taken = hidden * 1
+            hidden = block(taken)
+            with torch.no_grad():
+                taken.detach().zero_()
+        return hidden.detach() + self.blocks[0].first.weight.sum()
+
+
+class Crowd(Foreign):
+    def run(self, hidden):
+        return super().run(hidden[:, None, None, None, None])[:, 0, 0, 0, 0]
+
+
+class Token(Foreign):
+    def run(self, hidden):
+        return super().run(hidden[:, None])[:, 0]
+
+
+BAD = {
+    "shared weights": (Shared, Block, {}, r"'blocks\.0' runs 2 times"),
+    "silent": (Skipping, Block, {}, r"\['blocks\.1'\] did not run"),
+    "integers": (Unreadable, Integers, {}, r"'blocks\.0' takes or returns no floating-point tensor"),
+    "in place": (Fresh, InPlace, {}, r"'blocks\.0' overwrites its input"),
+    "rectified in place": (Fresh, Rectified, {}, r"'blocks\.0' overwrites its input"),
+    "in place afterwards": (Afterwards, Block, {}, r"'blocks\.0' overwrites its input"),
+    "six axes": (Crowd, Block, {}, "`layout` must name the axes"),
+    "other axes": (Foreign, Block, {"layout": Layout("tnc")}, "`layout` must name the axes"),
+    "mask": (Token, Block, {"padding_mask": lambda batch: torch.ones(3)}, r"`padding_mask` must have shape \(7, 1\)"),
+}
+
+
+@pytest.mark.parametrize(("cls", "block", "settings", "message"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_what_cannot_be_read_is_one_warning_and_harms_nothing(make_trainer, cls, block, settings, message, stage):
+    runs = []
+    for monitors in ([], [EnergyMonitor("blocks.*", **settings)]):
+        module, data = cls(blocks(block)), loader(num_batches=3)
+        trainer = make_trainer(*monitors, max_epochs=2, limit_val_batches=3 if stage == "validate" else 0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if stage == "fit":
+                trainer.fit(module, data)
+            else:
+                trainer.validate(module, data, verbose=False)
+        runs.append(module.state_dict())
+    told = [str(one.message) for one in caught if "not read" in str(one.message)]
+    assert len(told) == 1
+    assert re.search(message, told[0]), told
+    assert monitors[0].readings == {}
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_layers_that_are_not_on_one_path_are_named_and_read_each_for_itself(make_trainer):
+    class Parallel(Foreign):
+        def run(self, hidden):
+            return sum(block(hidden) for block in self.blocks)
+
+    with pytest.warns(UserWarning, match=r"'blocks\.0' and 'blocks\.1' are not on one path") as caught:
+        monitor = read(make_trainer, Parallel(blocks()), loader(num_batches=3))
+    assert len([one for one in caught if "one path" in str(one.message)]) == 1
+    values = monitor.readings["train"]["cost_of_identity"]
+    assert torch.equal(values, values[:1].expand(3))
+
+
+def test_code_between_the_blocks_that_copies_is_no_other_path(make_trainer):
+    class Copies(Foreign):
+        def run(self, hidden):
+            for block in self.blocks:
+                hidden = block(hidden).clone()
+            return hidden
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(make_trainer, Copies(blocks()))
+    assert not [one for one in caught if "one path" in str(one.message)]
+
+
+def test_a_batch_of_another_shape_is_left_out(make_trainer):
+    class Parameterless(Foreign):
+        def run(self, hidden):
+            return super().run(hidden) + self.extra.weight.sum()
+
+    module = Parameterless([nn.Identity(), nn.Identity()])
+    module.extra = nn.Linear(1, 1)
+    data = DataLoader([torch.randn(7, 5), torch.randn(7, 4), torch.randn(7, 5)], batch_size=None)
+    with pytest.warns(
+        UserWarning, match=r"maps \(7, 4\) to \(7, 4\), and in the first batch it preserved a width of 5"
+    ):
+        monitor = read(make_trainer, module, data)
+    torch.testing.assert_close(
+        monitor.readings["train"]["cost_of_identity"][0], cost_of_identity(data.dataset[2]), rtol=1e-6, atol=0
+    )
+
+
+def test_the_adapter_warns_of_blocks_that_overwrite_their_input(make_trainer):
+    module = make_leaky(Fresh(blocks(Rectified)), "blocks.*")
+    with pytest.warns(UserWarning, match="Layer 1 overwrites its input"):
+        make_trainer(StepSizeAdapter(every_n_steps=1), max_epochs=1).fit(module, loader())
+    assert torch.equal(module.leaky_steps.step_sizes, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_one_line_adapts_and_one_reads_a_leaky_model(make_trainer):
+    module, monitor = make_leaky(Foreign(blocks()), "blocks.*", 0.5), EnergyMonitor()
+    read(make_trainer, module, monitor=monitor)
+    assert monitor.readings["train"].effective_depth == 0.5
+    adapter = StepSizeAdapter(every_n_steps=1, damping=0.5)
+    make_trainer(adapter, monitor, max_epochs=3).fit(module, loader())
+    torch.testing.assert_close(module.leaky_steps.step_sizes.sum(), torch.tensor(1.0).double())
+    assert module.leaky_steps.step_sizes.std() > 1e-3
+    assert not torch.equal(monitor.readings["train"].step_sizes, torch.full((3,), 1 / 3, dtype=torch.float64))
