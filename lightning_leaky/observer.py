@@ -131,9 +131,11 @@ class PathObserver:
         """
         self.disarm()
         if self._find_path():
+            structure = self._structure
             try:
                 self._read(gradient_scale, keep)
             except ValueError as error:
+                self._structure = structure
                 self._complain(f"A batch is not read: {error}")
         self.capture.clear()
 
@@ -143,7 +145,7 @@ class PathObserver:
             self._readers.reset()
 
     def compute(self) -> Readings | None:
-        """Return the readings of all batches since the last reset, or ``None`` if no process has ever read one.
+        """Return the readings of all batches since the last reset, or ``None`` if no process has read one.
 
         Under torch.distributed every process must call it: one without a batch joins the others with an empty one.
         """
@@ -154,9 +156,11 @@ class PathObserver:
         if self.path is None:
             return None
         device = self.path.step_sizes.device
-        self._structure = greatest(self._structure.to(device)).cpu()
-        if not self._structure.any():
+        has_read = self._readers is not None and not self._readers.is_empty
+        seen = greatest(torch.cat([self._structure, torch.full_like(self._structure[:1], has_read)]).to(device)).cpu()
+        if not seen[3].any():
             return None
+        self._structure = seen[:3]
         readers = self._readers_on(device)
         if readers.is_empty:
             dtype = torch.float64 if int(self._structure[2].max()) == 8 else torch.float32

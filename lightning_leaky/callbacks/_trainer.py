@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -32,6 +33,14 @@ def gradient_scale(trainer: Trainer) -> float:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
+
+
+def forget_logged(trainer: Trainer, keys: Collection[str]) -> None:
+    """Let values logged on a step be the values of that step: Lightning repeats them until the epoch ends."""
+    results = trainer._results
+    for result in (results or {}).values():
+        if result.meta.name in keys:
+            result.reset()
 
 
 def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_leaky.callbacks._trainer import (
+    forget_logged,
     gradient_scale,
     is_accumulating,
     is_due,
@@ -147,6 +148,7 @@ class EnergyMonitor(Callback):
         self._evaluation_keep: torch.Tensor | None = None
         self._is_collecting = False
         self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._fresh: Readings | None = None
         self._warned_of_nan = False
 
@@ -214,8 +216,12 @@ class EnergyMonitor(Callback):
                 self._finish(trainer)
         if self._fresh is not None:
             self._publish("train", self._fresh)
-            pl_module.log_dict(_as_logged(self._fresh.scalars()), on_step=True, on_epoch=False, batch_size=1)
-            self._fresh = None
+            scalars = _as_logged(self._fresh.scalars())
+            pl_module.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
+            self._fresh, self._logged = None, set(scalars)
+        elif self._logged:
+            forget_logged(trainer, self._logged)
+            self._logged = set()
 
     # Evaluation: armed for every batch, computed once over the whole data set.
 

@@ -514,7 +514,7 @@ def test_code_between_the_blocks_that_copies_is_no_other_path(make_trainer):
     assert not [one for one in caught if "one path" in str(one.message)]
 
 
-def test_a_batch_of_another_shape_is_left_out(make_trainer):
+def test_a_batch_of_another_shape_is_left_out(make_trainer, tmp_path):
     class Parameterless(Foreign):
         def run(self, hidden):
             return super().run(hidden) + self.extra.weight.sum()
@@ -522,10 +522,11 @@ def test_a_batch_of_another_shape_is_left_out(make_trainer):
     module = Parameterless([nn.Identity(), nn.Identity()])
     module.extra = nn.Linear(1, 1)
     data = DataLoader([torch.randn(7, 5), torch.randn(7, 4), torch.randn(7, 5)], batch_size=None)
-    with pytest.warns(
-        UserWarning, match=r"maps \(7, 4\) to \(7, 4\), and in the first batch it preserved a width of 5"
-    ):
-        monitor = read(make_trainer, module, data)
+    logger = CSVLogger(tmp_path)
+    with pytest.warns(UserWarning, match=r"maps \(7, 4\) to \(7, 4\), and in the first .* a width of 5"):
+        monitor = read(make_trainer, module, data, logger=logger)
+    assert steps_with(rows_of(logger.log_dir), "loss") == [0, 1, 2]
+    assert steps_with(rows_of(logger.log_dir), "cost_of_identity/layer_01") == [0, 2]
     torch.testing.assert_close(
         monitor.readings["train"]["cost_of_identity"][0], cost_of_identity(data.dataset[2]), rtol=1e-6, atol=0
     )

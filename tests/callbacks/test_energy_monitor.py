@@ -395,6 +395,16 @@ def test_every_key_can_be_read_from_tensorboard(make_module, make_data, make_tra
         assert events.Scalars(key)[-1].value == pytest.approx(float(value), rel=1e-5)
 
 
+def test_a_reading_is_logged_once(make_module, make_data, make_trainer, tmp_path):
+    """Lightning logs a value again and again until another replaces it."""
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(EnergyMonitor(every_n_steps=3), logger=logger, max_epochs=2)
+    trainer.fit(make_module(), datamodule=make_data(batch_size=4))  # 6 batches an epoch
+    rows = rows_of(logger.log_dir)
+    assert steps_with(rows, "train/loss") == list(range(12))
+    assert steps_with(rows, "cost_of_identity/layer_01") == [2, 5, 8, 11]
+
+
 def test_readings_off_the_logging_steps_warn(make_module, make_data, make_trainer, tmp_path):
     trainer = make_trainer(EnergyMonitor(every_n_steps=3), log_every_n_steps=2, logger=CSVLogger(tmp_path))
     with pytest.warns(UserWarning, match="multiple of `log_every_n_steps`"):
