@@ -29,7 +29,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
+        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
     ),
     (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|leaky_path|module|data)\..*"),
+    (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),
 ]

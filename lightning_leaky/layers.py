@@ -10,7 +10,7 @@ from typing import TypeAlias
 from torch import nn
 
 LayerChoice: TypeAlias = type[nn.Module] | Callable[[str, nn.Module], bool] | str
-"""Which modules to choose: a type of module, a predicate of name and module, a glob, or ``"re:"`` and an expression."""
+"""A type of module, a predicate of name and module, a glob, or ``"re:"`` and a regular expression."""
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _REGEX = "re:"

@@ -106,7 +106,7 @@ def assert_told(thing, settings):
     told = written(thing)
     for name, value in settings.items():
         found = list(told[name]) if isinstance(value, list) else told[name]
-        assert (vars(found) | value == vars(found) if isinstance(value, dict) else found == value), name
+        assert vars(found) | value == vars(found) if isinstance(value, dict) else found == value, name
 
 
 def the_callback(trainer, cls):
@@ -163,6 +163,30 @@ def test_everything_can_be_set_from_yaml(run, tmp_path):
     assert_told(trainer.datamodule, TEACHER)
     assert_told(the_callback(trainer, EnergyMonitor), MONITOR)
     assert_told(the_callback(trainer, StepSizeAdapter), ADAPTER)
+
+
+def is_layer(name, module):
+    """A predicate that YAML names by its import path."""
+    return name.startswith("network.layers.") and name.count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "network.layers.*",
+        r"re:network\.layers\.\d",
+        "lightning_leaky.models.LeakyLayer",
+        "tests.test_cli.is_layer",
+        None,
+    ],
+)
+def test_layers_of_every_kind_come_from_yaml(run, tmp_path, layers):
+    monitor = {EnergyMonitor: {"layers": layers, "layout": {"axes": "nc", "max_samples": 5}}}
+    trainer = run(
+        "fit", "--config", config(tmp_path, MODULE | {"task": "regression"}, TeacherDataModule, TEACHER, monitor)
+    )
+    readings = the_callback(trainer, EnergyMonitor).readings["validate"]
+    assert readings.names == ("network.layers.0", "network.layers.1", "network.layers.2")
 
 
 def test_digits_can_be_set_from_yaml(run, tmp_path):

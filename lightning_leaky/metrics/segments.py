@@ -13,7 +13,7 @@ from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, PathReader, Readings, moments_in_bytes
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
-"""How readings are accumulated: as second moments, as the samples themselves, or as whichever fits."""
+"""How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""
 
 # Of all layers together. Above it a monitor would no longer be a guest; a fixed number, so that all processes agree.
 MEMORY_LIMIT = 2**30
