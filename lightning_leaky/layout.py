@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def reads_all_positions(self) -> bool:
-        """Whether every position is a row, so that a gradient with respect to the rows is that of the representation."""
+        """Whether every position is a row, so that gradients with respect to rows are those of the representation."""
         return not self.per_sample and self.max_samples is None
 
     def width(self, tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
 from lightning_leaky.processes import greatest
+from lightning_leaky.segmentation import Segmentation
 
 PaddingMask: TypeAlias = Callable[[Any], Tensor | None] | str | None
 """Where a batch says which positions are real: a key of a dictionary, or a function of the batch."""
@@ -86,7 +88,7 @@ class PathObserver:
         self._finder = None if path is not None else PathFinder(model, effective_depth)
         layers = self._finder.candidates if self._finder is not None else list(path.layers) if path is not None else []
         self.capture = PathCapture(layers, gradients=self.reads_momenta)
-        self._structure = _no_structure(len(layers))
+        self._segmentation = Segmentation.unknown(len(layers))
         self._readers: SegmentReaders | None = None
         self._warned: set[str] = set()
         self._step_sizes = torch.zeros(0) if path is None else step_sizes_of(path)
@@ -131,12 +133,12 @@ class PathObserver:
         """
         self.disarm()
         if self._find_path():
-            structure = self._structure
+            segmentation = self._segmentation
             try:
                 self._read(gradient_scale, keep)
             except ValueError as error:
-                self._structure = structure
-                self._complain(f"A batch is not read: {error}")
+                self._segmentation = segmentation
+                self._complain("batch", f"A batch is not read: {error}")
         self.capture.clear()
 
     def reset(self) -> None:
@@ -150,23 +152,23 @@ class PathObserver:
         Under torch.distributed every process must call it: one without a batch joins the others with an empty one.
         """
         if self._finder is not None:
-            agreed = self._finder.agreed_path()
-            if self.path is None and agreed is not None:
-                self._take_path(agreed)
+            found = self._finder.agreed_path()
+            if self.path is None and found is not None:
+                self._take_path(found)
         if self.path is None:
             return None
         device = self.path.step_sizes.device
         has_read = self._readers is not None and not self._readers.is_empty
-        seen = greatest(torch.cat([self._structure, torch.full_like(self._structure[:1], has_read)]).to(device)).cpu()
-        if not seen[3].any():
+        table = self._segmentation.table
+        agreed = greatest(torch.cat([table, torch.full_like(table[:1], has_read)]).to(device)).cpu()
+        if not agreed[3].any():
             return None
-        self._structure = seen[:3]
+        self._segmentation = Segmentation(agreed[:3])
         readers = self._readers_on(device)
         if readers.is_empty:
-            dtype = torch.float64 if int(self._structure[2].max()) == 8 else torch.float32
-            like = torch.zeros(0, dtype=dtype, device=device)
+            like = torch.zeros(0, dtype=self._segmentation.dtype, device=device)
             readers.update_with_nothing(self._step_sizes_read(), self._weights(), like)
-        return readers.compute([self._name(index) for index in self._layers_read()])
+        return readers.compute([self._name(index) for index in self._segmentation.layers])
 
     # The path: found on the first batch where nobody has named it.
 
@@ -176,8 +178,9 @@ class PathObserver:
             candidates, found = self.capture, self._finder.find(self.capture)
             if found is None:
                 self._complain(
+                    "run",
                     "No layers are read: `layers` is None, and no two shape-preserving blocks of one class follow one "
-                    'another in the first batch. Name the layers, as in EnergyMonitor("encoder.layers.*").'
+                    'another in the first batch. Name the layers, as in EnergyMonitor("encoder.layers.*").',
                 )
             else:
                 path, run = found
@@ -189,7 +192,7 @@ class PathObserver:
         self.capture.detach()
         self.path = path
         self.capture = PathCapture(list(path.layers), gradients=self.reads_momenta).attach()
-        self._structure = _no_structure(len(path.layers))
+        self._segmentation = Segmentation.unknown(len(path.layers))
         self._step_sizes = step_sizes_of(path)
 
     # One batch.
@@ -197,14 +200,17 @@ class PathObserver:
     def _read(self, gradient_scale: float, keep: Tensor | None) -> None:
         """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
         self._check_passes()
-        is_first = not self._structure.any()
+        is_first = not self._segmentation.is_known
         if is_first:
-            self._structure = self._structure_seen()
+            self._segmentation = Segmentation.seen(self.capture.previous, self.capture.current, self.layout)
+            if not self._segmentation.is_known:
+                raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
         keep = self.capture.real_positions() if keep is None else keep
         previous, current = self._rows(self.capture.previous, keep), self._rows(self.capture.current, keep)
         self._check_shapes(previous, current)
         if is_first:
             self._check_connections(previous, current)
+            self._note_layers()
             self.capture.stop_checking()
         readers = self._readers_on(current[0].device)
         if readers.has_room():
@@ -212,8 +218,9 @@ class PathObserver:
             readers.update(previous, current, self._step_sizes_read(), momenta, self._weights())
         else:
             self._warn(
+                "room",
                 "Of further batches nothing is read: the samples kept fill the memory that a monitor may take. Thin "
-                "them with Layout(max_samples=...), or limit the batches."
+                "them with Layout(max_samples=...), or limit the batches.",
             )
 
     def _check_passes(self) -> None:
@@ -227,36 +234,20 @@ class PathObserver:
                 "them out of `layers`."
             )
 
-    def _structure_seen(self) -> Tensor:
-        """Segment (0 where the shape changes and nothing is read), width and bytes an entry of each layer: (3, L)."""
-        structure = _no_structure(len(self.capture.layers))
-        segment, before = 0, None
-        for index, (start, end) in enumerate(zip(self.capture.previous, self.capture.current, strict=True)):
-            if start is None or end is None or start.shape != end.shape:
-                before = None
-                continue
-            segment += start.shape != before
-            before = end.shape
-            wide = torch.promote_types(end.dtype, torch.float32)
-            structure[:, index] = torch.tensor([segment, self.layout.width(end), wide.itemsize])
-        if segment == 0:
-            raise ValueError(f"none of {self._all_names()} preserves the shape of its input; choose other `layers`.")
-        self._note(structure)
-        return structure
-
-    def _note(self, structure: Tensor) -> None:
+    def _note_layers(self) -> None:
         """Say what is read, for a log."""
-        names = self._all_names()
-        read = [name for name, segment in zip(names, structure[0], strict=True) if segment > 0]
+        names = [self._name(index) for index in range(len(self.capture.layers))]
+        read = [names[index] for index in self._segmentation.layers]
+        num_segments = len(self._segmentation.widths)
         text = f"{len(read)} layers are read, {read[0]} to {read[-1]} ({type(self.capture.layers[-1]).__name__})"
-        if structure[0].max() > 1:
-            text += f", in {int(structure[0].max())} segments: the shape changes between them"
-        left_out = sorted(set(names) - set(read))
+        if num_segments > 1:
+            text += f", in {num_segments} segments: the shape changes between them"
+        left_out = [name for name in names if name not in read]
         self.notes.append(text + (f", and in {left_out}, which are left out." if left_out else "."))
 
     def _check_shapes(self, previous: list[Tensor], current: list[Tensor]) -> None:
-        for index, start, end in zip(self._layers_read(), previous, current, strict=True):
-            width = int(self._structure[1, index])
+        for index, start, end in zip(self._segmentation.layers, previous, current, strict=True):
+            width = int(self._segmentation.table[1, index])
             if start.shape != end.shape or start.shape[-1] != width:
                 raise ValueError(
                     f"layer {self._name(index)!r} maps {tuple(start.shape)} to {tuple(end.shape)}, and in the first "
@@ -265,27 +256,27 @@ class PathObserver:
 
     def _check_connections(self, previous: list[Tensor], current: list[Tensor]) -> None:
         """Warn where a layer does not take what the one before it in its segment has returned."""
-        read = self._layers_read()
-        for place in range(1, len(read)):
-            before, after = read[place - 1], read[place]
-            if self._structure[0, before] == self._structure[0, after]:
+        read, segments = self._segmentation.layers, self._segmentation.segments
+        for place, (before, after) in enumerate(itertools.pairwise(read), start=1):
+            if segments[before] == segments[after]:
                 passed, taken = current[place - 1], previous[place]
                 if passed.data_ptr() != taken.data_ptr() and not torch.equal(passed.to(taken), taken):
                     self._warn(
+                        "path",
                         f"Layers {self._name(before)!r} and {self._name(after)!r} are not on one path: what the second "
                         "takes is not what the first returned. Each layer's readings stand, those along the path "
-                        "(length, spread, rank) do not. Choose `layers` that follow one another."
+                        "(length, spread, rank) do not. Choose `layers` that follow one another.",
                     )
                     return
 
     def _rows(self, tensors: Sequence[Tensor | None], keep: Tensor | None) -> list[Tensor]:
-        chosen = [tensors[index] for index in self._layers_read()]
+        chosen = [tensors[index] for index in self._segmentation.layers]
         return [self.layout.rows(tensor, keep) for tensor in chosen if tensor is not None]
 
     def _momenta(self, current: list[Tensor], gradient_scale: float, keep: Tensor | None) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
         scaled_weight_decay = self._weight_decay() * gradient_scale
-        gradients = [self.capture.gradients[index] for index in self._layers_read()]
+        gradients = [self.capture.gradients[index] for index in self._segmentation.layers]
         return [
             torch.full_like(rows, torch.nan)
             if gradient is None
@@ -299,28 +290,22 @@ class PathObserver:
             return check_weight_decay(self.weight_decay, self.quantities)
         given = check_weight_decay(self.optimizer_weight_decay, self.quantities)
         acts_per_layer = not hasattr(self.path, "weights")
-        return objective_weight_decay(given, len(self._layers_read()), self.path.effective_depth, acts_per_layer)
+        return objective_weight_decay(given, len(self._segmentation.layers), self.path.effective_depth, acts_per_layer)
 
     def _weights(self) -> Tensor | None:
         weights: Callable[[], Tensor] | None = getattr(self.path, "weights", None)
         if weights is None or "criticality_residual" not in self.quantities:
             return None
-        return weights()[self._layers_read()]
+        return weights()[self._segmentation.layers]
 
     def _step_sizes_read(self) -> Tensor:
         """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""
-        return normalise_step_sizes(self._step_sizes[self._layers_read()])
-
-    def _layers_read(self) -> list[int]:
-        return [index for index, segment in enumerate(self._structure[0].tolist()) if segment > 0]
+        return normalise_step_sizes(self._step_sizes[self._segmentation.layers])
 
     def _readers_on(self, device: torch.device) -> SegmentReaders:
         if self._readers is None:
-            segments, widths = self._structure[0].tolist(), self._structure[1].tolist()
-            lengths = {number: segments.count(number) for number in segments if number > 0}
-            width_of = dict(zip(segments, widths, strict=True))
             self._readers = SegmentReaders(
-                [(width_of[number], length) for number, length in lengths.items()],
+                self._segmentation.widths,
                 0.0 if self.path is None else self.path.effective_depth,
                 self.quantities,
                 self.k_norm,
@@ -338,17 +323,15 @@ class PathObserver:
     def _name(self, index: int) -> str:
         return self._names.get(id(self.capture.layers[index]), f"layer {index + 1}")
 
-    def _all_names(self) -> list[str]:
-        return [self._name(index) for index in range(len(self.capture.layers))]
-
-    def _complain(self, message: str) -> None:
+    def _complain(self, subject: str, message: str) -> None:
         if self.strict:
             raise ValueError(message)
-        self._warn(message)
+        self._warn(subject, message)
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+    def _warn(self, subject: str, message: str) -> None:
+        """Warn, once of each subject: the shapes in a message may change from batch to batch."""
+        if subject not in self._warned:
+            self._warned.add(subject)
             warnings.warn(message, stacklevel=2)
 
 
@@ -393,10 +376,6 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
         return padding_mask(batch)
     mask = batch.get(padding_mask) if isinstance(batch, Mapping) and padding_mask is not None else None
     return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def _no_structure(num_layers: int) -> Tensor:
-    return torch.zeros(3, num_layers, dtype=torch.int64)
 
 
 def check_momenta(quantities: Collection[str], weight_decay: float | None, layout: Layout) -> None:
