@@ -31,10 +31,12 @@ REDUCED := runs/reduced
 ONE_EPOCH := --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.default_root_dir ../$(REDUCED)
 examples: $(STAMP)
 	$(BIN)/python examples/plain_pytorch.py --num-steps 20
+	$(BIN)/python examples/existing_trainer.py --max-epochs 1 --num-train 200 --root $(REDUCED)
+	$(BIN)/python examples/leaky_transformer.py --max-epochs 1 --num-train 200 --root $(REDUCED)
 	$(BIN)/python examples/teacher.py --max-epochs 20 --scheme adaptive
 	$(BIN)/python examples/digits.py --max-epochs 2 --width 32 --num-layers 8 --root $(REDUCED)
 	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
-	cd examples && for name in digits teacher subclass; do \
+	cd examples && for name in digits teacher subclass leaky_transformer; do \
 	    $(abspath $(BIN))/lightning-leaky fit --config $$name.yaml $(ONE_EPOCH) || exit 1; done
 
 check: test lint types docs examples

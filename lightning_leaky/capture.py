@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_leaky.compiled import forget_compiled_code, keep_gradient, number_of
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import distance_squares
-from lightning_leaky.structures import paired_tensors, tensors_of
+from lightning_leaky.structures import paired_tensors, tensors_of, without_nesting
 
 Self = TypeVar("Self", bound="LayerHooks")
 
@@ -47,7 +47,7 @@ class LayerHooks:
                 enter, leave = partial(self._enter, index), partial(self._leave, index)
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(layer.register_forward_hook(leave, with_kwargs=True))
-            _forget_compiled_code()
+            forget_compiled_code()
         return self
 
     def detach(self) -> None:
@@ -132,6 +132,9 @@ class PathCapture(LayerHooks):
         super().__init__(layers)
         self.gradients_wanted = gradients
         self.in_backward = False
+        self._number = number_of(self)
+        self.padding: Tensor | None = None
+        self._unnested: dict[int, tuple[Tensor, Tensor]] = {}
         self._forget_tensors()
 
     def clear(self) -> None:
@@ -152,13 +155,24 @@ class PathCapture(LayerHooks):
             for index, count in repeated.items()
         }
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._number = number_of(self)
+
     def take(self, other: PathCapture, indices: Sequence[int]) -> None:
         """Take over what another capture has seen of some of its layers, which are this one's."""
+        self.padding = other.padding
+        self._unnested.update(other._unnested)
         for own, index in enumerate(indices):
             self.previous[own], self.current[own] = other.previous[index], other.current[index]
             self.gradients[own], self._counts[own] = other.gradients[index], other._counts[index]
             if index in other._fingerprints:
                 self._fingerprints[own] = other._fingerprints[index]
+
+    @property
+    def was_nested(self) -> bool:
+        """Whether the layers took sequences without their padding: then a mask of the batch has other sizes."""
+        return bool(self._unnested)
 
     def real_positions(self) -> Tensor | None:
         """Which positions are no padding, shape (batch, tokens), where the layers were told."""
@@ -167,7 +181,8 @@ class PathCapture(LayerHooks):
         return self.padding == 0  # True, or −inf once torch has made it additive, is padding
 
     def _forget_tensors(self) -> None:
-        self.padding: Tensor | None = None
+        self.padding = None
+        self._unnested.clear()
         self.previous: list[Tensor | None] = [None] * len(self.layers)
         self.current: list[Tensor | None] = [None] * len(self.layers)
         self.gradients: list[Tensor | None] = [None] * len(self.layers)
@@ -184,17 +199,32 @@ class PathCapture(LayerHooks):
 
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         if self.armed:
-            self.previous[index] = previous.detach()
-            self.current[index] = current.detach()
+            self.previous[index] = self._dense(previous)
+            self.current[index] = self._dense(current)
         if self.gradients_wanted and current.requires_grad:
-            current.register_hook(partial(self._keep_gradient, index))  # type: ignore[no-untyped-call]
+            keep = self._pass_gradient_on if torch.compiler.is_compiling() else self.keep_gradient
+            current.register_hook(partial(keep, index))  # type: ignore[no-untyped-call]
 
-    def _keep_gradient(self, index: int, gradient: Tensor) -> None:
+    def _dense(self, tensor: Tensor) -> Tensor:
+        """The tensor itself, or the padded copy of a nested one; one copy, so that layers can be seen to share."""
+        if not tensor.is_nested:
+            return tensor.detach()
+        if id(tensor) not in self._unnested:
+            padded, self.padding = without_nesting(tensor.detach())
+            self._unnested[id(tensor)] = (tensor, padded)  # with the tensor, so that nothing else takes its id
+        return self._unnested[id(tensor)][1]
+
+    def _pass_gradient_on(self, index: int, gradient: Tensor) -> Tensor:
+        kept: Tensor = keep_gradient(gradient, self._number, index)
+        return kept
+
+    def keep_gradient(self, index: int, gradient: Tensor) -> None:
+        """Keep the gradient of a layer's output."""
         self.gradients[index] = gradient.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         nothing: list[None] = [None] * len(self.layers)
-        state = {**super().__getstate__(), "in_backward": False, "padding": None}
+        state = {**super().__getstate__(), "in_backward": False, "padding": None, "_unnested": {}}
         return {**state, "previous": nothing, "current": list(nothing), "gradients": list(nothing)}
 
 
@@ -237,12 +267,6 @@ def fingerprint(tensor: Tensor) -> Tensor:
         >>> fingerprint(torch.tensor([3.0, 4.0]))
         tensor([7., 5.])
     """
+    tensor = without_nesting(tensor)[0] if tensor.is_nested else tensor
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return torch.stack([tensor.sum(dtype=dtype), torch.linalg.vector_norm(tensor, dtype=dtype)])
-
-
-def _forget_compiled_code() -> None:
-    """Let compiled modules see hooks registered after their first call, which they would silently pass by."""
-    # Importing torch._dynamo takes seconds; where nobody has, nothing is compiled.
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

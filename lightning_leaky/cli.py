@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -25,12 +25,10 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{error}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'."
         ) from error
-    from lightning_leaky.module import LeakyResNetModule
-
     # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
     sys.path.insert(0, os.getcwd())
     LightningCLI(
-        LeakyResNetModule,
+        LightningModule,  # anybody's: the callbacks attach to any
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,

@@ -48,6 +48,7 @@ class PathObserver:
         effective_depth: L̃ of a path that is found.
         layout: How a representation becomes a matrix.
         form: Second moments, the samples themselves, or whichever fits; see `SegmentReaders`.
+        honours_padding: Whether padding is left out that the layers themselves are told of.
         strict: Whether what cannot be read is an error.
 
     Raises:
@@ -68,6 +69,7 @@ class PathObserver:
         effective_depth: float = 0.0,
         layout: Layout | None = None,
         form: Form = "auto",
+        honours_padding: bool = True,
         strict: bool = False,
     ) -> None:
         self.path = path
@@ -76,6 +78,7 @@ class PathObserver:
         self.loss_reduction: LossReduction = loss_reduction
         self.layout = Layout() if layout is None else layout
         self.form: Form = check_form(form)
+        self.honours_padding = honours_padding
         self.strict = strict
         self.notes: list[str] = []
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
@@ -205,7 +208,8 @@ class PathObserver:
             self._segmentation = Segmentation.seen(self.capture.previous, self.capture.current, self.layout)
             if not self._segmentation.is_known:
                 raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
-        keep = self.capture.real_positions() if keep is None else keep
+        if self.capture.was_nested or (keep is None and self.honours_padding):
+            keep = self.capture.real_positions()
         previous, current = self._rows(self.capture.previous, keep), self._rows(self.capture.current, keep)
         self._check_shapes(previous, current)
         if is_first:
@@ -431,7 +435,7 @@ def measure_path(
             for its longest run of shape-preserving blocks where it has none.
         effective_depth: L̃ of layers that are no leaky path's.
         layout: How a representation becomes a matrix.
-        padding_mask: Where the inputs say which positions are real, see `real_positions`.
+        padding_mask: Where the inputs say which positions are real, see `real_positions`; ``None`` reads padding too.
         form: ``"auto"``, ``"moments"`` or ``"samples"``; see `lightning_leaky.metrics.segments.SegmentReaders`.
 
     Returns:
@@ -465,6 +469,7 @@ def measure_path(
         effective_depth=effective_depth,
         layout=layout,
         form=form,
+        honours_padding=padding_mask is not None,
         strict=True,
     )
     if observer.reads_momenta and cost is None:

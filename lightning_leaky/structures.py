@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of a structure, in order; nested tensors, which have no shape, are left out.
+    """Yield the floating-point tensors of a structure, in order.
 
     Example:
         >>> import torch
@@ -18,7 +19,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
         [2, 3]
     """
     if isinstance(value, Tensor):
-        if value.is_floating_point() and not value.is_nested:
+        if value.is_floating_point():
             yield value
     else:
         for part in _parts(value):
@@ -42,9 +43,36 @@ def paired_tensors(inputs: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
     befores, afters = list(tensors_of(inputs)), list(tensors_of(outputs))
     for after in afters:
         for before in befores:
-            if before.shape == after.shape:
+            if same_shape(before, after):
                 return before, after
     return (befores[0], afters[0]) if befores and afters else None
+
+
+def same_shape(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one shape; of nested ones, whether all of their parts have.
+
+    Example:
+        >>> import torch
+        >>> same_shape(torch.ones(2, 3), torch.ones(2, 3)), same_shape(torch.ones(2, 3), torch.ones(3, 2))
+        (True, False)
+    """
+    if tensor.is_nested or other.is_nested:
+        return tensor.is_nested and other.is_nested and _part_shapes(tensor) == _part_shapes(other)
+    return tensor.shape == other.shape
+
+
+def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a nested tensor of sequences as a padded one, (batch, tokens, width), and which positions are padding.
+
+    `nn.TransformerEncoder` packs padded batches so, in evaluation and without gradients.
+    """
+    padded = tensor.to_padded_tensor(0.0)
+    lengths = torch.tensor([len(part) for part in tensor.unbind()], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
+
+
+def _part_shapes(tensor: Tensor) -> list[torch.Size]:
+    return [part.shape for part in tensor.unbind()]
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:

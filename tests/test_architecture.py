@@ -23,7 +23,8 @@ ALLOWED = {
     "layout": set(),
     "segmentation": {"layout"},
     "leaky_path": {"functional", "layers"},
-    "capture": {"functional", "structures"},
+    "compiled": set(),
+    "capture": {"functional", "structures", "compiled"},
     "block_path": {"functional", "capture", "layers", "processes"},
     "metrics": {"functional", "plotting"},
     "models": {"functional", "layers", "structures"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "callbacks": {"functional", "metrics", "optim", "observer", "layers", "layout", "leaky_path"},
     "module": {"functional", "models"},
     "data": set(),
-    "cli": {"module"},
+    "cli": set(),
 }
 # The only places of heavy packages.
 HOMES = {

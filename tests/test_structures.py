@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from lightning_leaky.structures import paired_tensors, replaced, tensors_of
+from lightning_leaky.structures import paired_tensors, replaced, same_shape, tensors_of, without_nesting
 
 
 @dataclass
@@ -70,6 +70,17 @@ def test_without_a_floating_tensor_there_is_no_pair(outputs):
     assert paired_tensors(outputs, HIDDEN) is None
 
 
-def test_nested_tensors_are_left_out():
-    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
-    assert [tensor is HIDDEN for tensor in tensors_of((nested, HIDDEN))] == [True]
+def nested(*lengths):
+    return torch.nested.nested_tensor([torch.ones(length, 3) for length in lengths])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_have_the_shapes_of_their_parts():
+    before, after = nested(2, 1), nested(2, 1) + 1
+    assert paired_tensors((HIDDEN, before), after)[0] is before
+    assert same_shape(before, after)
+    assert not same_shape(before, nested(1, 2))
+    assert not same_shape(before, HIDDEN)
+    padded, padding = without_nesting(nested(2, 0, 1))
+    assert torch.equal(padding, torch.tensor([[False, False], [True, True], [False, True]]))
+    assert torch.equal(padded, (~padding)[..., None].expand(3, 2, 3).float())

@@ -313,6 +313,7 @@ class EnergyMonitor(Callback):
             self.effective_depth,
             self.layout,
             self.form,
+            self.padding_mask is not None,
         ).attach()
 
     def _detach(self) -> None:

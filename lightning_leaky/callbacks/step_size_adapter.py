@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_leaky.callbacks._trainer import callbacks_of, is_due, log_period
@@ -66,6 +65,11 @@ class StepSizeAdapter(Callback):
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
         return self._generate_state_key(optimizer_index=self.optimizer_index)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
+        if stage == "fit":
+            self._final_state = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook to the optimizer."""
@@ -128,7 +132,8 @@ class StepSizeAdapter(Callback):
             self._hook = None
 
     def _warn_of_averaging(self, trainer: Trainer) -> None:
-        if any(isinstance(other, WeightAveraging) and other._use_buffers for other in callbacks_of(trainer)):
+        # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
+        if any(getattr(other, "_use_buffers", False) for other in callbacks_of(trainer)):
             rank_zero_warn(
                 "WeightAveraging with `use_buffers=True` averages the step-sizes too: the averaged model runs on "
                 "step-sizes that no training step had. Pass `use_buffers=False`."

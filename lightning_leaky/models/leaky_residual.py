@@ -14,7 +14,7 @@ from lightning_leaky.functional._checks import check_non_negative, working_dtype
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
 from lightning_leaky.layers import LayerChoice, choose_layers
 from lightning_leaky.models.folding import fold_gain
-from lightning_leaky.structures import paired_tensors, replaced
+from lightning_leaky.structures import paired_tensors, replaced, same_shape, tensors_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -64,10 +64,13 @@ class LeakySteps(nn.Module):
         parameter = next(self.layers.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
-        self._handles = [
-            block.register_forward_hook(partial(self._step, index), with_kwargs=True)
-            for index, block in enumerate(blocks)
-        ]
+        self._versions: dict[int, list[int]] = {}
+        self._handles = []
+        for index, block in enumerate(blocks):
+            # First of all hooks: what others see of a block, be it a list of its hidden states, is the leaky step.
+            enter, step = partial(self._enter, index), partial(self._step, index)
+            self._handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(block.register_forward_hook(step, with_kwargs=True, prepend=True))
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -94,19 +97,27 @@ class LeakySteps(nn.Module):
 
     def _step(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         pair = paired_tensors((args, kwargs), output)
-        if pair is None or pair[0].shape != pair[1].shape:
+        if pair is None or not same_shape(*pair):
             shapes = "no tensor" if pair is None else f"{tuple(pair[0].shape)} to {tuple(pair[1].shape)}"
             raise ValueError(
                 f"`layers` must preserve the shape of a tensor, but number {index + 1}, a {type(block).__name__}, maps "
                 f"{shapes}; leave it out of the leaky steps."
             )
         before, after = pair
-        if not torch.compiler.is_compiling() and before.data_ptr() == after.data_ptr() and before.numel():
+        if not torch.compiler.is_compiling() and self._was_overwritten(index, (args, kwargs), before, after):
             raise ValueError(
                 f"`layers` must leave their input as it is, but number {index + 1}, a {type(block).__name__}, "
                 "overwrites it; use out-of-place operations."
             )
         return replaced(output, after, self._mix(index, before, after))
+
+    def _enter(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self._versions[index] = _versions((args, kwargs))
+
+    def _was_overwritten(self, index: int, inputs: Any, before: Tensor, after: Tensor) -> bool:
+        is_same = before.data_ptr() == after.data_ptr() and before.numel() > 0
+        return is_same or _versions(inputs) != self._versions.pop(index, _versions(inputs))
 
     def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
         """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""
@@ -251,3 +262,8 @@ def unmake_leaky(model: Model) -> Model:
             stacklevel=2,
         )
     return model
+
+
+def _versions(inputs: Any) -> list[int]:
+    """How often each tensor has been written to; in inference mode nobody counts."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors_of(inputs)]

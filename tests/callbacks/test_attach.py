@@ -304,9 +304,11 @@ def test_padding_that_torch_layers_are_told_of_is_left_out(make_trainer):
     torch.manual_seed(0)
     layers = [nn.TransformerEncoderLayer(WIDTH, 1, 8, dropout=0.0, batch_first=True) for _ in range(2)]
     _, hidden = token_loader(MASK)
-    monitor = read(make_trainer, Told(layers), DataLoader([hidden], batch_size=None))
-    first = monitor.readings["train"]["cost_of_identity"][0]
-    torch.testing.assert_close(first, cost_of_identity(hidden[MASK]), rtol=1e-6, atol=0)
+    for padding_mask, rows in (("attention_mask", hidden[MASK]), (None, hidden.reshape(-1, WIDTH))):
+        monitor = EnergyMonitor("blocks.*", padding_mask=padding_mask)
+        read(make_trainer, Told(layers), DataLoader([hidden], batch_size=None), monitor)
+        first = monitor.readings["train"]["cost_of_identity"][0]
+        torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
@@ -533,10 +535,13 @@ def test_a_batch_of_another_shape_is_left_out(make_trainer, tmp_path):
 
 
 def test_the_adapter_warns_of_blocks_that_overwrite_their_input(make_trainer):
-    module = make_leaky(Fresh(blocks(Rectified)), "blocks.*")
+    """Of a path that is not ours to check: anything with layers, step-sizes and an effective depth."""
+    module = Fresh(blocks(Rectified))
+    module.layers, module.effective_depth = module.blocks, 0.0
+    module.register_buffer("step_sizes", torch.full((3,), 1 / 3))
     with pytest.warns(UserWarning, match="Layer 1 overwrites its input"):
         make_trainer(StepSizeAdapter(every_n_steps=1), max_epochs=1).fit(module, loader())
-    assert torch.equal(module.leaky_steps.step_sizes, torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert torch.equal(module.step_sizes, torch.full((3,), 1 / 3))
 
 
 def test_one_line_adapts_and_one_reads_a_leaky_model(make_trainer):

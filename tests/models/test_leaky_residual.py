@@ -327,13 +327,26 @@ def test_a_block_without_a_tensor_is_named():
         LeakyResidual([Silent()])(torch.zeros(5, 4))
 
 
-def test_a_block_that_overwrites_its_input_is_named():
-    class InPlace(nn.Module):
-        def forward(self, hidden):
-            return hidden.mul_(2)
+class InPlace(nn.Module):
+    def forward(self, hidden):
+        return hidden.mul_(2)
 
-    with pytest.raises(ValueError, match="number 1, a InPlace, overwrites it"):
-        LeakyResidual([InPlace()])(torch.zeros(5, 4))
+
+class Rectified(nn.Module):
+    """Overwrites its input and returns something else."""
+
+    def forward(self, hidden):
+        return torch.relu_(hidden) + 1
+
+
+@pytest.mark.parametrize(("cls", "mode"), [(InPlace, "grad"), (InPlace, "inference"), (Rectified, "grad")])
+def test_a_block_that_overwrites_its_input_is_named(cls, mode):
+    residual = LeakyResidual([cls()])
+    with (
+        torch.inference_mode(mode == "inference"),
+        pytest.raises(ValueError, match=f"number 1, a {cls.__name__}, overwrites it"),
+    ):
+        residual(torch.zeros(5, 4))
 
 
 @pytest.mark.parametrize(

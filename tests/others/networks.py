@@ -1,0 +1,412 @@
+"""Networks that are not ours, as their users write them, with a batch and the blocks that one would name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from lightning_leaky import Layout
+
+VOCABULARY, CLASSES, TOKENS, WIDTH = 20, 4, 6, 16
+
+
+class Task(LightningModule):
+    """A module that trains with SGD on the loss of a batch."""
+
+    def __init__(self, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.weight_decay_of_sgd = weight_decay
+
+    def loss(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self(batch), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, weight_decay=self.weight_decay_of_sgd)
+
+
+# Hugging Face.
+
+
+class HuggingFaceTask(Task):
+    """A model of transformers that is given its labels and returns its loss."""
+
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
+        super().__init__(weight_decay)
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(**batch).logits
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(**batch).loss
+
+
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+# Larger weights than those of real configurations, so that three layers do something.
+_LIVELY = {"initializer_range": 0.2}
+
+
+def vit(**settings: float) -> Task:
+    config = ViTConfig(image_size=16, patch_size=8, num_labels=CLASSES, **_SMALL, **_NO_DROPOUT, **_LIVELY)
+    return HuggingFaceTask(ViTForImageClassification(config), **settings)
+
+
+def bert(**settings: float) -> Task:
+    config = BertConfig(vocab_size=VOCABULARY, num_labels=CLASSES, **_SMALL, **_NO_DROPOUT, **_LIVELY)
+    return HuggingFaceTask(BertForSequenceClassification(config), **settings)
+
+
+def gpt2(**settings: float) -> Task:
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": WIDTH, "n_layer": 3, "n_head": 2}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **sizes, **tokens, **_LIVELY)
+    return HuggingFaceTask(GPT2LMHeadModel(config), **settings)
+
+
+def llama(**settings: float) -> Task:
+    config = LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=1, pad_token_id=0, **_SMALL, **_LIVELY)
+    return HuggingFaceTask(LlamaForCausalLM(config), **settings)
+
+
+# torch.nn.TransformerEncoder.
+
+
+class EncoderTask(Task):
+    """Classifies sequences with a `torch.nn.TransformerEncoder` of either axis order."""
+
+    def __init__(self, batch_first: bool, weight_decay: float = 0.0) -> None:
+        super().__init__(weight_decay)
+        self.batch_first = batch_first
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, dim_feedforward=32, dropout=0.0, batch_first=batch_first)
+        # Sequences first, torch has no use for nested tensors and would warn.
+        self.encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=batch_first)
+        # All layers are copies of one: a user trains them apart, here they start apart.
+        for parameter in self.encoder.parameters():
+            nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        tokens, padding = batch["tokens"], batch["padding"]
+        if self.batch_first:
+            hidden = self.encoder(self.embedding(tokens), src_key_padding_mask=padding)
+        else:
+            hidden = self.encoder(self.embedding(tokens.T), src_key_padding_mask=padding).transpose(0, 1)
+        return self.head(hidden.masked_fill(padding[..., None], 0).sum(1) / (~padding).sum(1, keepdim=True))
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(self(batch), batch["label"])
+
+
+def encoder(**settings: float) -> Task:
+    return EncoderTask(batch_first=True, **settings)
+
+
+def encoder_of_sequences_first(**settings: float) -> Task:
+    return EncoderTask(batch_first=False, **settings)
+
+
+# Convolutional networks and a mixer.
+
+
+class BasicBlock(nn.Module):
+    """The block of ResNet-18."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = None
+        if stride != 1 or in_channels != channels:
+            shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """ResNet-18 with narrow stages."""
+
+    def __init__(self, widths: tuple[int, ...] = (4, 6, 8, 10)) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._stage(widths[0], widths[0], stride=1)
+        self.layer2 = self._stage(widths[0], widths[1], stride=2)
+        self.layer3 = self._stage(widths[1], widths[2], stride=2)
+        self.layer4 = self._stage(widths[2], widths[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[3], CLASSES)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, then an inverted bottleneck on the channels moved last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(0.5 * torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        hidden = self.gamma * self.pwconv2(self.act(self.pwconv1(hidden)))
+        return x + hidden.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    """Two stages, of two and three blocks, with a layer that halves the image before each."""
+
+    def __init__(self, depths: tuple[int, ...] = (2, 3), widths: tuple[int, ...] = (4, 6)) -> None:
+        super().__init__()
+        channels = (3, *widths)
+        self.downsample_layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 2, stride=2), nn.GroupNorm(1, after))
+            for before, after in pairwise(channels)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[ConvNeXtBlock(width) for _ in range(depth)])
+            for depth, width in zip(depths, widths, strict=True)
+        )
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+        return self.head(self.norm(x.mean((-2, -1))))
+
+
+class Mlp(nn.Module):
+    """Two linear layers on the last axis."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class MixerBlock(nn.Module):
+    """Mixes tokens, then channels."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.token_mixing = nn.LayerNorm(width), Mlp(tokens, 2 * tokens)
+        self.norm2, self.channel_mixing = nn.LayerNorm(width), Mlp(width, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.token_mixing(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channel_mixing(self.norm2(x))
+
+
+class Mixer(nn.Module):
+    """MLP-Mixer on patches of 4 × 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.blocks = nn.Sequential(*[MixerBlock(16, WIDTH) for _ in range(3)])
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x).flatten(2).transpose(1, 2))
+        return self.head(self.norm(x).mean(1))
+
+
+class ImageTask(Task):
+    """Classifies pairs of images and labels."""
+
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
+        super().__init__(weight_decay)
+        self.model = model
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.model(batch[0])
+
+
+def resnet(**settings: float) -> Task:
+    return ImageTask(ResNet(), **settings)
+
+
+def convnext(**settings: float) -> Task:
+    return ImageTask(ConvNeXt(), **settings)
+
+
+def mixer(**settings: float) -> Task:
+    return ImageTask(Mixer(), **settings)
+
+
+# Batches.
+
+
+def images(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 3, 16, 16), torch.randint(CLASSES, (size,))
+
+
+def images_by_name(size: int) -> dict[str, Tensor]:
+    pixels, labels = images(size)
+    return {"pixel_values": pixels, "labels": labels}
+
+
+def _tokens(size: int) -> Tensor:
+    return torch.randint(1, VOCABULARY, (size, TOKENS))
+
+
+def _is_real(size: int) -> Tensor:
+    """Sequences of 6, 4, 3, 5, 6, … real tokens, padded on the right."""
+    lengths = torch.tensor([6, 4, 3, 5]).repeat(size)[:size]
+    return torch.arange(TOKENS) < lengths[:, None]
+
+
+def padded_texts(size: int) -> dict[str, Tensor]:
+    real = _is_real(size)
+    tokens = _tokens(size).masked_fill(~real, 0)
+    return {"input_ids": tokens, "attention_mask": real.long(), "labels": torch.randint(CLASSES, (size,))}
+
+
+def texts(size: int) -> dict[str, Tensor]:
+    tokens = _tokens(size)
+    return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+def texts_padded_on_the_left(size: int) -> dict[str, Tensor]:
+    real = _is_real(size).flip(1)
+    tokens = _tokens(size).masked_fill(~real, 0)
+    return {"input_ids": tokens, "attention_mask": real.long(), "labels": tokens.masked_fill(~real, -100)}
+
+
+def padded_sequences(size: int) -> dict[str, Tensor]:
+    real = _is_real(size)
+    tokens = _tokens(size).masked_fill(~real, 0)
+    return {"tokens": tokens, "padding": ~real, "label": torch.randint(CLASSES, (size,))}
+
+
+# How a representation becomes rows, by hand.
+
+
+def rows_of_positions(hidden: Tensor, batch: Any) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def rows_of_pixels(hidden: Tensor, batch: Any) -> Tensor:
+    return hidden.movedim(1, -1).reshape(-1, hidden.shape[1])
+
+
+def rows_of_attention_mask(hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])[batch["attention_mask"].flatten() == 1]
+
+
+def rows_of_padding(hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])[~batch["padding"].flatten()]
+
+
+def rows_of_padding_sequences_first(hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])[~batch["padding"].T.flatten()]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, a batch for it, and what a monitor must find there.
+
+    Attributes:
+        make: Builds the module.
+        batch: Makes a batch of some size.
+        blocks: Names of the blocks one would name, in order: those that EnergyMonitor() must find.
+        rows: By hand, from a representation and its batch to samples in rows.
+        segments: Lengths of the segments into which changes of shape split the blocks.
+        layers: Expression that chooses these very blocks.
+        layout: What a user must say of the axes.
+        hidden_states: Whether the model returns its hidden states on request.
+    """
+
+    make: Callable[..., Task]
+    batch: Callable[[int], Any]
+    blocks: tuple[str, ...]
+    rows: Callable[[Tensor, Any], Tensor]
+    segments: tuple[int, ...] = ()
+    layout: Layout | None = None
+    hidden_states: bool = False
+
+    @property
+    def layers(self) -> str:
+        """A choice of exactly the blocks."""
+        return "re:" + "|".join(name.replace(".", r"\.") for name in self.blocks)
+
+
+def _numbered(prefix: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{index}" for index in range(3))
+
+
+_RESNET = ("model.layer1.0", "model.layer1.1", "model.layer2.1", "model.layer3.1", "model.layer4.1")
+
+NETWORKS = {
+    "vit": Network(vit, images_by_name, _numbered("model.vit.layers"), rows_of_positions, hidden_states=True),
+    "bert": Network(
+        bert, padded_texts, _numbered("model.bert.encoder.layer"), rows_of_attention_mask, hidden_states=True
+    ),
+    "gpt2": Network(gpt2, texts, _numbered("model.transformer.h"), rows_of_positions, hidden_states=True),
+    "llama": Network(
+        llama,
+        texts_padded_on_the_left,
+        _numbered("model.model.layers"),
+        rows_of_attention_mask,
+        hidden_states=True,
+    ),
+    "encoder": Network(encoder, padded_sequences, _numbered("encoder.layers"), rows_of_padding),
+    "encoder_of_sequences_first": Network(
+        encoder_of_sequences_first,
+        padded_sequences,
+        _numbered("encoder.layers"),
+        rows_of_padding_sequences_first,
+        layout=Layout("tnc"),
+    ),
+    "resnet": Network(resnet, images, _RESNET, rows_of_pixels, segments=(2, 1, 1, 1)),
+    "convnext": Network(convnext, images, _numbered("model.stages.1"), rows_of_pixels),
+    "mixer": Network(mixer, images, _numbered("model.blocks"), rows_of_positions),
+}
