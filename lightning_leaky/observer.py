@@ -189,6 +189,10 @@ class PathObserver:
                 path, run = found
                 self._take_path(path)
                 self.capture.take(candidates, run)
+                self.notes.append(
+                    f"{len(run)} layers found: {self._name(0)} to {self._name(len(run) - 1)} "
+                    f"({type(self.capture.layers[0]).__name__})."
+                )
         return self.path is not None
 
     def _take_path(self, path: BlockPath) -> None:
@@ -214,7 +218,7 @@ class PathObserver:
         self._check_shapes(previous, current)
         if is_first:
             self._check_connections(previous, current)
-            self._note_layers()
+            self._note_segments()
             self.capture.stop_checking()
         readers = self._readers_on(current[0].device)
         if readers.has_room():
@@ -238,16 +242,15 @@ class PathObserver:
                 "them out of `layers`."
             )
 
-    def _note_layers(self) -> None:
-        """Say what is read, for a log."""
-        names = [self._name(index) for index in range(len(self.capture.layers))]
-        read = [names[index] for index in self._segmentation.layers]
-        num_segments = len(self._segmentation.widths)
-        text = f"{len(read)} layers are read, {read[0]} to {read[-1]} ({type(self.capture.layers[-1]).__name__})"
-        if num_segments > 1:
-            text += f", in {num_segments} segments: the shape changes between them"
-        left_out = [name for name in names if name not in read]
-        self.notes.append(text + (f", and in {left_out}, which are left out." if left_out else "."))
+    def _note_segments(self) -> None:
+        """Say, for a log, where the path is split."""
+        if len(self._segmentation.layers) < len(self.capture.layers) or len(self._segmentation.widths) > 1:
+            names = [self._name(index) for index in range(len(self.capture.layers))]
+            left_out = [name for index, name in enumerate(names) if index not in self._segmentation.layers]
+            self.notes.append(
+                f"The shape changes along the path: {len(self._segmentation.layers)} layers are read, in "
+                f"{len(self._segmentation.widths)} segments, and {left_out} are left out."
+            )
 
     def _check_shapes(self, previous: list[Tensor], current: list[Tensor]) -> None:
         for index, start, end in zip(self._segmentation.layers, previous, current, strict=True):

@@ -197,6 +197,7 @@ class EnergyMonitor(Callback):
             self._train.disarm()
             if not self._is_collecting and self._train.path is None:
                 self._train.forget()
+                self._say(self._train)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -61,6 +61,11 @@ class Foreign(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-2, weight_decay=self.decay)
+
+
+class Shared(Foreign):
+    def run(self, hidden):
+        return super().run(super().run(hidden))
 
 
 def blocks(cls=Block, num_layers=3, **kwargs):
@@ -144,10 +149,13 @@ def test_blocks_may_take_keywords_and_return_structures(make_trainer, cls, layer
 
 
 def test_blocks_are_found_named_and_read_from_the_first_batch_on(make_trainer, tmp_path, caplog):
+    class Stem(Block):
+        """Preserves the shape too, but is no block of the run."""
+
     class Whole(Foreign):
         def __init__(self, blocks):
             super().__init__(blocks)
-            self.stem, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+            self.stem, self.norm = Stem(), nn.LayerNorm(WIDTH)
 
         def run(self, hidden):
             return self.norm(super().run(self.stem(hidden)))
@@ -156,24 +164,44 @@ def test_blocks_are_found_named_and_read_from_the_first_batch_on(make_trainer, t
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         monitor = read(make_trainer, Whole(blocks()), loader(num_batches=4), EnergyMonitor(), logger=logger)
     lines = [record.getMessage() for record in caplog.records if "EnergyMonitor" in record.getMessage()]
-    assert lines == ["EnergyMonitor: 3 layers are read, blocks.0 to blocks.2 (Block)."]
+    assert lines == ["EnergyMonitor: 3 layers found: blocks.0 to blocks.2 (Block)."]
     assert monitor.readings["train"].names == ("blocks.0", "blocks.1", "blocks.2")
     rows = rows_of(logger.log_dir)
     assert steps_with(rows, "cost_of_identity/layer_03") == steps_with(rows, "loss") == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("every_n_steps", [1, 3])
-def test_found_blocks_read_like_named_ones(make_trainer, every_n_steps):
+@pytest.mark.parametrize(("every_n_steps", "num_batches"), [(1, 1), (1, 4), (3, 4)])
+def test_found_blocks_read_like_named_ones(make_trainer, every_n_steps, num_batches):
     """Whether the first batch is itself due or not; and over whole validation sets, momenta included."""
     readings = []
     for layers in (None, "blocks.*"):
         quantities = ["cost_of_identity", "kinetic_energy", "hamiltonian"]
         monitor = EnergyMonitor(layers, quantities, every_n_steps=every_n_steps, weight_decay=0.3)
-        make_trainer(monitor, max_epochs=1).fit(Foreign(blocks()), loader(num_batches=4), loader(num_batches=3))
+        data = loader(num_batches=num_batches)
+        make_trainer(monitor, max_epochs=1).fit(Foreign(blocks()), data, loader(num_batches=3))
         readings.append(monitor.readings)
     for stage in ("train", "validate"):
         assert_same(readings[0][stage], readings[1][stage])
     assert readings[0]["train"]["hamiltonian"].isfinite().all()
+
+
+def test_blocks_are_named_on_the_first_batch_even_where_it_is_not_read(make_trainer, caplog):
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            said.append(sum("layers found" in record.getMessage() for record in caplog.records))
+
+    said = []
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        monitor = EnergyMonitor(every_n_steps=3)
+        make_trainer(monitor, Watch(), max_epochs=1).fit(Foreign(blocks()), loader(num_batches=4))
+    assert said == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("cls", [Foreign, Shared])
+def test_one_block_or_one_that_runs_again_and_again_is_no_run(make_trainer, cls):
+    with pytest.warns(UserWarning, match="Name the layers"):
+        monitor = read(make_trainer, cls(blocks(num_layers=1 if cls is Foreign else 2)), monitor=EnergyMonitor())
+    assert monitor.readings == {}
 
 
 def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
@@ -390,11 +418,6 @@ def test_momenta_of_a_part_of_the_positions_are_refused(make_trainer, layout, qu
 # What cannot be read: one warning, and training as without the monitor.
 
 
-class Shared(Foreign):
-    def run(self, hidden):
-        return super().run(super().run(hidden))
-
-
 class Skipping(Foreign):
     def run(self, hidden):
         return self.blocks[2](self.blocks[0](hidden))
@@ -489,6 +512,18 @@ def test_what_cannot_be_read_is_one_warning_and_harms_nothing(make_trainer, cls,
     assert re.search(message, told[0]), told
     assert monitors[0].readings == {}
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_what_is_checked_on_a_first_batch_is_checked_on_the_first_that_can_be_read(make_trainer):
+    class Parallel(Token):
+        def run(self, hidden):
+            return sum(block(hidden[:, None])[:, 0] for block in self.blocks)
+
+    masks = iter([torch.ones(3), None, None])
+    monitor = EnergyMonitor("blocks.*", padding_mask=lambda batch: next(masks))
+    with pytest.warns(UserWarning, match="are not on one path"):
+        read(make_trainer, Parallel(blocks()), loader(num_batches=3), monitor)
+    assert monitor.readings["train"].is_finite()
 
 
 def test_layers_that_are_not_on_one_path_are_named_and_read_each_for_itself(make_trainer):

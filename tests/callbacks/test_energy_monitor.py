@@ -236,13 +236,14 @@ def test_of_several_closures_in_one_step_the_first_is_read(make_module, make_dat
     assert_equal_readings(recorder.readings[1], readings_by_hand(then, *recorder.batch(1)), 1e-10)
 
 
-def test_a_compiled_network_reads_like_an_eager_one(make_module, make_data, make_trainer):
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_network_reads_like_an_eager_one(make_module, make_data, make_trainer, fullgraph):
     readings = []
     for compiled in (False, True):
         torch._dynamo.reset()
         module, monitor = make_module(), EnergyMonitor(quantities=ALL)
         if compiled:
-            module.network.compile(backend="aot_eager")
+            module.network.compile(backend="aot_eager", fullgraph=fullgraph)
         trainer = make_trainer(monitor, StepSizeAdapter(every_n_steps=1), log_every_n_steps=2, max_epochs=4)
         trainer.fit(module, datamodule=make_data())
         readings.append(monitor.readings)

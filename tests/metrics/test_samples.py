@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_leaky.functional import KNorm
 from lightning_leaky.metrics import segments
@@ -43,6 +45,28 @@ def test_nothing_of_the_square_of_the_width_is_held():
     assert sum(tensor.numel() for tensor in held) * 8 == metric.in_bytes()
     metric.reset()
     assert metric.in_bytes() == 0
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.numel())
+        return result
+
+
+def test_nothing_of_the_square_of_the_width_is_formed():
+    path = random_path(num_layers=2, num_samples=8, width=500)
+    with Largest() as largest:
+        metric = PathSamples(2, 500, 2.0, with_momenta=True)
+        metric.update(path.previous(), path.current(), path.step_sizes, path.momenta())
+        metric.compute()
+    assert largest.entries <= 4 * 8 * 501 < 500 * 500
 
 
 def test_half_precision_is_kept_in_float32():

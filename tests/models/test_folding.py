@@ -84,6 +84,15 @@ class Used(Block):
         return hidden + out, out
 
 
+class Shifted(Block):
+    """What the last layer returns changes before it is added."""
+
+    def forward(self, hidden):
+        out = self.branch(hidden)
+        out.add_(1)
+        return hidden + out
+
+
 class NotTheInput(Block):
     def forward(self, hidden):
         return torch.relu(hidden) + self.branch(hidden)
@@ -153,7 +162,8 @@ def test_a_convolution_takes_it():
 
 
 @pytest.mark.parametrize(
-    "cls", [Scaled, Activated, Functional, Twice, Used, NotTheInput, TwoResiduals, Plain, Doubled, Untraceable, Bare]
+    "cls",
+    [Scaled, Activated, Functional, Twice, Used, Shifted, NotTheInput, TwoResiduals, Plain, Doubled, Untraceable, Bare],
 )
 def test_what_is_not_proved_is_left_alone(cls):
     block = cls()

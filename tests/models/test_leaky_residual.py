@@ -177,6 +177,21 @@ def test_tuples_and_keywords_pass_through():
     torch.testing.assert_close(leaky.hidden, plain.hidden - inputs)
 
 
+def test_the_output_keeps_its_dtype():
+    """As under autocast, where a block may return a narrower one than it takes."""
+
+    class Narrow(Mlp):
+        def forward(self, hidden):
+            return super().forward(hidden).bfloat16()
+
+    torch.manual_seed(0)
+    block, inputs = Narrow(), torch.randn(5, WIDTH)
+    plain = block(inputs)
+    LeakySteps([block])
+    assert block(inputs).dtype == torch.bfloat16
+    assert torch.equal(block(inputs), plain)
+
+
 def test_a_meta_model_becomes_equidistant_where_it_is_made_real():
     with torch.device("meta"):
         model = make_leaky(stack(), blocks_of)
