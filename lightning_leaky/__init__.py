@@ -14,10 +14,10 @@ from lightning_leaky.functional import (
     stable_rank,
 )
 from lightning_leaky.layout import Layout
+from lightning_leaky.measure import measure_path
 from lightning_leaky.metrics import Readings
 from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmake_leaky
 from lightning_leaky.module import LeakyResNetModule
-from lightning_leaky.observer import measure_path
 from lightning_leaky.optim import StepSizeHook
 
 __version__ = "0.1.0"

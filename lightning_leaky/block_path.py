@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_leaky.capture import PathCapture
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
-from lightning_leaky.layers import named_layers
+from lightning_leaky.layers import LayerChoice, choose_layers, named_layers
+from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths
 from lightning_leaky.processes import greatest
 
 
@@ -31,6 +32,31 @@ class BlockPath(nn.Module):
         device = next((parameter.device for parameter in self.layers.parameters()), None)
         if device is not None and device.type != "mps":
             self.step_sizes = self.step_sizes.to(device)
+
+
+def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
+    """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
+
+    Args:
+        model: Where to look.
+        layers: See `lightning_leaky.layers.choose_layers`; ``None`` for the leaky path of the model.
+        effective_depth: L̃ of a plain path.
+
+    Returns:
+        The path; ``None`` where no layers are chosen and the model has no leaky path, so that one must be found.
+
+    Raises:
+        ValueError: If the layers cannot be chosen so, or no layers are chosen and the model has several leaky paths.
+
+    Example:
+        >>> path_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*").step_sizes
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    found = leaky_paths(model)
+    if layers is None:
+        return find_leaky_path(model) if found else None
+    chosen = list(choose_layers(model, layers).values())
+    return next((path for path in found.values() if list(path.layers) == chosen), BlockPath(chosen, effective_depth))
 
 
 class PathFinder:

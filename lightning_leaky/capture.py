@@ -119,9 +119,8 @@ class PathCapture(LayerHooks):
     """Keeps, while armed, what passed through each layer: A_{l−1}, A_l and, on request, ∂loss/∂A_l.
 
     Tensors are detached and kept until `clear`; a later forward pass overwrites an earlier one. The padding mask that
-    transformer layers of torch.nn take by keyword is kept too. Reentrant
-    checkpointing runs a layer without gradients first and again inside the backward pass: the values are those of the
-    first run, the gradients come from the second.
+    transformer layers of torch.nn take by keyword is kept too. Reentrant checkpointing runs a layer without gradients
+    first and again inside the backward pass: the values are those of the first run, the gradients of the second.
 
     Args:
         layers: The layers of a path, in order.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+PaddingMask: TypeAlias = Callable[[Any], Tensor | None] | str | None
+"""Where a batch says which positions are real: a key of a dictionary, or a function of the batch."""
 
 _DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
 
@@ -105,6 +110,24 @@ class Layout:
         while math.gcd(stride, positions) > 1:
             stride += 1
         return rows[::stride]
+
+
+def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
+    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` where it does not say.
+
+    Args:
+        batch: A batch.
+        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real, or a function of
+            the batch that returns it.
+
+    Example:
+        >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
+        tensor([[ True,  True, False]])
+    """
+    if callable(padding_mask):
+        return padding_mask(batch)
+    mask = batch.get(padding_mask) if isinstance(batch, Mapping) and padding_mask is not None else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:

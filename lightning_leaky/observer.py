@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +15,14 @@ from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import objective_weight_decay
 from lightning_leaky.functional.moments import momentum_of
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
-from lightning_leaky.layers import LayerChoice, choose_layers, named_layers
+from lightning_leaky.layers import named_layers
 from lightning_leaky.layout import Layout
-from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths, step_sizes_of
+from lightning_leaky.leaky_path import LeakyPath, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
-from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings, check_quantities
+from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
 from lightning_leaky.processes import greatest
 from lightning_leaky.segmentation import Segmentation
-
-PaddingMask: TypeAlias = Callable[[Any], Tensor | None] | str | None
-"""Where a batch says which positions are real: a key of a dictionary, or a function of the batch."""
 
 
 class PathObserver:
@@ -342,49 +338,6 @@ class PathObserver:
             warnings.warn(message, stacklevel=2)
 
 
-def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
-    """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
-
-    Args:
-        model: Where to look.
-        layers: See `lightning_leaky.layers.choose_layers`; ``None`` for the leaky path of the model.
-        effective_depth: L̃ of a plain path.
-
-    Returns:
-        The path; ``None`` where no layers are chosen and the model has no leaky path, so that one must be found.
-
-    Raises:
-        ValueError: If the layers cannot be chosen so, or no layers are chosen and the model has several leaky paths.
-
-    Example:
-        >>> path_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*").step_sizes
-        tensor([0.5000, 0.5000], dtype=torch.float64)
-    """
-    found = leaky_paths(model)
-    if layers is None:
-        return find_leaky_path(model) if found else None
-    chosen = list(choose_layers(model, layers).values())
-    return next((path for path in found.values() if list(path.layers) == chosen), BlockPath(chosen, effective_depth))
-
-
-def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
-    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` where it does not say.
-
-    Args:
-        batch: A batch.
-        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real, or a function of
-            the batch that returns it.
-
-    Example:
-        >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
-        tensor([[ True,  True, False]])
-    """
-    if callable(padding_mask):
-        return padding_mask(batch)
-    mask = batch.get(padding_mask) if isinstance(batch, Mapping) and padding_mask is not None else None
-    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
 def check_momenta(quantities: Collection[str], weight_decay: float | None, layout: Layout) -> None:
     """Raise ValueError where momentum quantities lack a weight decay, or some of the positions that they sum over."""
     check_weight_decay(weight_decay, quantities)
@@ -405,109 +358,3 @@ def check_weight_decay(weight_decay: float | None, quantities: Collection[str]) 
             "objective, or leave these quantities out."
         )
     return weight_decay
-
-
-def measure_path(
-    model: nn.Module,
-    batches: Iterable[Any],
-    quantities: Collection[str] | None = None,
-    cost: Callable[[Any, Any], Tensor] | None = None,
-    weight_decay: float | None = None,
-    gamma: float | None = None,
-    gamma_rel: float = 1e-3,
-    layers: LayerChoice | None = None,
-    effective_depth: float = 0.0,
-    layout: Layout | None = None,
-    padding_mask: PaddingMask = "attention_mask",
-    form: Form = "auto",
-) -> Readings:
-    """Exact readings of a network over a data set, the momentum readings included.
-
-    The network is left as it was: its mode is restored and its gradients are not touched.
-
-    Args:
-        model: Any network, a LightningModule included.
-        batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given. Inputs that
-            are a dictionary are passed by keyword.
-        quantities: Names from `lightning_leaky.metrics.path_reader.QUANTITIES`; all that can be read by default.
-        cost: C(outputs, targets), a mean over the samples of its batch, for the momentum readings.
-        weight_decay: λ > 0, for the momentum readings.
-        gamma: The stabiliser of the K-norm, or ``None`` for a relative one.
-        gamma_rel: γ0 of the relative stabiliser.
-        layers: Which layers, see `lightning_leaky.layers.choose_layers`; ``None`` for the leaky path of the model, or
-            for its longest run of shape-preserving blocks where it has none.
-        effective_depth: L̃ of layers that are no leaky path's.
-        layout: How a representation becomes a matrix.
-        padding_mask: Where the inputs say which positions are real, see `real_positions`; ``None`` reads padding too.
-        form: ``"auto"``, ``"moments"`` or ``"samples"``; see `lightning_leaky.metrics.segments.SegmentReaders`.
-
-    Returns:
-        The readings.
-
-    Raises:
-        ValueError: If there are no batches, one cannot be read, a quantity is not known, or momentum readings lack cost
-            or weight decay.
-
-    Example:
-        >>> from lightning_leaky import LeakyResNet
-        >>> network = LeakyResNet(3, 3, width=8, num_layers=4, effective_depth=2.0)
-        >>> batch = (torch.eye(3), torch.eye(3))
-        >>> readings = measure_path(network, [batch], cost=torch.nn.functional.mse_loss, weight_decay=0.1)
-        >>> readings["hamiltonian"].shape
-        torch.Size([4])
-    """
-    path = path_of(model, layers, effective_depth)
-    if quantities is None:
-        can_read_momenta = cost is not None and bool(weight_decay) and (layout is None or layout.reads_all_positions)
-        quantities = [name for name in QUANTITIES if name not in MOMENTA or can_read_momenta]
-        if not hasattr(path, "weights"):
-            quantities = [name for name in quantities if name != "criticality_residual"]
-    observer = PathObserver(
-        model,
-        path,
-        quantities,
-        gamma,
-        gamma_rel,
-        weight_decay,
-        effective_depth=effective_depth,
-        layout=layout,
-        form=form,
-        honours_padding=padding_mask is not None,
-        strict=True,
-    )
-    if observer.reads_momenta and cost is None:
-        raise ValueError(f"`cost` must be given to read {sorted(set(MOMENTA) & set(quantities))}, got None.")
-    was_training = model.training
-    model.eval()
-    observer.attach()
-    try:
-        for batch in batches:
-            inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            observer.arm()
-            _run_batch(model, inputs, targets, cost if observer.reads_momenta else None)
-            observer.drain(keep=real_positions(inputs, padding_mask))
-    finally:
-        observer.detach()
-        model.train(was_training)
-    readings = observer.compute()
-    if readings is None:
-        raise ValueError("`batches` must hold at least one batch, got none.")
-    return readings
-
-
-def _run_batch(model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None) -> None:
-    """Run a batch forward and, where there is a cost, backward."""
-    named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
-    named = {
-        name: value.detach().requires_grad_(cost is not None and value.is_floating_point())
-        if isinstance(value, Tensor)
-        else value
-        for name, value in named.items()
-    }
-    possible = [*named.values(), *model.parameters()]
-    sources = [source for source in possible if isinstance(source, Tensor) and source.requires_grad]
-    with torch.set_grad_enabled(cost is not None):
-        outputs = model(**named) if isinstance(inputs, Mapping) else model(named[""])
-        if cost is not None:  # `grad` returns gradients and leaves `.grad` alone
-            torch.autograd.grad(cost(outputs, targets), sources, allow_unused=True)

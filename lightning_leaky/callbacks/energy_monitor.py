@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_leaky.block_path import path_of
 from lightning_leaky.callbacks._trainer import (
     forget_logged,
     gradient_scale,
@@ -20,12 +21,12 @@ from lightning_leaky.callbacks._trainer import (
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.layers import LayerChoice
-from lightning_leaky.layout import Layout
+from lightning_leaky.layout import Layout, PaddingMask, real_positions
 from lightning_leaky.leaky_path import LeakyPath
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
-from lightning_leaky.observer import PaddingMask, PathObserver, path_of, real_positions
+from lightning_leaky.observer import PathObserver
 
 _DEFAULT_ENERGIES = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
+from lightning_leaky.block_path import path_of
 from lightning_leaky.metrics.segments import Form
-from lightning_leaky.observer import PathObserver, path_of
+from lightning_leaky.observer import PathObserver
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
 METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings"})
