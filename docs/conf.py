@@ -31,6 +31,10 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
     ),
-    (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|measure|leaky_path|module|data)\..*"),
+    (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|measure|leaky_path)\..*"),
+    (
+        r"py:.*",
+        r"lightning_leaky\.(module|data)\..*",
+    ),
     (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),
 ]

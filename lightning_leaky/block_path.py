@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lightning_leaky.capture import PathCapture
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
-from lightning_leaky.layers import LayerChoice, choose_layers, named_layers
+from lightning_leaky.layers import LayerChoice, choose_layers, named_layers, unwrapped
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths
-from lightning_leaky.processes import greatest
+from lightning_leaky.processes import first_of
 
 
 class BlockPath(nn.Module):
@@ -79,13 +79,19 @@ class PathFinder:
         return (self._path(), self._run) if self._run else None
 
     def agreed_path(self) -> BlockPath | None:
-        """Return the path that any process has found; a collective that every process must join."""
+        """Return the path that the first of all processes has found, or ``None`` where that is this process's own.
+
+        A collective that every process must join.
+        """
         places = torch.zeros(len(self.candidates), dtype=torch.int64, device=self._device)
         for place, index in enumerate(self._run, start=1):
             places[index] = place
-        agreed = greatest(places).tolist()
-        self._run = sorted((index for index, place in enumerate(agreed) if place), key=lambda index: int(agreed[index]))
-        return self._path() if self._run else None
+        agreed = first_of(places, bool(self._run))
+        if agreed is None or torch.equal(agreed, places):
+            return None
+        order = {int(place): index for index, place in enumerate(agreed) if place > 0}
+        self._run = [order[place] for place in sorted(order)]
+        return self._path()
 
     def _path(self) -> BlockPath:
         return BlockPath([self.candidates[index] for index in self._run], self.effective_depth)
@@ -102,7 +108,7 @@ def candidate_blocks(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in named_layers(model).items()
         if any(True for _ in module.parameters())
-        and (any(True for _ in module.children()) or not type(module).__module__.startswith("torch.nn"))
+        and (any(True for _ in module.children()) or not type(unwrapped(module)).__module__.startswith("torch.nn"))
     }
 
 
@@ -141,7 +147,7 @@ class _Runs:
                 for other in self.indices
                 if other != index
                 and self.current[other] == self.previous[index]
-                and type(self.layers[other]) is type(self.layers[index])
+                and type(unwrapped(self.layers[other])) is type(unwrapped(self.layers[index]))
             ]
             longest = max((self.ending_at(other) for other in before), key=self.score, default=[])
             self._found[index] = [*longest, index]

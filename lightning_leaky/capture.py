@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_leaky.compiled import forget_compiled_code, keep_gradient, number_of
+from lightning_leaky.compiled import forget_compiled_code, keep_gradient, number_of, warn_of_recompilation
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import distance_squares
 from lightning_leaky.structures import paired_tensors, tensors_of, without_nesting
@@ -47,6 +47,7 @@ class LayerHooks:
                 enter, leave = partial(self._enter, index), partial(self._leave, index)
                 self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(layer.register_forward_hook(leave, with_kwargs=True))
+            warn_of_recompilation(self.layers)
             forget_compiled_code()
         return self
 
@@ -79,14 +80,14 @@ class LayerHooks:
     def _forget_passes(self) -> None:
         self._counts = [0] * len(self.layers)
         self._unpaired: list[int] = []
-        self._entered: dict[int, list[Tensor]] = {}
+        self._entered: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._fingerprints: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.armed and not torch.compiler.is_compiling():
             self._counts[index] += 1
             if self._is_checking:
-                self._entered[index] = [fingerprint(tensor) for tensor in tensors_of((args, kwargs))]
+                self._entered[index] = [(tensor, fingerprint(tensor)) for tensor in tensors_of((args, kwargs))]
 
     def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._is_wanted():
@@ -95,14 +96,14 @@ class LayerHooks:
         if pair is not None:
             self._observe(index, *pair)
         if not torch.compiler.is_compiling():
-            self._check(index, (args, kwargs), pair)
+            self._check(index, pair)
 
-    def _check(self, index: int, inputs: Any, pair: tuple[Tensor, Tensor] | None) -> None:
+    def _check(self, index: int, pair: tuple[Tensor, Tensor] | None) -> None:
         if pair is None:
             self._unpaired.append(index)
-        elif index in self._entered:
-            position = next(number for number, tensor in enumerate(tensors_of(inputs)) if tensor is pair[0])
-            self._fingerprints[index] = (self._entered.pop(index)[position], fingerprint(pair[0]))
+        for tensor, print_before in self._entered.pop(index, []):
+            if pair is not None and tensor is pair[0]:
+                self._fingerprints[index] = (print_before, fingerprint(tensor))
 
     def _is_wanted(self) -> bool:
         return self.armed
@@ -132,8 +133,7 @@ class PathCapture(LayerHooks):
         self.gradients_wanted = gradients
         self.in_backward = False
         self._number = number_of(self)
-        self.padding: Tensor | None = None
-        self._unnested: dict[int, tuple[Tensor, Tensor]] = {}
+        self._unnested: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._forget_tensors()
 
     def clear(self) -> None:
@@ -160,11 +160,11 @@ class PathCapture(LayerHooks):
 
     def take(self, other: PathCapture, indices: Sequence[int]) -> None:
         """Take over what another capture has seen of some of its layers, which are this one's."""
-        self.padding = other.padding
         self._unnested.update(other._unnested)
         for own, index in enumerate(indices):
             self.previous[own], self.current[own] = other.previous[index], other.current[index]
-            self.gradients[own], self._counts[own] = other.gradients[index], other._counts[index]
+            self.gradients[own], self.padding[own] = other.gradients[index], other.padding[index]
+            self._counts[own] = other._counts[index]
             if index in other._fingerprints:
                 self._fingerprints[own] = other._fingerprints[index]
 
@@ -173,15 +173,14 @@ class PathCapture(LayerHooks):
         """Whether the layers took sequences without their padding: then a mask of the batch has other sizes."""
         return bool(self._unnested)
 
-    def real_positions(self) -> Tensor | None:
-        """Which positions are no padding, shape (batch, tokens), where the layers were told."""
-        if self.padding is None:
-            return None
-        return self.padding == 0  # True, or −inf once torch has made it additive, is padding
+    def real_positions(self, index: int) -> Tensor | None:
+        """Which positions are no padding, shape (batch, tokens), where the layer was told."""
+        padding = self.padding[index]
+        return None if padding is None else padding == 0  # True, or −inf once torch has made it additive, is padding
 
     def _forget_tensors(self) -> None:
-        self.padding = None
         self._unnested.clear()
+        self.padding: list[Tensor | None] = [None] * len(self.layers)
         self.previous: list[Tensor | None] = [None] * len(self.layers)
         self.current: list[Tensor | None] = [None] * len(self.layers)
         self.gradients: list[Tensor | None] = [None] * len(self.layers)
@@ -193,25 +192,24 @@ class PathCapture(LayerHooks):
         super()._enter(index, module, args, kwargs)
         if self.armed:
             for name in _PADDING_MASKS:
-                if kwargs.get(name) is not None:
-                    self.padding = kwargs[name]
+                if isinstance(kwargs.get(name), Tensor):
+                    self.padding[index] = kwargs[name]
 
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         if self.armed:
-            self.previous[index] = self._dense(previous)
-            self.current[index] = self._dense(current)
+            self.previous[index], self.current[index] = self._dense(index, previous), self._dense(index, current)
         if self.gradients_wanted and current.requires_grad:
             keep = self._pass_gradient_on if torch.compiler.is_compiling() else self.keep_gradient
             current.register_hook(partial(keep, index))  # type: ignore[no-untyped-call]
 
-    def _dense(self, tensor: Tensor) -> Tensor:
+    def _dense(self, index: int, tensor: Tensor) -> Tensor:
         """The tensor itself, or the padded copy of a nested one; one copy, so that layers can be seen to share."""
         if not tensor.is_nested:
             return tensor.detach()
-        if id(tensor) not in self._unnested:
-            padded, self.padding = without_nesting(tensor.detach())
-            self._unnested[id(tensor)] = (tensor, padded)  # with the tensor, so that nothing else takes its id
-        return self._unnested[id(tensor)][1]
+        if id(tensor) not in self._unnested:  # kept with the tensor, so that nothing else takes its id
+            self._unnested[id(tensor)] = (tensor, *without_nesting(tensor.detach()))
+        _, padded, self.padding[index] = self._unnested[id(tensor)]
+        return padded
 
     def _pass_gradient_on(self, index: int, gradient: Tensor) -> Tensor:
         kept: Tensor = keep_gradient(gradient, self._number, index)
@@ -223,8 +221,9 @@ class PathCapture(LayerHooks):
 
     def __getstate__(self) -> dict[str, Any]:
         nothing: list[None] = [None] * len(self.layers)
-        state = {**super().__getstate__(), "in_backward": False, "padding": None, "_unnested": {}}
-        return {**state, "previous": nothing, "current": list(nothing), "gradients": list(nothing)}
+        state = {**super().__getstate__(), "in_backward": False, "_unnested": {}}
+        forgotten = {name: list(nothing) for name in ("previous", "current", "gradients", "padding")}
+        return state | forgotten
 
 
 class DistanceRecorder(LayerHooks):

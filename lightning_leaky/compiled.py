@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
+from collections.abc import Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class GradientKeeper(Protocol):
@@ -55,6 +57,21 @@ def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
 @keep_gradient.register_fake
 def _(gradient: Tensor, number: int, index: int) -> Tensor:
     return torch.empty_like(gradient)
+
+
+def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
+    """Warn where more layers are compiled one by one than torch allows: hooks make each a graph of its own."""
+    if "torch._dynamo" not in sys.modules:
+        return
+    limit = torch._dynamo.config.recompile_limit
+    count = sum(layer._compiled_call_impl is not None for layer in layers)
+    if count > limit:
+        warnings.warn(
+            f"{count} layers are compiled one by one by `layer.compile()`, and hooks make each of them a "
+            f"graph of its own: torch stops compiling after {limit}, with an error where `fullgraph=True`. Use "
+            f"`torch.compile(layer)`, compile the network, or set torch._dynamo.config.recompile_limit = {2 * count}.",
+            stacklevel=2,
+        )
 
 
 def forget_compiled_code() -> None:

@@ -10,8 +10,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-PaddingMask: TypeAlias = Callable[[Any], Tensor | None] | str | None
-"""Where a batch says which positions are real: a key of a dictionary, or a function of the batch."""
+from lightning_leaky.imports import located
+
+PaddingMask: TypeAlias = str | Callable[[Any], Any] | None
+"""Where a batch says which positions are real: a key of a dictionary, a function of the batch, or its import path."""
+
+ATTENTION_MASK, DECODER_ATTENTION_MASK = "attention_mask", "decoder_attention_mask"
+"""The keys that are looked for where nothing else is said, and need not be there."""
+
+_OPTIONAL = (ATTENTION_MASK, DECODER_ATTENTION_MASK)
 
 _DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
 
@@ -68,14 +75,15 @@ class Layout:
         Args:
             tensor: A representation.
             keep: Which positions are real, shape (batch, positions...), the batch first whatever the axes; ``None``
-                for all. Padding has no row, and no part in a mean.
+                for all. Padding has no row, and no part in a mean. A matrix whose rows are the positions of all
+                samples takes it flattened; to any other matrix it says nothing.
 
         Raises:
             ValueError: If the tensor does not have these axes, or `keep` is not of their sizes.
         """
         hidden = self._channels_last(tensor)
-        if tensor.ndim == 2:  # no positions, no padding
-            keep = None
+        if keep is not None and tensor.ndim == 2:  # all positions in one axis, or none of them left
+            keep = keep.reshape(-1, 1) if keep.numel() == len(hidden) else None
         if keep is not None and keep.shape != hidden.shape[:-1]:
             raise ValueError(
                 f"`padding_mask` must have shape {tuple(hidden.shape[:-1])}, one entry for each position, got "
@@ -117,17 +125,38 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
 
     Args:
         batch: A batch.
-        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real, or a function of
-            the batch that returns it.
+        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real; a function of the
+            batch that returns such a mask, or its import path.
+
+    Raises:
+        ValueError: If the batch has no such key; ``"attention_mask"`` alone may be missing.
 
     Example:
         >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
         tensor([[ True,  True, False]])
     """
-    if callable(padding_mask):
-        return padding_mask(batch)
-    mask = batch.get(padding_mask) if isinstance(batch, Mapping) and padding_mask is not None else None
-    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if padding_mask is None:
+        return None
+    mask = _mask_named(batch, padding_mask) if isinstance(padding_mask, str) else padding_mask(batch)
+    return None if mask is None else mask != 0
+
+
+def _mask_named(batch: Any, name: str) -> Tensor | None:
+    keys = list(batch) if isinstance(batch, Mapping) else None
+    if keys is not None and name in keys:
+        # Attention masks of (batch, heads, tokens, tokens) say who may look at whom, not what is padding.
+        return batch[name] if name not in _OPTIONAL or batch[name].ndim == 2 else None
+    function = located(name)
+    if callable(function):
+        mask: Tensor | None = function(batch)
+        return mask
+    if name not in _OPTIONAL:
+        there_is = f"the batch is a {type(batch).__name__}" if keys is None else f"the batch has the keys {keys}"
+        raise ValueError(
+            "`padding_mask` must be a key of the batch, a function of it, or the import path of one, got "
+            f"{name!r}; {there_is}."
+        )
+    return None
 
 
 def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_leaky.block_path import path_of
 from lightning_leaky.layers import LayerChoice
-from lightning_leaky.layout import Layout, PaddingMask, real_positions
+from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
@@ -27,7 +27,7 @@ def measure_path(
     layers: LayerChoice | None = None,
     effective_depth: float = 0.0,
     layout: Layout | None = None,
-    padding_mask: PaddingMask = "attention_mask",
+    padding_mask: PaddingMask = ATTENTION_MASK,
     form: Form = "auto",
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
@@ -81,7 +81,7 @@ def measure_path(
         effective_depth=effective_depth,
         layout=layout,
         form=form,
-        honours_padding=padding_mask is not None,
+        padding_mask=padding_mask,
         strict=True,
     )
     if observer.reads_momenta and cost is None:
@@ -91,10 +91,10 @@ def measure_path(
     observer.attach()
     try:
         for batch in batches:
-            inputs, targets = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            observer.arm()
+            inputs, targets = _inputs_and_targets(batch)
+            observer.arm(inputs)
             _run_batch(model, inputs, targets, cost if observer.reads_momenta else None)
-            observer.drain(keep=real_positions(inputs, padding_mask))
+            observer.drain()
     finally:
         observer.detach()
         model.train(was_training)
@@ -102,6 +102,14 @@ def measure_path(
     if readings is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
     return readings
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise ValueError(f"`batches` must hold inputs, or pairs of inputs and targets, got {len(batch)} parts.")
+    return batch[0], batch[1] if len(batch) == 2 else None
 
 
 def _run_batch(model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None) -> None:

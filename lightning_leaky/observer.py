@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,13 @@ from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import objective_weight_decay
 from lightning_leaky.functional.moments import momentum_of
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
-from lightning_leaky.layers import named_layers
-from lightning_leaky.layout import Layout
+from lightning_leaky.layers import named_layers, unwrapped
+from lightning_leaky.layout import ATTENTION_MASK, DECODER_ATTENTION_MASK, Layout, PaddingMask, real_positions
 from lightning_leaky.leaky_path import LeakyPath, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
-from lightning_leaky.processes import greatest
+from lightning_leaky.processes import first_of
 from lightning_leaky.segmentation import Segmentation
 
 
@@ -44,7 +45,7 @@ class PathObserver:
         effective_depth: L̃ of a path that is found.
         layout: How a representation becomes a matrix.
         form: Second moments, the samples themselves, or whichever fits; see `SegmentReaders`.
-        honours_padding: Whether padding is left out that the layers themselves are told of.
+        padding_mask: Where a batch says which positions are real, see `real_positions`; ``None`` reads padding too.
         strict: Whether what cannot be read is an error.
 
     Raises:
@@ -65,7 +66,7 @@ class PathObserver:
         effective_depth: float = 0.0,
         layout: Layout | None = None,
         form: Form = "auto",
-        honours_padding: bool = True,
+        padding_mask: PaddingMask = ATTENTION_MASK,
         strict: bool = False,
     ) -> None:
         self.path = path
@@ -74,8 +75,10 @@ class PathObserver:
         self.loss_reduction: LossReduction = loss_reduction
         self.layout = Layout() if layout is None else layout
         self.form: Form = check_form(form)
-        self.honours_padding = honours_padding
+        self.padding_mask = padding_mask
+        self._batch: Any = None
         self.strict = strict
+        self.has_given_up = False
         self.notes: list[str] = []
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
         if self.reads_momenta:
@@ -83,6 +86,8 @@ class PathObserver:
         self.k_norm = KNorm(
             gamma, gamma_rel, getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
         )
+        configs = (getattr(module, "config", None) for module in model.modules())
+        self._has_two_sides = any(getattr(config, "is_encoder_decoder", False) for config in configs)
         self._names = {id(module): name for name, module in named_layers(model).items()}
         self._finder = None if path is not None else PathFinder(model, effective_depth)
         layers = self._finder.candidates if self._finder is not None else list(path.layers) if path is not None else []
@@ -100,11 +105,16 @@ class PathObserver:
     def detach(self) -> None:
         """Remove the hooks and forget every tensor."""
         self.capture.detach()
-        self.capture.clear()
+        self._clear()
 
-    def arm(self) -> None:
-        """Keep what passes from now on."""
+    def arm(self, batch: Any = None) -> None:
+        """Keep what passes from now on.
+
+        Args:
+            batch: What passes, to know its padding.
+        """
         self.capture.clear()
+        self._batch = batch
         self.capture.armed = True
         if self.path is not None:
             self._step_sizes = step_sizes_of(self.path)
@@ -118,14 +128,13 @@ class PathObserver:
         """Forget what has passed, but for where the path is."""
         self.disarm()
         self._find_path()
-        self.capture.clear()
+        self._clear()
 
-    def drain(self, gradient_scale: float = 1.0, keep: Tensor | None = None) -> None:
+    def drain(self, gradient_scale: float = 1.0) -> None:
         """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
 
         Args:
             gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation).
-            keep: Which positions are real, see `Layout.rows`; ``None`` asks the layers, which may have been told.
 
         Raises:
             ValueError: If this observer is strict and the batch cannot be read.
@@ -134,11 +143,11 @@ class PathObserver:
         if self._find_path():
             segmentation = self._segmentation
             try:
-                self._read(gradient_scale, keep)
-            except ValueError as error:
+                self._read(gradient_scale)
+            except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
                 self._segmentation = segmentation
-                self._complain("batch", f"A batch is not read: {error}")
-        self.capture.clear()
+                self._complain("batch", f"A batch is not read: {error}", error)
+        self._clear()
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -150,19 +159,16 @@ class PathObserver:
 
         Under torch.distributed every process must call it: one without a batch joins the others with an empty one.
         """
-        if self._finder is not None:
-            found = self._finder.agreed_path()
-            if self.path is None and found is not None:
-                self._take_path(found)
+        self._agree_on_path()
         if self.path is None:
             return None
         device = self.path.step_sizes.device
         has_read = self._readers is not None and not self._readers.is_empty
-        table = self._segmentation.table
-        agreed = greatest(torch.cat([table, torch.full_like(table[:1], has_read)]).to(device)).cpu()
-        if not agreed[3].any():
+        agreed = first_of(self._segmentation.table.to(device), has_read)
+        if agreed is None:
             return None
-        self._segmentation = Segmentation(agreed[:3])
+        if not torch.equal(agreed.cpu(), self._segmentation.table):
+            self._segmentation, self._readers = Segmentation(agreed.cpu()), None
         readers = self._readers_on(device)
         if readers.is_empty:
             like = torch.zeros(0, dtype=self._segmentation.dtype, device=device)
@@ -171,15 +177,26 @@ class PathObserver:
 
     # The path: found on the first batch where nobody has named it.
 
+    def _agree_on_path(self) -> None:
+        """Take the path that the first of all processes has found; one that found another gives up its own sums."""
+        if self._finder is not None:
+            agreed = self._finder.agreed_path()
+            if agreed is not None:
+                self._take_path(agreed)
+                self._readers = None
+
     def _find_path(self) -> bool:
         """Whether there is a path; the first batch is handed over to it."""
-        if self.path is None and self._finder is not None:
+        if self.path is None and self._finder is not None and not self.has_given_up:
             candidates, found = self.capture, self._finder.find(self.capture)
             if found is None:
+                self.has_given_up = True
+                self.capture.detach()
                 self._complain(
                     "run",
                     "No layers are read: `layers` is None, and no two shape-preserving blocks of one class follow one "
-                    'another in the first batch. Name the layers, as in EnergyMonitor("encoder.layers.*").',
+                    "another, each running once, in the first batch. Name the layers, as in "
+                    'EnergyMonitor("encoder.layers.*").',
                 )
             else:
                 path, run = found
@@ -187,7 +204,7 @@ class PathObserver:
                 self.capture.take(candidates, run)
                 self.notes.append(
                     f"{len(run)} layers found: {self._name(0)} to {self._name(len(run) - 1)} "
-                    f"({type(self.capture.layers[0]).__name__})."
+                    f"({type(unwrapped(self.capture.layers[0])).__name__})."
                 )
         return self.path is not None
 
@@ -200,7 +217,7 @@ class PathObserver:
 
     # One batch.
 
-    def _read(self, gradient_scale: float, keep: Tensor | None) -> None:
+    def _read(self, gradient_scale: float) -> None:
         """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
         self._check_passes()
         is_first = not self._segmentation.is_known
@@ -208,17 +225,18 @@ class PathObserver:
             self._segmentation = Segmentation.seen(self.capture.previous, self.capture.current, self.layout)
             if not self._segmentation.is_known:
                 raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
-        if self.capture.was_nested or (keep is None and self.honours_padding):
-            keep = self.capture.real_positions()
-        previous, current = self._rows(self.capture.previous, keep), self._rows(self.capture.current, keep)
+        keeps = self._real_positions()
+        previous, current = self._rows(self.capture.previous, keeps), self._rows(self.capture.current, keeps)
         self._check_shapes(previous, current)
+        if not any(map(len, current)):
+            raise ValueError("no position in it is real.")
         if is_first:
             self._check_connections(previous, current)
             self._note_segments()
             self.capture.stop_checking()
         readers = self._readers_on(current[0].device)
         if readers.has_room():
-            momenta = self._momenta(current, gradient_scale, keep) if self.reads_momenta else None
+            momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
             readers.update(previous, current, self._step_sizes_read(), momenta, self._weights())
         else:
             self._warn(
@@ -226,6 +244,26 @@ class PathObserver:
                 "Of further batches nothing is read: the samples kept fill the memory that a monitor may take. Thin "
                 "them with Layout(max_samples=...), or limit the batches.",
             )
+
+    def _real_positions(self) -> list[Tensor | None]:
+        """Which positions of each layer are real, by the batch or, where that does not say, by what it was told."""
+        masks = [self._mask_for(index) for index in range(len(self.capture.layers))]
+        found = {mask: real_positions(self._batch, mask) for mask in masks}
+        return [
+            self.capture.real_positions(index)
+            if self.capture.was_nested or (found[mask] is None and mask is not None)
+            else found[mask]
+            for index, mask in enumerate(masks)
+        ]
+
+    def _mask_for(self, index: int) -> PaddingMask:
+        """Where the batch says what is padding for a layer: attention masks of encoders are not those of decoders."""
+        is_decoder = self._has_two_sides and "decoder" in self._name(index).split(".")
+        return DECODER_ATTENTION_MASK if is_decoder and self.padding_mask == ATTENTION_MASK else self.padding_mask
+
+    def _clear(self) -> None:
+        self._batch = None
+        self.capture.clear()
 
     def _check_passes(self) -> None:
         """Raise ValueError where a layer was silent or cannot be read."""
@@ -245,7 +283,7 @@ class PathObserver:
             left_out = [name for index, name in enumerate(names) if index not in self._segmentation.layers]
             self.notes.append(
                 f"The shape changes along the path: {len(self._segmentation.layers)} layers are read, in "
-                f"{len(self._segmentation.widths)} segments, and {left_out} are left out."
+                f"{len(self._segmentation.widths)} segments{f'; {left_out} are left out' if left_out else ''}."
             )
 
     def _check_shapes(self, previous: list[Tensor], current: list[Tensor]) -> None:
@@ -272,19 +310,19 @@ class PathObserver:
                     )
                     return
 
-    def _rows(self, tensors: Sequence[Tensor | None], keep: Tensor | None) -> list[Tensor]:
-        chosen = [tensors[index] for index in self._segmentation.layers]
-        return [self.layout.rows(tensor, keep) for tensor in chosen if tensor is not None]
+    def _rows(self, tensors: Sequence[Tensor | None], keeps: list[Tensor | None]) -> list[Tensor]:
+        chosen = [(tensors[index], keeps[index]) for index in self._segmentation.layers]
+        return [self.layout.rows(tensor, keep) for tensor, keep in chosen if tensor is not None]
 
-    def _momenta(self, current: list[Tensor], gradient_scale: float, keep: Tensor | None) -> list[Tensor]:
+    def _momenta(self, current: list[Tensor], gradient_scale: float, keeps: list[Tensor | None]) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
         scaled_weight_decay = self._weight_decay() * gradient_scale
-        gradients = [self.capture.gradients[index] for index in self._segmentation.layers]
+        seen = [(self.capture.gradients[index], keeps[index]) for index in self._segmentation.layers]
         return [
             torch.full_like(rows, torch.nan)
             if gradient is None
             else momentum_of(self.layout.rows(gradient, keep), scaled_weight_decay)
-            for rows, gradient in zip(current, gradients, strict=True)
+            for rows, (gradient, keep) in zip(current, seen, strict=True)
         ]
 
     def _weight_decay(self) -> float:
@@ -326,9 +364,9 @@ class PathObserver:
     def _name(self, index: int) -> str:
         return self._names.get(id(self.capture.layers[index]), f"layer {index + 1}")
 
-    def _complain(self, subject: str, message: str) -> None:
+    def _complain(self, subject: str, message: str, cause: Exception | None = None) -> None:
         if self.strict:
-            raise ValueError(message)
+            raise ValueError(message) from cause
         self._warn(subject, message)
 
     def _warn(self, subject: str, message: str) -> None:
@@ -354,7 +392,8 @@ def check_weight_decay(weight_decay: float | None, quantities: Collection[str]) 
     if weight_decay is None or not 0 < weight_decay < float("inf"):
         wanted = sorted(set(MOMENTA) & set(quantities))
         raise ValueError(
-            f"`weight_decay` must be a finite number > 0 to read {wanted}, got {weight_decay!r}; give the λ of the "
-            "objective, or leave these quantities out."
+            f"`weight_decay` must be a finite number > 0 to read {wanted}, got {weight_decay!r}, and the optimizer has "
+            "no single weight decay > 0 on these layers to take it from; give the λ of the objective, or leave these "
+            "quantities out."
         )
     return weight_decay

@@ -13,7 +13,9 @@ from lightning_leaky.layout import Layout
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Segments of a path: runs of layers that preserve the shape of what passes through them, and share it.
+    """Segments of a path: runs of layers that preserve the shape of what passes through them, and share its width.
+
+    The number of positions is left out, for it may be another in every batch.
 
     Args:
         table: Shape (3, L), whole numbers: the segment of each layer counted from 1 (0 where the shape changes, and
@@ -42,10 +44,11 @@ class Segmentation:
             if start is None or end is None or start.shape != end.shape:
                 before = None
                 continue
-            segment += start.shape != before
-            before = end.shape
+            width = layout.width(end)
+            segment += width != before
+            before = width
             entry = torch.promote_types(end.dtype, torch.float32).itemsize
-            table[:, index] = torch.tensor([segment, layout.width(end), entry])
+            table[:, index] = torch.tensor([segment, width, entry])
         return cls(table)
 
     @property

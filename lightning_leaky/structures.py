@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of a structure, in order.
+    """Yield the floating-point tensors of a structure, in order; sparse ones, which no layer's state is, are left out.
 
     Example:
         >>> import torch
@@ -19,7 +19,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
         [2, 3]
     """
     if isinstance(value, Tensor):
-        if value.is_floating_point():
+        if value.is_floating_point() and value.layout == torch.strided:
             yield value
     else:
         for part in _parts(value):

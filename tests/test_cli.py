@@ -189,6 +189,31 @@ def test_layers_of_every_kind_come_from_yaml(run, tmp_path, layers):
     assert readings.names == ("network.layers.0", "network.layers.1", "network.layers.2")
 
 
+def every_second(batch):
+    """A mask that YAML names by its import path."""
+    return torch.arange(len(batch[0])) % 2
+
+
+@pytest.mark.parametrize("layers", ["network.layers.*", r"re:network\.layers\.\d", "tests.test_cli.is_layer"])
+def test_the_configuration_that_a_run_saves_runs_again(run, tmp_path, layers):
+    monitor = {EnergyMonitor: {"layers": layers, "padding_mask": "tests.test_cli.every_second"}}
+    path = config(tmp_path, MODULE | {"task": "regression"}, TeacherDataModule, TEACHER, monitor)
+    readings = []
+    for _ in range(2):
+        trainer = run("fit", "--config", path)
+        readings.append(the_callback(trainer, EnergyMonitor).readings["validate"])
+        path = tmp_path / "config.yaml"
+        assert "Unable" not in path.read_text()
+    torch.testing.assert_close(readings[0].quantities, readings[1].quantities, rtol=0, atol=0)
+    plain = {EnergyMonitor: {"layers": layers}}
+    unmasked = run(
+        "fit", "--config", config(tmp_path, MODULE | {"task": "regression"}, TeacherDataModule, TEACHER, plain)
+    )
+    assert not torch.equal(
+        the_callback(unmasked, EnergyMonitor).readings["validate"]["cost_of_identity"], readings[0]["cost_of_identity"]
+    )
+
+
 def test_digits_can_be_set_from_yaml(run, tmp_path):
     module = MODULE | {"in_features": 784, "out_features": 10}
     trainer = run("fit", "--config", config(tmp_path, module, DigitsDataModule, DIGITS, {}))

@@ -21,6 +21,10 @@ class Wide(Block):
     pass
 
 
+def is_first(name, module):
+    return name.endswith("layers.0")
+
+
 @pytest.fixture
 def model():
     blocks = nn.ModuleList([Block(), Wide(), Block()])
@@ -40,6 +44,8 @@ NAMES = ["encoder.layers.0", "encoder.layers.1", "encoder.layers.2"]
         (r"re:.*[12]", NAMES[1:]),
         (Block, NAMES),
         (Wide, [NAMES[1]]),
+        ("tests.test_layers.Wide", [NAMES[1]]),
+        ("tests.test_layers.is_first", [NAMES[0]]),
         (nn.Linear, [*(f"{name}.linear" for name in NAMES), "head"]),
         (lambda name, module: type(module) is Block and name.endswith("2"), [NAMES[2]]),
     ],
@@ -53,7 +59,10 @@ def test_each_way_chooses(model, layers, expected):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("blocks.*", r"`layers`.*'blocks\.\*' matches none of.*'encoder\.layers\.0'"),
+        ("blocks.*", r"`layers`.*'blocks\.\*' matches none.*'encoder\.layers\.0'"),
+        ("layers.*", r"Did you mean 'encoder\.layers\.0'\? Names start at the module that is fitted"),
+        ("encoder.layer.*", r"Did you mean 'encoder\.layers"),
+        ("no.such.thing", "matches none"),
         ("re:layers", "matches none"),
         ("re:(", r"`layers` must be a regular expression.*'re:\('"),
         (nn.Conv2d, "matches none"),

@@ -31,6 +31,12 @@ def test_reads_what_the_functions_say(module, batch):
     torch.testing.assert_close(readings.positions, torch.tensor([0.0, 0.125, 0.375, 0.75]).double())
 
 
+def test_a_data_set_of_inputs_alone_comes_in_lists_of_one(module, batch):
+    assert_readings(measure_path(module.network, [[batch[0]]]), readings_by_hand(module, *batch))
+    with pytest.raises(ValueError, match="`batches` must hold inputs, or pairs"):
+        measure_path(module.network, [(batch[0], batch[1], batch[1])])
+
+
 def test_batches_of_any_size_add_up(module, batch):
     inputs, targets = batch
     parts = list(zip(inputs.split([4, 6, 1]), targets.split([4, 6, 1]), strict=True))

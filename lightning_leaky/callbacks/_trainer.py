@@ -48,13 +48,14 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
 
     Biases and normalisations, of one dimension, are often exempted and do not count.
     """
-    matrices = {id(parameter) for parameter in layers.parameters() if parameter.ndim > 1}
-    found = {
-        float(group.get("weight_decay", 0.0))
+    decays = {
+        id(parameter): float(group.get("weight_decay", 0.0))
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
-        if any(id(parameter) in matrices for parameter in group["params"])
+        for parameter in group["params"]
     }
+    # A matrix that no optimizer holds, as a frozen one, does not decay.
+    found = {decays.get(id(parameter), 0.0) for parameter in layers.parameters() if parameter.ndim > 1}
     return found.pop() or None if len(found) == 1 else None
 
 

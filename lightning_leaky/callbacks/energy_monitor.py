@@ -21,14 +21,16 @@ from lightning_leaky.callbacks._trainer import (
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.layers import LayerChoice
-from lightning_leaky.layout import Layout, PaddingMask, real_positions
+from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.leaky_path import LeakyPath
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
 from lightning_leaky.observer import PathObserver
 
-_DEFAULT_ENERGIES = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
+_DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy", "stable_rank")
+# Without a leak the one is 0 and the other the kinetic energy once more.
+_DEFAULT_OF_LEAKS = ("potential_energy", "energy_hamiltonian")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
 
 
@@ -79,9 +81,9 @@ class EnergyMonitor(Callback):
             ``(name, module) -> bool`` (in YAML its import path). ``None`` takes the leaky path of the model or, where
             it has none, the longest run of shape-preserving blocks of one class, found on the first batch and named in
             the log. Blocks that change the shape are left out and split the path into segments.
-        quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic and
-            potential energy, their sum and the stable rank, and, where λ is known, the Hamiltonian in momentum form
-            with its criticality residual.
+        quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic energy
+            and stable rank; with a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is
+            known, the Hamiltonian in momentum form with its criticality residual.
         every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
             ``log_every_n_steps``. Loggers get those that fall on a logging step.
         on_validation: Whether to read whole validation and test sets.
@@ -95,8 +97,9 @@ class EnergyMonitor(Callback):
         layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
             many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
         padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
-            means real, or a function of the batch. Transformer layers of torch.nn that are given a padding mask by
-            keyword need nothing. ``None`` reads padding too.
+            means real, or a function of the batch that returns such a mask (in YAML its import path). The default key
+            need not be there. Where the batch does not say, transformer layers of torch.nn that are given a padding
+            mask by keyword do. ``None`` reads padding too.
         form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
             rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
             ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` takes moments up
@@ -123,7 +126,7 @@ class EnergyMonitor(Callback):
         effective_depth: float = 0.0,
         loss_reduction: LossReduction = "mean",
         layout: Layout | None = None,
-        padding_mask: PaddingMask = "attention_mask",
+        padding_mask: PaddingMask = ATTENTION_MASK,
         form: Form = "auto",
     ) -> None:
         KNorm(gamma, gamma_rel)  # refuses bad stabilisers here, where the traceback shows the caller
@@ -139,14 +142,14 @@ class EnergyMonitor(Callback):
         self.weight_decay = None if weight_decay is None else check_positive("weight_decay", weight_decay)
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
         self.loss_reduction = check_loss_reduction(loss_reduction)
+        if layout is not None and not isinstance(layout, Layout):
+            raise ValueError(f"`layout` must be a Layout, got {layout!r}; write Layout({layout!r}) for its axes.")
         self.layout = layout
         self.padding_mask = padding_mask
         self.form: Form = check_form(form)
         self.readings: dict[str, Readings] = {}
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None
-        self._keep: torch.Tensor | None = None
-        self._evaluation_keep: torch.Tensor | None = None
         self._is_collecting = False
         self._said: set[str] = set()
         self._logged: set[str] = set()
@@ -187,8 +190,7 @@ class EnergyMonitor(Callback):
             if not self._is_collecting:
                 self._train.reset()
                 self._is_collecting = True
-            self._train.arm()
-            self._keep = real_positions(batch, self.padding_mask)
+            self._train.arm(batch)
         elif self._train.path is None:
             self._train.arm()
 
@@ -213,7 +215,7 @@ class EnergyMonitor(Callback):
         """Add a micro-batch that did not step, or log the reading of the one that did."""
         if self._is_collecting and self._train is not None:
             if is_accumulating(trainer):
-                self._train.drain(gradient_scale(trainer), self._keep)
+                self._train.drain(gradient_scale(trainer))
             else:  # manual optimization around Lightning's optimizers: no hook was called before the step
                 self._finish(trainer)
         if self._fresh is not None:
@@ -257,8 +259,9 @@ class EnergyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
-        nothing = dict.fromkeys(("_train", "_evaluation", "_fresh", "_keep", "_evaluation_keep"))
-        return {**self.__dict__, **nothing, "_is_collecting": False}
+        state = {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_fresh": None}
+        # Lightning gives each callback the module's own `log`, and with it the module.
+        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
@@ -286,8 +289,9 @@ class EnergyMonitor(Callback):
         knows_weights = hasattr(path, "weights")
         if self.quantities is None:
             momenta = _DEFAULT_MOMENTA if knows_weights and (weight_decay or decay) else ()
+            leaks = (self.effective_depth if path is None else path.effective_depth) > 0
             reads_all = self.layout is None or self.layout.reads_all_positions
-            return _DEFAULT_ENERGIES + (momenta if reads_all else ())
+            return _DEFAULT_READINGS + (_DEFAULT_OF_LEAKS if leaks else ()) + (momenta if reads_all else ())
         if "criticality_residual" in self.quantities and not knows_weights:
             raise ValueError(
                 f'`quantities` cannot include "criticality_residual" for layers {self.layers!r}: it needs the weights '
@@ -315,7 +319,7 @@ class EnergyMonitor(Callback):
             self.effective_depth,
             self.layout,
             self.form,
-            self.padding_mask is not None,
+            self.padding_mask,
         ).attach()
 
     def _detach(self) -> None:
@@ -338,7 +342,7 @@ class EnergyMonitor(Callback):
     def _finish(self, trainer: Trainer) -> None:
         self._is_collecting = False
         if self._train is not None:
-            self._train.drain(gradient_scale(trainer), self._keep)
+            self._train.drain(gradient_scale(trainer))
             self._say(self._train)
             self._fresh = self._train.compute()
 
@@ -350,12 +354,11 @@ class EnergyMonitor(Callback):
 
     def _arm_evaluation(self, trainer: Trainer, batch: Any) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
-            self._evaluation.arm()
-            self._evaluation_keep = real_positions(batch, self.padding_mask)
+            self._evaluation.arm(batch)
 
     def _drain_evaluation(self, trainer: Trainer) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
-            self._evaluation.drain(keep=self._evaluation_keep)
+            self._evaluation.drain()
             self._say(self._evaluation)
 
     def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -41,7 +42,7 @@ def fold_gain(model: nn.Module, block: nn.Module, gain: float) -> bool:
     if abs(gain - 1) < 1e-12:
         return True
     last = _last_layer_of_branch(block)
-    if last is None or last.weight is None or _is_shared(model, last):
+    if last is None or not _owns_its_output(last) or _is_shared(model, last):
         return False
     with torch.no_grad():
         for parameter in last.parameters(recurse=False):
@@ -78,6 +79,12 @@ def _is_addition(node: fx.Node) -> bool:
 
 def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> bool:
     return node.op == "call_module" and isinstance(modules.get(str(node.target)), kinds)
+
+
+def _owns_its_output(layer: nn.Module) -> bool:
+    """Whether a layer is what its class says: parametrizations and hooks come between weights and output."""
+    is_plain = type(layer).__module__.startswith("torch.nn.modules.") and not is_parametrized(layer)
+    return is_plain and layer.weight is not None and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_shared(model: nn.Module, layer: nn.Module) -> bool:

@@ -36,6 +36,7 @@ class LeakySteps(nn.Module):
         blocks: The blocks in the order in which they run, each shape-preserving; they are not registered here.
         effective_depth: L̃ ≥ 0.
         step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
+        names: What to call the blocks in errors; their numbers by default.
 
     Raises:
         ValueError: If there are no blocks, a number is out of range, or the step-sizes are no distribution; from a
@@ -51,20 +52,25 @@ class LeakySteps(nn.Module):
     step_sizes: Tensor
 
     def __init__(
-        self, blocks: Sequence[nn.Module], effective_depth: float = 0.0, step_sizes: Sequence[float] | None = None
+        self,
+        blocks: Sequence[nn.Module],
+        effective_depth: float = 0.0,
+        step_sizes: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if not blocks:
             raise ValueError("`blocks` must hold at least one module, got none.")
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
         self._unregistered = (nn.ModuleList(blocks),)  # in a tuple, where nn.Module does not look
+        self._names = [f"number {index + 1}" for index in range(len(blocks))] if names is None else list(names)
         rho = equidistant_step_sizes(len(blocks))
         if step_sizes is not None:
             rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), len(blocks))
         parameter = next(self.layers.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
-        self._versions: dict[int, list[int]] = {}
+        self._versions: dict[int, dict[int, int]] = {}
         self._handles = []
         for index, block in enumerate(blocks):
             # First of all hooks: what others see of a block, be it a list of its hidden states, is the leaky step.
@@ -100,24 +106,24 @@ class LeakySteps(nn.Module):
         if pair is None or not same_shape(*pair):
             shapes = "no tensor" if pair is None else f"{tuple(pair[0].shape)} to {tuple(pair[1].shape)}"
             raise ValueError(
-                f"`layers` must preserve the shape of a tensor, but number {index + 1}, a {type(block).__name__}, maps "
-                f"{shapes}; leave it out of the leaky steps."
+                f"`layers` must preserve the shape of a tensor, but {self._names[index]}, a {type(block).__name__}, "
+                f"maps {shapes}; leave it out, for example by a predicate of name and module."
             )
         before, after = pair
-        if not torch.compiler.is_compiling() and self._was_overwritten(index, (args, kwargs), before, after):
+        if not torch.compiler.is_compiling() and self._was_overwritten(index, before, after):
             raise ValueError(
-                f"`layers` must leave their input as it is, but number {index + 1}, a {type(block).__name__}, "
+                f"`layers` must leave their input as it is, but {self._names[index]}, a {type(block).__name__}, "
                 "overwrites it; use out-of-place operations."
             )
         return replaced(output, after, self._mix(index, before, after))
 
     def _enter(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            self._versions[index] = _versions((args, kwargs))
+            self._versions[index] = {id(tensor): _version(tensor) for tensor in tensors_of((args, kwargs))}
 
-    def _was_overwritten(self, index: int, inputs: Any, before: Tensor, after: Tensor) -> bool:
-        is_same = before.data_ptr() == after.data_ptr() and before.numel() > 0
-        return is_same or _versions(inputs) != self._versions.pop(index, _versions(inputs))
+    def _was_overwritten(self, index: int, before: Tensor, after: Tensor) -> bool:
+        is_same = before is after or before.data_ptr() == after.data_ptr() != 0
+        return is_same or _version(before) != self._versions.pop(index, {}).get(id(before), _version(before))
 
     def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
         """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""
@@ -128,6 +134,8 @@ class LeakySteps(nn.Module):
         return (gain * after + kept * before).to(after.dtype)
 
     def _says_something(self) -> bool:
+        if self.step_sizes.is_meta:
+            return self.effective_depth > 0
         equidistant = equidistant_step_sizes(len(self.step_sizes)).to(self.step_sizes)
         return self.effective_depth > 0 or not torch.equal(self.step_sizes, equidistant)
 
@@ -137,8 +145,12 @@ class LeakySteps(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        loaded = state_dict.get(f"{prefix}step_sizes", equidistant_step_sizes(len(self.step_sizes)))
-        self.step_sizes.copy_(check_step_sizes(loaded, len(self.step_sizes)))
+        num_layers = len(self.step_sizes)
+        loaded = check_step_sizes(state_dict.get(f"{prefix}step_sizes", equidistant_step_sizes(num_layers)), num_layers)
+        if self.step_sizes.is_meta:
+            self.step_sizes = loaded.clone()
+        else:
+            self.step_sizes.copy_(loaded)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         """Follow a move to another device, but not a cast."""
@@ -217,7 +229,8 @@ def make_leaky(model: Model, layers: LayerChoice, effective_depth: float = 0.0) 
         raise ValueError(
             f"`model` must have no leaky steps yet, got {getattr(model, _NAME)}; unmake_leaky(model) first."
         )
-    steps = LeakySteps(list(choose_layers(model, layers).values()), effective_depth)
+    chosen = choose_layers(model, layers)
+    steps = LeakySteps(list(chosen.values()), effective_depth, names=list(chosen))
     model.add_module(_NAME, steps)
     return model
 
@@ -264,6 +277,6 @@ def unmake_leaky(model: Model) -> Model:
     return model
 
 
-def _versions(inputs: Any) -> list[int]:
-    """How often each tensor has been written to; in inference mode nobody counts."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors_of(inputs)]
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been written to; in inference mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -133,6 +133,8 @@ class StepSizeHook:
             )
         self.num_steps = int(state["num_steps"])
         self._master = state["step_sizes"].to("cpu", torch.float64).clone()
+        with torch.no_grad():  # a sharded checkpoint may have left out the step-sizes of a model that was equidistant
+            self.path.step_sizes.copy_(self._master)
         self._recorder.squares = state["squares"].clone()
         self._recorder.armed = self.is_attached and self._is_due(self.num_steps + 1)
 
@@ -158,7 +160,7 @@ class StepSizeHook:
         distances = relative_distances_of(squares, self._master)
         complaints = self._recorder.complaints()
         if not distances_are_usable(distances) or complaints:
-            self._warn_once(distances, complaints)
+            self._warn_once(squares, distances, complaints)
             return
         self._recorder.stop_checking()
         self._master = adaptive_step_sizes(self._master, distances, self.damping)
@@ -171,16 +173,24 @@ class StepSizeHook:
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
 
-    def _warn_once(self, distances: Tensor, complaints: dict[int, str]) -> None:
-        if not self._warned:
-            self._warned = True
-            found = "".join(f" Layer {index + 1} {complaint}." for index, complaint in complaints.items())
-            warnings.warn(
-                f"Step-sizes left as they are: the relative distances of the layers are {distances.tolist()}, and the "
-                "adaptive rule wants them positive and finite. Look for layers that do nothing or have diverged."
-                + found,
-                stacklevel=2,
+    def _warn_once(self, squares: Tensor, distances: Tensor, complaints: dict[int, str]) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        if complaints:
+            reason = "".join(f"Layer {index + 1} {complaint}." for index, complaint in complaints.items())
+        elif squares.any():
+            reason = "Look for layers that do nothing or have diverged."
+        else:
+            reason = (
+                "Only passes in training mode count: models are in evaluation mode after `from_pretrained`, and want "
+                "model.train()."
             )
+        reason = (
+            f"The relative distances of the layers are {distances.tolist()}, and the adaptive rule wants them positive "
+            f"and finite. {reason}"
+        )
+        warnings.warn(f"Step-sizes left as they are. {reason}", stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}

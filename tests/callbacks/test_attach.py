@@ -1,15 +1,18 @@
 """EnergyMonitor on networks that know nothing of it: what it takes, what it finds, and what it warns of."""
 
 import logging
+import pickle
 import re
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, Layout, StepSizeAdapter, make_leaky, measure_path
@@ -211,7 +214,7 @@ def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
     assert hooks_of(module) == 0
 
 
-DEFAULTS = ("cost_of_identity", "kinetic_energy", "potential_energy", "energy_hamiltonian", "stable_rank")
+DEFAULTS = ("cost_of_identity", "kinetic_energy", "stable_rank")
 
 
 def test_of_two_runs_the_longer_is_taken_of_equals_the_larger(make_trainer):
@@ -282,7 +285,7 @@ def test_blocks_that_change_the_width_split_the_path(make_trainer, tmp_path, lay
     assert {
         "cost_of_identity/layer_03",
         "cost_of_identity/segment_2/min",
-        "energy_hamiltonian/segment_1/spread",
+        "cost_of_identity/segment_1/min",
     } <= set(keys)
     assert "cost_of_identity/min" not in keys
 
@@ -304,7 +307,8 @@ def from_lengths(batch):
 
 
 @pytest.mark.parametrize(
-    ("padding_mask", "honoured"), [("attention_mask", True), (from_lengths, True), ("other", False), (None, False)]
+    ("padding_mask", "honoured"),
+    [("attention_mask", True), (from_lengths, True), (f"{__name__}.from_lengths", True), (None, False)],
 )
 def test_padding_is_left_out(make_trainer, padding_mask, honoured):
     data, hidden = token_loader(MASK.long())
@@ -316,6 +320,81 @@ def test_padding_is_left_out(make_trainer, padding_mask, honoured):
     module = Foreign(blocks())
     make_trainer(monitor).validate(module, data, verbose=False)
     assert_close_first(monitor.readings["validate"], measure_path(module, [rows], ["cost_of_identity"]))
+
+
+@pytest.mark.parametrize("padding_mask", ["nokey", "no.such.function"])
+def test_a_mask_that_the_batch_does_not_have_is_named(make_trainer, padding_mask):
+    data, _ = token_loader(MASK.long())
+    with pytest.warns(UserWarning, match=f"'{padding_mask}'; the batch has the keys .'hidden', 'attention_mask'"):
+        monitor = read(make_trainer, Foreign(blocks()), data, EnergyMonitor("blocks.*", padding_mask=padding_mask))
+    assert monitor.readings == {}
+
+
+def test_a_batch_of_padding_alone_is_no_reading(make_trainer):
+    data, _ = token_loader(torch.zeros(4, 6))
+    with pytest.warns(UserWarning, match="no position in it is real"):
+        assert read(make_trainer, Foreign(blocks()), data).readings == {}
+
+
+def test_tokens_of_all_sequences_in_one_axis_have_padding_too(make_trainer):
+    class Flat(Foreign):
+        def run(self, hidden):
+            return super().run(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+    data, hidden = token_loader(MASK.long())
+    first = read(make_trainer, Flat(blocks()), data).readings["train"]["cost_of_identity"][0]
+    torch.testing.assert_close(first, cost_of_identity(hidden[MASK]), rtol=1e-6, atol=0)
+
+
+class TwoSided(Foreign):
+    """An encoder and a decoder, as transformers' configurations say."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__([])
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+        self.config = SimpleNamespace(is_encoder_decoder=True)
+
+    def run(self, hidden):
+        for block in self.encoder:
+            hidden = block(hidden)
+        hidden = hidden + 1
+        for block in self.decoder:
+            hidden = block(hidden)
+        return hidden
+
+
+@pytest.mark.parametrize("own_mask", [None, MASK.flip(0)])
+def test_an_attention_mask_is_that_of_the_encoder(make_trainer, own_mask):
+    data, _ = token_loader(MASK.long())
+    (batch,) = data
+    if own_mask is not None:
+        batch["decoder_attention_mask"] = own_mask
+    data = DataLoader([batch], batch_size=None)
+    seen = []
+    module = TwoSided(blocks(), blocks())
+    module.decoder[0].register_forward_pre_hook(lambda block, args: seen.append(args[0].detach()))
+    for layers, choose in (("encoder.*", lambda: batch["hidden"][MASK]), ("decoder.*", None)):
+        monitor = read(make_trainer, module, data, EnergyMonitor(layers))
+        rows = choose() if choose else seen[-1].flatten(0, 1) if own_mask is None else seen[-1][own_mask]
+        first = monitor.readings["train"]["cost_of_identity"][0]
+        torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
+
+
+def test_each_layer_has_the_padding_that_it_was_told(make_trainer):
+    class Told(Foreign):
+        def run(self, hidden):
+            first, second = self.blocks
+            return second(first(hidden, src_key_padding_mask=~MASK), src_key_padding_mask=MASK)
+
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(WIDTH, 1, 8, dropout=0.0, batch_first=True) for _ in range(2)]
+    _, hidden = token_loader(MASK)
+    monitor = read(make_trainer, Told(layers), DataLoader([hidden], batch_size=None))
+    torch.manual_seed(0)
+    first = nn.TransformerEncoderLayer(WIDTH, 1, 8, dropout=0.0, batch_first=True)
+    between = first(hidden, src_key_padding_mask=~MASK).detach()
+    expected = torch.stack([cost_of_identity(hidden[MASK]), cost_of_identity(between[~MASK])])
+    torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"], expected, rtol=1e-5, atol=0)
 
 
 def assert_close_first(found, expected):
@@ -405,6 +484,16 @@ def test_exempted_biases_do_not_count_and_differing_matrices_do(make_trainer):
     assert monitor.readings["train"].is_finite()
     with pytest.raises(ValueError, match="`weight_decay`"):
         read(make_trainer, Groups(blocks(), 0.05), monitor=EnergyMonitor("blocks.*", ["momentum_norm"]))
+
+
+def test_frozen_matrices_beside_trained_ones_have_no_single_weight_decay(make_trainer):
+    class Adapted(Foreign):
+        def configure_optimizers(self):
+            trained = [parameter for name, parameter in self.named_parameters() if "second" in name]
+            return torch.optim.SGD(trained, 0.01, weight_decay=0.1)
+
+    with pytest.raises(ValueError, match="no single weight decay"):
+        read(make_trainer, Adapted(blocks()), monitor=EnergyMonitor("blocks.*", ["momentum_norm"]))
 
 
 @pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
@@ -512,6 +601,73 @@ def test_what_cannot_be_read_is_one_warning_and_harms_nothing(make_trainer, cls,
     assert re.search(message, told[0]), told
     assert monitors[0].readings == {}
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+class Graph(Block):
+    """Takes a sparse matrix too, and a list that it appends to."""
+
+    def forward(self, cache, hidden, adjacency):
+        cache.append(hidden.sum())
+        return super().forward(adjacency @ hidden)
+
+
+class Graphs(Foreign):
+    def run(self, hidden):
+        cache, adjacency = [], torch.eye(len(hidden)).to_sparse()
+        for block in self.blocks:
+            hidden = block(cache, hidden, adjacency)
+        return hidden
+
+
+def test_sparse_tensors_and_growing_lists_beside_the_state_do_no_harm(make_trainer):
+    plain = read(make_trainer, Foreign(blocks())).readings["train"]
+    assert_same(read(make_trainer, Graphs(blocks(Graph))).readings["train"], plain)
+    module = make_leaky(Graphs(blocks(Graph)), "blocks.*")
+    make_trainer(StepSizeAdapter(every_n_steps=1), max_epochs=1).fit(module, loader())
+    assert module.leaky_steps.step_sizes.std() > 0
+
+
+def test_a_mask_function_that_fails_does_no_harm(make_trainer):
+    monitor = EnergyMonitor("blocks.*", padding_mask=lambda batch: {}["nope"])
+    with pytest.warns(UserWarning, match="A batch is not read"):
+        assert read(make_trainer, Foreign(blocks()), monitor=monitor).readings == {}
+
+
+def test_a_search_that_found_nothing_is_given_up(make_trainer, hooks_of):
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            counts.append(hooks_of(pl_module))
+
+    counts, monitor = [], EnergyMonitor(on_validation=False)
+    with pytest.warns(UserWarning, match="Name the layers"):
+        make_trainer(monitor, Watch(), max_epochs=1).fit(Foreign(blocks(num_layers=1)), loader(num_batches=3))
+    assert counts == [0, 0, 0]
+
+
+def test_a_copy_of_the_monitor_leaves_the_module_behind(make_trainer):
+    monitor = read(make_trainer, Foreign(blocks()))
+    assert len(pickle.dumps(monitor)) < 10_000
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_many_blocks_compiled_one_by_one(make_trainer, in_place):
+    """Wrapped, they share their graphs; compiled in place each is a graph of its own, which torch bounds."""
+    torch._dynamo.reset()
+    module = Foreign(blocks(num_layers=12))
+    expected = read(make_trainer, Foreign(blocks(num_layers=12)), loader(num_batches=1)).readings["train"]
+    counter = CompileCounterWithBackend("eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for index, block in enumerate(module.blocks):
+            if in_place:
+                block.compile(backend=counter)
+            else:
+                module.blocks[index] = torch.compile(block, backend=counter, fullgraph=True)
+        monitor = read(make_trainer, module, loader(num_batches=1))
+    assert_same(monitor.readings["train"], expected)
+    assert monitor.readings["train"].names[0] == "blocks.0"
+    assert any("compiled one by one" in str(one.message) for one in caught) == in_place
+    assert in_place or counter.frame_count <= 2
 
 
 def test_what_is_checked_on_a_first_batch_is_checked_on_the_first_that_can_be_read(make_trainer):

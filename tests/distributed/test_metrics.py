@@ -53,6 +53,17 @@ def test_layers_are_found_and_split_alike_even_where_a_process_has_no_batch(resu
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
+def test_where_processes_find_different_layers_those_of_the_first_are_read(results, world_size):
+    """And nothing hangs: every process joins in the same collectives."""
+    first = results[world_size][0]
+    assert first["names"] == ("blocks.0", "blocks.1", "blocks.2")
+    for found in results[world_size]:
+        assert found["names"] == first["names"]
+        assert torch.equal(found["otherwise"], first["otherwise"])
+    assert first["otherwise"].isfinite().all()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
 def test_step_sizes_adapt_to_the_batches_of_all_processes(results, world_size):
     expected = workers.adapted_step_sizes()
     first = results[world_size][0]["step_sizes"]

@@ -118,6 +118,36 @@ def found(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     return readings
 
 
+class Dropping(torch.nn.Module):
+    """Blocks of which a process leaves some out, as layer drop does."""
+
+    def __init__(self, dropped: int | None) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block(WIDTH) for _ in range(4))
+        self.dropped = dropped
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the blocks that are left."""
+        for index, block in enumerate(self.blocks):
+            hidden = hidden if index == self.dropped else block(hidden)
+        return hidden
+
+
+def found_otherwise(rank: int, world_size: int) -> dict[str, Tensor]:
+    """Readings where each process has found another run; the first one's is taken."""
+    torch.manual_seed(0)
+    model = Dropping(dropped=3 - rank).double()
+    observer = PathObserver(model, None, ["cost_of_identity"]).attach()
+    for _ in range(2):
+        observer.reset()
+        observer.arm()
+        model(torch.ones(5 + rank, WIDTH, dtype=torch.float64))
+        observer.drain()
+        read = observer.compute()
+    observer.detach()
+    return {"otherwise": read["cost_of_identity"], "names": read.names}
+
+
 def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
     """How many collectives one reading of every quantity takes."""
     reader = metrics.PathReader(num_layers, WIDTH, DEPTH, metrics.path_reader.QUANTITIES)
@@ -161,7 +191,7 @@ def work(rank: int, folder: str) -> None:
             results["step_sizes"] = adapted_step_sizes(rank, world_size)
             results["observed"] = observed(rank, world_size)
             results["samples"] = observed(rank, world_size, "samples")
-            results |= found(rank, world_size)
+            results |= found(rank, world_size) | found_otherwise(rank, world_size)
             results["collectives"] = [collectives_of_a_reading(rank, world_size, layers) for layers in (2, 12)]
             torch.save(results, Path(folder) / f"{rank}_of_{world_size}.pt")
             dist.destroy_process_group()

@@ -148,6 +148,16 @@ def test_uneven_steps_are_saved_and_equidistant_ones_restored():
         stack().load_state_dict(model.state_dict())
 
 
+def test_a_state_can_be_assigned_to_a_meta_model():
+    saved = make_leaky(stack(), blocks_of, 1.0)
+    saved.leaky_steps.step_sizes.copy_(uneven(3))
+    with torch.device("meta"):
+        model = make_leaky(stack(), blocks_of, 1.0)
+    model.load_state_dict(saved.state_dict(), assign=True)
+    inputs = torch.randn(5, WIDTH)
+    assert torch.equal(model(inputs), saved(inputs))
+
+
 def test_a_leak_is_always_saved():
     assert "leaky_steps.step_sizes" in make_leaky(stack(), blocks_of, 1.0).state_dict()
 
@@ -196,6 +206,7 @@ def test_a_meta_model_becomes_equidistant_where_it_is_made_real():
     with torch.device("meta"):
         model = make_leaky(stack(), blocks_of)
     assert model.leaky_steps.step_sizes.is_meta
+    assert "leaky_steps.step_sizes" not in model.state_dict()
     model.to_empty(device="cpu")
     assert torch.equal(model.leaky_steps.step_sizes, torch.full((3,), 1 / 3, dtype=torch.float64))
 
@@ -329,7 +340,7 @@ def test_a_leak_cannot_be_folded():
 
 def test_a_block_that_changes_the_shape_is_named():
     model = make_leaky(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), "*")
-    with pytest.raises(ValueError, match=r"number 2, a Linear, maps \(5, 4\) to \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"but 1, a Linear, maps \(5, 4\) to \(5, 3\)"):
         model(torch.zeros(5, 4))
 
 

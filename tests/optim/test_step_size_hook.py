@@ -255,6 +255,22 @@ def test_a_buffer_changed_by_others_is_followed(follow):
     torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-4, atol=0)
 
 
+def test_a_restored_state_brings_the_step_sizes_back(follow, make_network):
+    """Where a sharded checkpoint has left them out, for a model that had none to speak of."""
+    network, optimizer, hook = follow()
+    train(network, optimizer, [torch.randn(5, 3)])
+    fresh = make_network()
+    StepSizeHook(fresh, every_n_steps=1).load_state_dict(hook.state_dict())
+    assert torch.equal(fresh.step_sizes, network.step_sizes)
+
+
+def test_a_network_in_evaluation_mode_is_told_so(follow):
+    network, optimizer, _ = follow()
+    network.eval()
+    with pytest.warns(UserWarning, match=r"want model\.train\(\)"):
+        train(network, optimizer, [torch.randn(5, 3)])
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_unusable_distances_change_nothing_and_warn_once(follow, value):
     """Zero inputs without bias rest; NaN and infinity have no distance."""
