@@ -380,6 +380,28 @@ def test_an_attention_mask_is_that_of_the_encoder(make_trainer, own_mask):
         torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_packed_sequences_are_read_whatever_the_size_of_the_batchs_mask(make_trainer):
+    """In evaluation torch's encoder packs padded batches, and cuts them to the longest sequence."""
+
+    class Packed(Foreign):
+        def __init__(self):
+            super().__init__([])
+            layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def validation_step(self, batch, batch_idx):
+            self.encoder(batch["hidden"], src_key_padding_mask=batch["attention_mask"] == 0)
+
+    hidden, mask = torch.randn(3, 7, 6), torch.arange(7)[None] < torch.tensor([2, 4, 1])[:, None]
+    data = DataLoader([{"hidden": hidden, "attention_mask": mask.long()}], batch_size=None)
+    for layers in ("encoder.layers.*", None):
+        monitor = EnergyMonitor(layers)
+        make_trainer(monitor).validate(Packed(), data, verbose=False)
+        first = monitor.readings["validate"]["cost_of_identity"][0]
+        torch.testing.assert_close(first, cost_of_identity(hidden[mask]), rtol=1e-6, atol=0)
+
+
 def test_each_layer_has_the_padding_that_it_was_told(make_trainer):
     class Told(Foreign):
         def run(self, hidden):
