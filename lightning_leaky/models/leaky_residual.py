@@ -40,7 +40,8 @@ class LeakySteps(nn.Module):
 
     Raises:
         ValueError: If there are no blocks, a number is out of range, or the step-sizes are no distribution; from a
-            forward pass, if a block changes the shape or overwrites its input.
+            forward pass, if a block changes the shape or overwrites its input (in inference mode, where torch does not
+            count writes, that is not noticed).
 
     Example:
         >>> block = nn.Linear(2, 2)
@@ -110,7 +111,7 @@ class LeakySteps(nn.Module):
                 f"maps {shapes}; leave it out, for example by a predicate of name and module."
             )
         before, after = pair
-        if not torch.compiler.is_compiling() and self._was_overwritten(index, before, after):
+        if not torch.compiler.is_compiling() and self._was_overwritten(index, before):
             raise ValueError(
                 f"`layers` must leave their input as it is, but {self._names[index]}, a {type(block).__name__}, "
                 "overwrites it; use out-of-place operations."
@@ -121,9 +122,9 @@ class LeakySteps(nn.Module):
         if not torch.compiler.is_compiling():
             self._versions[index] = {id(tensor): _version(tensor) for tensor in tensors_of((args, kwargs))}
 
-    def _was_overwritten(self, index: int, before: Tensor, after: Tensor) -> bool:
-        is_same = before is after or before.data_ptr() == after.data_ptr() != 0
-        return is_same or _version(before) != self._versions.pop(index, {}).get(id(before), _version(before))
+    def _was_overwritten(self, index: int, before: Tensor) -> bool:
+        # By its version, not by its place: a block that hands its input on, as stochastic depth does, is in its right.
+        return _version(before) != self._versions.pop(index, {}).get(id(before), _version(before))
 
     def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
         """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""

@@ -365,14 +365,19 @@ class Rectified(nn.Module):
         return torch.relu_(hidden) + 1
 
 
-@pytest.mark.parametrize(("cls", "mode"), [(InPlace, "grad"), (InPlace, "inference"), (Rectified, "grad")])
-def test_a_block_that_overwrites_its_input_is_named(cls, mode):
+@pytest.mark.parametrize("cls", [InPlace, Rectified])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_block_that_overwrites_its_input_is_named(cls, grad):
     residual = LeakyResidual([cls()])
-    with (
-        torch.inference_mode(mode == "inference"),
-        pytest.raises(ValueError, match=f"number 1, a {cls.__name__}, overwrites it"),
-    ):
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"number 1, a {cls.__name__}, overwrites it"):
         residual(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5])
+def test_a_block_may_hand_its_input_on(depth):
+    """As stochastic depth does: f = 0, and only the leak is left."""
+    inputs = torch.randn(5, 4)
+    torch.testing.assert_close(LeakyResidual([nn.Identity()], depth)(inputs), (1 - depth) * inputs)
 
 
 @pytest.mark.parametrize(
