@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_leaky.capture import PathCapture
+from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
-from lightning_leaky.layers import LayerChoice, choose_layers, named_layers, unwrapped
+from lightning_leaky.layers import LayerChoice, choose_layers, device_of, named_layers, unwrapped
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, leaky_paths
 from lightning_leaky.processes import first_of
 
@@ -28,10 +29,8 @@ class BlockPath(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.effective_depth = effective_depth
-        self.register_buffer("step_sizes", equidistant_step_sizes(len(self.layers)))
-        device = next((parameter.device for parameter in self.layers.parameters()), None)
-        if device is not None and device.type != "mps":
-            self.step_sizes = self.step_sizes.to(device)
+        device = device_of(self.layers)
+        self.register_buffer("step_sizes", equidistant_step_sizes(len(self.layers)).to(device, working_dtype(device)))
 
 
 def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
@@ -70,7 +69,7 @@ class PathFinder:
     def __init__(self, model: nn.Module, effective_depth: float = 0.0) -> None:
         self.candidates = list(candidate_blocks(model).values())
         self.effective_depth = effective_depth
-        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._device = device_of(model)
         self._run: list[int] = []
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[int]] | None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 
 class GradientKeeper(Protocol):
@@ -33,7 +33,7 @@ def number_of(keeper: GradientKeeper) -> int:
 
 # torch traces the body of a gradient hook and refuses one that writes to Python's objects. An operator is not looked
 # into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped.
-@torch.library.custom_op(
+@library.custom_op(
     "lightning_leaky::keep_gradient", mutates_args=(), schema="(Tensor gradient, int number, int index) -> Tensor"
 )
 def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from lightning_leaky.imports import located
@@ -78,6 +79,16 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if inner is not None:
             return unwrapped(inner)
     return module
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter, the CPU where it has none.
+
+    Example:
+        >>> device_of(nn.Linear(2, 2))
+        device(type='cpu')
+    """
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def plain_name(name: str) -> str:

@@ -89,8 +89,12 @@ class PathObserver:
         configs = (getattr(module, "config", None) for module in model.modules())
         self._has_two_sides = any(getattr(config, "is_encoder_decoder", False) for config in configs)
         self._names = {id(module): name for name, module in named_layers(model).items()}
-        self._finder = None if path is not None else PathFinder(model, effective_depth)
-        layers = self._finder.candidates if self._finder is not None else list(path.layers) if path is not None else []
+        self._finder: PathFinder | None = None
+        if path is None:
+            self._finder = PathFinder(model, effective_depth)
+            layers = self._finder.candidates
+        else:
+            layers = list(path.layers)
         self.capture = PathCapture(layers, gradients=self.reads_momenta)
         self._segmentation = Segmentation.unknown(len(layers))
         self._readers: SegmentReaders | None = None

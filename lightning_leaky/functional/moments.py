@@ -114,9 +114,19 @@ def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum
     """Momentum moments of (..., N, d) features and (..., N, w) representation and momentum, without checks."""
     return MomentumMoments(
         features_momentum=feature_matrix.mT @ momentum,
-        momentum_representation=(momentum * representation).sum((-2, -1)),
-        momentum_square=momentum.square().sum((-2, -1)),
+        momentum_representation=momentum_representation_of(representation, momentum),
+        momentum_square=momentum_square_of(momentum),
     )
+
+
+def momentum_representation_of(representation: Tensor, momentum: Tensor) -> Tensor:
+    """tr(BᵀA), shape (...), without checks."""
+    return (momentum * representation).sum((-2, -1))
+
+
+def momentum_square_of(momentum: Tensor) -> Tensor:
+    """‖B‖²_F, shape (...), without checks."""
+    return momentum.square().sum((-2, -1))
 
 
 def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Tensor:

@@ -89,6 +89,12 @@ def stable_rank_from_moments(second_moment: Tensor) -> Tensor:
     return stable_rank_of(singular_values_from_moments(second_moment))
 
 
+def singular_values_by_smaller_side(matrix: Tensor) -> Tensor:
+    """Singular values of a finite matrix, shape (..., N, w), from AAᵀ or AᵀA, whichever is smaller; without checks."""
+    rows, columns = matrix.shape[-2:]
+    return singular_values_from_moments(matrix @ matrix.mT if rows <= columns else matrix.mT @ matrix)
+
+
 def stable_rank_of(values: Tensor) -> Tensor:
     """Stable rank from singular values, largest first, shape (..., n)."""
     largest = values[..., :1]

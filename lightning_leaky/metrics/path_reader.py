@@ -182,8 +182,8 @@ class PathReader(nn.Module):
         quantities: Names from `QUANTITIES`.
         k_norm: Which K-norm.
         loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
-        form: ``"moments"`` sums second moments, ``8 L w (d² / w + 2d)`` bytes for energies and ``8 L w²`` each for
-            spectrum and momenta; ``"samples"`` keeps the samples and works with N × N matrices, see `PathSamples`.
+        form: ``"moments"`` sums second moments, which take `moments_in_bytes`; ``"samples"`` keeps the samples and
+            works with N × N matrices, see `PathSamples`.
 
     Raises:
         ValueError: If a name is not known or a number is out of range.

@@ -15,8 +15,13 @@ from lightning_leaky.functional.hamiltonian import hamiltonian_of
 from lightning_leaky.functional.k_norm import KNorm, inner_products_of
 from lightning_leaky.functional.kinetic_energy import velocity_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import features_momentum_square_of, momentum_moments_of
-from lightning_leaky.functional.spectrum import singular_values_from_moments, stable_rank_of
+from lightning_leaky.functional.moments import (
+    features_momentum_square_of,
+    momentum_moments_of,
+    momentum_representation_of,
+    momentum_square_of,
+)
+from lightning_leaky.functional.spectrum import singular_values_by_smaller_side, stable_rank_of
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
 from lightning_leaky.metrics.base import LayerMetric
 from lightning_leaky.metrics.energies import energies_of
@@ -29,7 +34,7 @@ class PathSamples(LayerMetric):
     The twin of `PathEnergies`, `StableRank` and `PathMomenta` for wide networks: nothing of size w × w is formed where
     samples are fewer than neurons. It keeps every sample, so its memory grows with their number N: for L layers
     ``2 N L w`` float32 (``3 N L w`` with momenta; float64 where the representations are), and one layer's workspace of
-    ``2 N² + 4 N w`` float64. Second moments take ``8 L w (3w … 5w)`` bytes whatever N is.
+    ``2 N² + 4 N w`` float64. What second moments take, whatever N is, says `moments_in_bytes`.
 
     `compute` returns a dictionary of tensors of shape (L,), by the names of `PathReader`.
 
@@ -127,9 +132,8 @@ class PathSamples(LayerMetric):
         # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked.
         finite = bool(torch.isfinite(start).all() and torch.isfinite(moved).all())
         safe, safe_moved = (start, moved) if finite else (torch.zeros_like(start), torch.zeros_like(moved))
-        side = safe @ safe.mT if len(safe) <= self.width else safe.mT @ safe
         readings = energies_of(inner_products_of(self.k_norm, safe, safe, safe_moved), self.effective_depth)
-        readings["stable_rank"] = stable_rank_of(singular_values_from_moments(side))
+        readings["stable_rank"] = stable_rank_of(singular_values_by_smaller_side(safe))
         readings = {name: value if finite else torch.full_like(value, torch.nan) for name, value in readings.items()}
         return readings if momentum is None else readings | self._momentum_readings(index, start, momentum.to(dtype))
 
@@ -140,8 +144,8 @@ class PathSamples(LayerMetric):
         sigma = self.k_norm.features(start)
         square = features_momentum_square_of(sigma, momentum)
         readings = {
-            "hamiltonian": hamiltonian_of(square, (momentum * start).sum(), self.effective_depth),
-            "momentum_norm": momentum.square().sum().sqrt(),
+            "hamiltonian": hamiltonian_of(square, momentum_representation_of(start, momentum), self.effective_depth),
+            "momentum_norm": momentum_square_of(momentum).sqrt(),
             "features_momentum_norm": square.sqrt(),
         }
         if self.weights is not None:

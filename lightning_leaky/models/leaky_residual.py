@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import check_non_negative, working_dtype
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
-from lightning_leaky.layers import LayerChoice, choose_layers
+from lightning_leaky.layers import LayerChoice, choose_layers, device_of
 from lightning_leaky.models.folding import fold_gain
 from lightning_leaky.structures import paired_tensors, replaced, same_shape, tensors_of
 
@@ -68,8 +68,7 @@ class LeakySteps(nn.Module):
         rho = equidistant_step_sizes(len(blocks))
         if step_sizes is not None:
             rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), len(blocks))
-        parameter = next(self.layers.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
+        device = device_of(self.layers)
         self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
         self._versions: dict[int, dict[int, int]] = {}
         self._handles = []
