@@ -9,7 +9,6 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -83,7 +82,7 @@ def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.
 
 def _owns_its_output(layer: nn.Module) -> bool:
     """Whether a layer is what its class says: parametrizations and hooks come between weights and output."""
-    is_plain = type(layer).__module__.startswith("torch.nn.modules.") and not is_parametrized(layer)
+    is_plain = type(layer).__module__.startswith("torch.nn.modules.")  # a parametrized one is of a class made for it
     return is_plain and layer.weight is not None and not layer._forward_hooks and not layer._forward_pre_hooks
 
 

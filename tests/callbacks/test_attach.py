@@ -667,8 +667,10 @@ def test_a_search_that_found_nothing_is_given_up(make_trainer, hooks_of):
 
 
 def test_a_copy_of_the_monitor_leaves_the_module_behind(make_trainer):
+    """Lightning hands each callback the module's own `log`, which would bring the module along."""
     monitor = read(make_trainer, Foreign(blocks()))
-    assert len(pickle.dumps(monitor)) < 10_000
+    assert vars(monitor)["log"].__self__ is not None
+    assert b"Foreign" not in pickle.dumps(monitor)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
