@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,3 +68,33 @@ def step_sizes_of(path: LeakyPath) -> Tensor:
     """Return a float64 copy of a path's step-sizes that sums to 1 exactly, however coarse the buffer is."""
     rho = path.step_sizes.detach().to("cpu", torch.float64)
     return rho / rho.sum()
+
+
+class LayerWeights(Sequence[Tensor]):
+    """W_l of some layers of a path that knows them, each made when it is asked for.
+
+    A sharded layer is gathered for it, a collective: of a network that one process could not hold, one layer at a time
+    is whole.
+
+    Args:
+        path: A path with a method `weight`, as `LeakyResNet` has.
+        indices: Which layers, counted from 0.
+    """
+
+    def __init__(self, path: Any, indices: Sequence[int]) -> None:
+        self.path = path
+        self.indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return W_l, shape (w, d); of a slice, the weights of these layers."""
+        if isinstance(index, slice):
+            return LayerWeights(self.path, self.indices[index])
+        return self.path.weight(self.indices[index])
+
+
+def knows_weights(path: LeakyPath | None) -> bool:
+    """Whether a path can say the W_l that its layers act with; blocks of other networks are no W_l."""
+    return hasattr(path, "weight")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_leaky.block_path import path_of
 from lightning_leaky.layers import LayerChoice
 from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
+from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
@@ -69,7 +70,7 @@ def measure_path(
     if quantities is None:
         can_read_momenta = cost is not None and bool(weight_decay) and (layout is None or layout.reads_all_positions)
         quantities = [name for name in QUANTITIES if name not in MOMENTA or can_read_momenta]
-        if not hasattr(path, "weights"):
+        if not knows_weights(path):
             quantities = [name for name in quantities if name != "criticality_residual"]
     observer = PathObserver(
         model,

@@ -11,11 +11,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.models.leaky_resnet import LeakyResNet, MapKind
+from lightning_leaky.processes import summed
 
 
 def default_learning_rate(effective_depth: float) -> float:
@@ -107,8 +108,8 @@ class LeakyResNetModule(LightningModule):
         self.task = task
         self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
-        self.val_metrics = self.configure_metrics("val")
-        self.test_metrics = self.configure_metrics("test")
+        self.val_cost, self.val_metrics = MeanMetric(), self.configure_metrics("val")
+        self.test_cost, self.test_metrics = MeanMetric(), self.configure_metrics("test")
 
     def configure_network(self) -> RegularizedNetwork:
         """Network of the hyper-parameters."""
@@ -146,7 +147,7 @@ class LeakyResNetModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
-        """Return the loss of a batch of ``"train"``, or update and log the metrics of ``"val"`` or ``"test"``."""
+        """Return the loss of a batch of ``"train"``, or update the metrics of ``"val"`` or ``"test"``."""
         inputs, targets = batch
         outputs = self(inputs)
         if stage == "train":
@@ -154,10 +155,9 @@ class LeakyResNetModule(LightningModule):
             self.log("train/loss", loss)
             return loss
         cost = self.cost(outputs, targets)
-        metrics = self.val_metrics if stage == "val" else self.test_metrics
+        mean_cost, metrics = self._metrics(stage)
+        mean_cost.update(cost.detach(), weight=len(targets))
         metrics.update(outputs, targets)
-        self.log(f"{stage}/cost", cost, batch_size=len(targets), sync_dist=True)
-        self.log_dict(metrics, batch_size=len(targets))
         return cost
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
@@ -165,18 +165,37 @@ class LeakyResNetModule(LightningModule):
         return self.step(batch, "train")
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Update and log the validation metrics."""
+        """Update the validation metrics."""
         self.step(batch, "val")
 
     def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Update and log the test metrics."""
+        """Update the test metrics."""
         self.step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics, unless an overridden `step` has not updated them."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics, unless an overridden `step` has not updated them."""
+        self._log_metrics("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the outputs."""
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         outputs: Tensor = self(inputs)
         return outputs
+
+    def _log_metrics(self, stage: str) -> None:
+        # Here and not in `step`: a process whose share is empty takes no step, and the others would wait for its part.
+        mean_cost, metrics = self._metrics(stage)
+        if summed(mean_cost.weight) > 0:
+            self.log(f"{stage}/cost", mean_cost)
+            self.log_dict(metrics)
+
+    def _metrics(self, stage: str) -> tuple[MeanMetric, MetricCollection]:
+        """Mean cost and metrics of ``"val"`` or ``"test"``."""
+        return (self.val_cost, self.val_metrics) if stage == "val" else (self.test_cost, self.test_metrics)
 
     @property
     def _classifies(self) -> bool:

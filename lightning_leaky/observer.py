@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lightning_leaky.functional.moments import momentum_of
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.layers import named_layers, unwrapped
 from lightning_leaky.layout import ATTENTION_MASK, DECODER_ATTENTION_MASK, Layout, PaddingMask, real_positions
-from lightning_leaky.leaky_path import LeakyPath, step_sizes_of
+from lightning_leaky.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
@@ -77,6 +77,7 @@ class PathObserver:
         self.form: Form = check_form(form)
         self.padding_mask = padding_mask
         self._batch: Any = None
+        self._fresh: Tensor | None = None
         self.strict = strict
         self.has_given_up = False
         self.notes: list[str] = []
@@ -111,14 +112,15 @@ class PathObserver:
         self.capture.detach()
         self._clear()
 
-    def arm(self, batch: Any = None) -> None:
+    def arm(self, batch: Any = None, fresh: Tensor | None = None) -> None:
         """Keep what passes from now on.
 
         Args:
             batch: What passes, to know its padding.
+            fresh: Which of its samples are no repeats, see `Layout.rows`; ``None`` for all.
         """
         self.capture.clear()
-        self._batch = batch
+        self._batch, self._fresh = batch, fresh
         self.capture.armed = True
         if self.path is not None:
             self._step_sizes = step_sizes_of(self.path)
@@ -173,10 +175,10 @@ class PathObserver:
             return None
         if not torch.equal(agreed.cpu(), self._segmentation.table):
             self._segmentation, self._readers = Segmentation(agreed.cpu()), None
-        readers = self._readers_on(device)
-        if readers.is_empty:
+        readers, weights = self._readers_on(device), self._weights()
+        if readers.is_empty or weights is not None:
             like = torch.zeros(0, dtype=self._segmentation.dtype, device=device)
-            readers.update_with_nothing(self._step_sizes_read(), self._weights(), like)
+            readers.update_with_nothing(self._step_sizes_read(), weights, like)
         return readers.compute([self._name(index) for index in self._segmentation.layers])
 
     # The path: found on the first batch where nobody has named it.
@@ -232,7 +234,7 @@ class PathObserver:
         keeps = self._real_positions()
         previous, current = self._rows(self.capture.previous, keeps), self._rows(self.capture.current, keeps)
         self._check_shapes(previous, current)
-        if not any(map(len, current)):
+        if not any(map(len, current)) and self._fresh is None:
             raise ValueError("no position in it is real.")
         if is_first:
             self._check_connections(previous, current)
@@ -241,7 +243,7 @@ class PathObserver:
         readers = self._readers_on(current[0].device)
         if readers.has_room():
             momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
-            readers.update(previous, current, self._step_sizes_read(), momenta, self._weights())
+            readers.update(previous, current, self._step_sizes_read(), momenta)
         else:
             self._warn(
                 "room",
@@ -266,7 +268,7 @@ class PathObserver:
         return DECODER_ATTENTION_MASK if is_decoder and self.padding_mask == ATTENTION_MASK else self.padding_mask
 
     def _clear(self) -> None:
-        self._batch = None
+        self._batch = self._fresh = None
         self.capture.clear()
 
     def _check_passes(self) -> None:
@@ -316,7 +318,7 @@ class PathObserver:
 
     def _rows(self, tensors: Sequence[Tensor | None], keeps: list[Tensor | None]) -> list[Tensor]:
         chosen = [(tensors[index], keeps[index]) for index in self._segmentation.layers]
-        return [self.layout.rows(tensor, keep) for tensor, keep in chosen if tensor is not None]
+        return [self.layout.rows(tensor, keep, self._fresh) for tensor, keep in chosen if tensor is not None]
 
     def _momenta(self, current: list[Tensor], gradient_scale: float, keeps: list[Tensor | None]) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""
@@ -334,14 +336,13 @@ class PathObserver:
         if self.weight_decay is not None or self.path is None:
             return check_weight_decay(self.weight_decay, self.quantities)
         given = check_weight_decay(self.optimizer_weight_decay, self.quantities)
-        acts_per_layer = not hasattr(self.path, "weights")
+        acts_per_layer = not knows_weights(self.path)
         return objective_weight_decay(given, len(self._segmentation.layers), self.path.effective_depth, acts_per_layer)
 
-    def _weights(self) -> Tensor | None:
-        weights: Callable[[], Tensor] | None = getattr(self.path, "weights", None)
-        if weights is None or "criticality_residual" not in self.quantities:
-            return None
-        return weights()[self._segmentation.layers]
+    def _weights(self) -> LayerWeights | None:
+        """W_l where they are read: by `compute`, for sharded ones are gathered, and only there all processes meet."""
+        is_wanted = "criticality_residual" in self.quantities and knows_weights(self.path)
+        return LayerWeights(self.path, self._segmentation.layers) if is_wanted else None
 
     def _step_sizes_read(self) -> Tensor:
         """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""

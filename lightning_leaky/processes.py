@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, as a new tensor; one collective."""
+def num_processes() -> int:
+    """Number of processes of the run, 1 outside torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def summed(tensor: Tensor, group: Any = None) -> Tensor:
+    """Sum of a tensor over all processes, as a new tensor, the same bits on each; one collective.
+
+    Args:
+        tensor: Of the same shape on all processes.
+        group: The process group to sum over; ``None`` for all.
+    """
     total = tensor.clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
+    if num_processes() > 1:
+        dist.all_reduce(total, group=group)
     return total
 
 
@@ -24,7 +36,14 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
     """
     marked = torch.cat([numbers.new_tensor([has_them]), numbers.flatten()])
     everybody = [marked]
-    if dist.is_available() and dist.is_initialized():
-        everybody = [torch.empty_like(marked) for _ in range(dist.get_world_size())]
+    if num_processes() > 1:
+        everybody = [torch.empty_like(marked) for _ in range(num_processes())]
         dist.all_gather(everybody, marked)
     return next((one[1:].reshape(numbers.shape) for one in everybody if one[0]), None)
+
+
+def unsharded(tensor: Tensor) -> Tensor:
+    """A tensor as every process would hold it alone: a sharded one (FSDP2) is gathered, one collective."""
+    gather = getattr(tensor, "full_tensor", None)  # of a DTensor, whose module has moved between versions of torch
+    whole: Tensor = tensor if gather is None else gather()
+    return whole

@@ -27,8 +27,8 @@ ALLOWED = {
     "compiled": set(),
     "capture": {"functional", "structures", "compiled"},
     "block_path": {"functional", "capture", "layers", "leaky_path", "processes"},
-    "metrics": {"functional", "plotting"},
-    "models": {"functional", "layers", "structures"},
+    "metrics": {"functional", "plotting", "processes"},
+    "models": {"functional", "layers", "structures", "processes"},
     "optim": {"functional", "capture", "leaky_path", "processes"},
     "observer": {
         "functional",
@@ -41,9 +41,9 @@ ALLOWED = {
         "processes",
         "segmentation",
     },
-    "measure": {"metrics", "observer", "block_path", "layers", "layout"},
+    "measure": {"metrics", "observer", "block_path", "layers", "leaky_path", "layout"},
     "callbacks": {"functional", "metrics", "optim", "observer", "block_path", "layers", "layout", "leaky_path"},
-    "module": {"functional", "models"},
+    "module": {"functional", "models", "processes"},
     "data": set(),
     "cli": set(),
 }

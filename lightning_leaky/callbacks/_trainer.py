@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
+
+_REFUSED = {
+    "DeepSpeedStrategy": "DeepSpeed's engine steps without the optimizer's hooks and keeps gradients and weights to "
+    "itself; use ddp, FSDP or ModelParallelStrategy",
+    "XLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
+    "XLAFSDPStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
+    "SingleDeviceXLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
+}
 
 
 def log_period(trainer: Trainer) -> int:
@@ -33,6 +42,51 @@ def gradient_scale(trainer: Trainer) -> float:
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
+
+
+def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tensor | None:
+    """Which samples of an evaluation batch are no repeats, shape (batch,); ``None`` where all are, or nothing says so.
+
+    A distributed sampler ends with repeats, so that all of W processes get as many samples: the k-th one of process r
+    is number r + kW, and a repeat where the data set has no such number.
+    """
+    loaders: Any = trainer._evaluation_loop._combined_loader
+    loader = loaders.flattened[dataloader_idx]
+    sampler: Any = getattr(loader, "sampler", None)
+    size = getattr(loader, "batch_size", None)
+    # By name: Lightning's wrapper exists in two packages, and a subclass may share samples out in another order.
+    is_known = type(sampler).__name__ in ("DistributedSampler", "DistributedSamplerWrapper")
+    if size is None or not is_known or loaders._mode != "sequential":
+        return None
+    places = torch.arange(batch_idx * size, min((batch_idx + 1) * size, len(sampler)))
+    fresh = sampler.rank + places * sampler.num_replicas < len(sampler.dataset)
+    return None if bool(fresh.all()) else fresh
+
+
+def check_strategy(trainer: Trainer, asker: str) -> None:
+    """Raise ValueError where a strategy splits a model in a way that a callback cannot follow."""
+    strategy: Any = trainer.strategy
+    # By name, here and below: Lightning exists in two packages, and a strategy's own package may be missing.
+    reason = next((_REFUSED[name] for name in _names(strategy) if name in _REFUSED), None)
+    if "ModelParallelStrategy" in _names(strategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+        reason = (
+            "with tensor_parallel_size > 1 several processes hold the same samples, or parts of their neurons; pass "
+            "tensor_parallel_size=1 and shard by fully_shard"
+        )
+    if reason is not None:
+        raise ValueError(f"`strategy` must be one that {asker} can follow, got {type(strategy).__name__}: {reason}.")
+
+
+def has_flat_parameters(trainer: Trainer) -> bool:
+    """Whether weights outside a forward pass are pieces of flat parameters, as FSDP1 leaves them."""
+    return "FSDPStrategy" in _names(trainer.strategy)
+
+
+def may_skip_evaluation(trainer: Trainer) -> bool:
+    """Whether a process may leave out an evaluation that others run: with no batches it does, and calls no hook."""
+    sources: tuple[Any, ...] = (trainer.lightning_module, getattr(trainer, "datamodule", None))
+    allowed = any(getattr(source, "allow_zero_length_dataloader_with_multiple_devices", False) for source in sources)
+    return allowed and trainer.world_size > 1
 
 
 def forget_logged(trainer: Trainer, keys: Collection[str]) -> None:
@@ -62,6 +116,10 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer."""
     return list(_untyped(trainer).callbacks)
+
+
+def _names(strategy: object) -> list[str]:
+    return [cls.__name__ for cls in type(strategy).__mro__]
 
 
 def _untyped(trainer: Trainer) -> Any:

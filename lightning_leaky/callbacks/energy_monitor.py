@@ -11,18 +11,22 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_leaky.block_path import path_of
 from lightning_leaky.callbacks._trainer import (
+    check_strategy,
     forget_logged,
+    fresh_samples,
     gradient_scale,
+    has_flat_parameters,
     is_accumulating,
     is_due,
     log_period,
+    may_skip_evaluation,
     optimizer_weight_decay,
 )
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.layers import LayerChoice
 from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
-from lightning_leaky.leaky_path import LeakyPath
+from lightning_leaky.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
@@ -233,13 +237,13 @@ class EnergyMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Arm for a batch, except of the sanity check."""
-        self._arm_evaluation(trainer, batch)
+        self._arm_evaluation(trainer, batch, *args, **kwargs)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Arm for a batch."""
-        self._arm_evaluation(trainer, batch)
+        self._arm_evaluation(trainer, batch, *args, **kwargs)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Add a batch."""
@@ -265,13 +269,20 @@ class EnergyMonitor(Callback):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
+        check_strategy(trainer, "EnergyMonitor")
         path = path_of(pl_module, self.layers, self.effective_depth)
         weight_decay, decay = self._weight_decays(trainer, pl_module, path)
-        quantities = self._wanted(path, weight_decay, decay)
+        quantities = self._wanted(trainer, path, weight_decay, decay)
         if trainer.state.fn == "fit":
             self._train = self._observe(pl_module, path, quantities, weight_decay, decay)
         readable = [name for name in quantities if name not in MOMENTA]
-        if self.on_validation and readable:
+        if self.on_validation and may_skip_evaluation(trainer):
+            rank_zero_warn(
+                "EnergyMonitor reads no validation and test sets where "
+                "`allow_zero_length_dataloader_with_multiple_devices` is set: a process without batches skips the "
+                "whole loop, and the others would wait for it forever. Give each process a batch, or unset it."
+            )
+        elif self.on_validation and readable:
             self._evaluation = self._observe(pl_module, path, readable, None, None)
 
     def _weight_decays(
@@ -281,21 +292,24 @@ class EnergyMonitor(Callback):
         if self.weight_decay is not None:
             return self.weight_decay, None
         decay = optimizer_weight_decay(trainer, pl_module if path is None else path.layers)
-        own = getattr(pl_module, "weight_decay", None) if hasattr(path, "weights") else None
+        own = getattr(pl_module, "weight_decay", None) if knows_weights(path) else None
         return (None, decay) if decay or not own else (float(own), None)
 
-    def _wanted(self, path: LeakyPath | None, weight_decay: float | None, decay: float | None) -> tuple[str, ...]:
+    def _wanted(
+        self, trainer: Trainer, path: LeakyPath | None, weight_decay: float | None, decay: float | None
+    ) -> tuple[str, ...]:
         """The quantities asked for, or those that this path has by default."""
-        knows_weights = hasattr(path, "weights")
+        has_weights = knows_weights(path) and not has_flat_parameters(trainer)
         if self.quantities is None:
-            momenta = _DEFAULT_MOMENTA if knows_weights and (weight_decay or decay) else ()
+            momenta = _DEFAULT_MOMENTA if has_weights and (weight_decay or decay) else ()
             leaks = (self.effective_depth if path is None else path.effective_depth) > 0
             reads_all = self.layout is None or self.layout.reads_all_positions
             return _DEFAULT_READINGS + (_DEFAULT_OF_LEAKS if leaks else ()) + (momenta if reads_all else ())
-        if "criticality_residual" in self.quantities and not knows_weights:
+        if "criticality_residual" in self.quantities and not has_weights:
             raise ValueError(
-                f'`quantities` cannot include "criticality_residual" for layers {self.layers!r}: it needs the weights '
-                "of a leaky path. Leave it out."
+                f'`quantities` cannot include "criticality_residual" for layers {self.layers!r} under '
+                f"{type(trainer.strategy).__name__}: it needs the weights of a leaky path, and FSDPStrategy leaves "
+                "pieces of them (ModelParallelStrategy does not). Leave it out."
             )
         return tuple(self.quantities)
 
@@ -352,9 +366,9 @@ class EnergyMonitor(Callback):
         if self._evaluation is not None:
             self._evaluation.reset()
 
-    def _arm_evaluation(self, trainer: Trainer, batch: Any) -> None:
+    def _arm_evaluation(self, trainer: Trainer, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
-            self._evaluation.arm(batch)
+            self._evaluation.arm(batch, fresh_samples(trainer, batch_idx, dataloader_idx))
 
     def _drain_evaluation(self, trainer: Trainer) -> None:
         if self._evaluation is not None and not trainer.sanity_checking:
@@ -367,7 +381,9 @@ class EnergyMonitor(Callback):
         readings = self._evaluation.compute()
         if readings is not None:
             self._publish(stage, readings)
-            pl_module.log_dict(_as_logged(readings.scalars(prefix)), batch_size=1)
+            # They are of all processes already: the two flags together reduce nothing and keep Lightning from advising
+            # to, once a key.
+            pl_module.log_dict(_as_logged(readings.scalars(prefix)), batch_size=1, sync_dist=True, rank_zero_only=True)
 
     def _say(self, observer: PathObserver) -> None:
         """Log once what is read, and how."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_leaky.callbacks._trainer import callbacks_of, is_due, log_period
+from lightning_leaky.callbacks._trainer import callbacks_of, check_strategy, is_accumulating, is_due, log_period
 from lightning_leaky.leaky_path import step_sizes_of
 from lightning_leaky.metrics.path_reader import layer_key
 from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
@@ -74,6 +74,7 @@ class StepSizeAdapter(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook to the optimizer."""
         self._detach()
+        check_strategy(trainer, "StepSizeAdapter")
         self._warn_of_averaging(trainer)
         optimizer = self._designated(trainer.optimizers)
         self._hook = StepSizeHook(pl_module, **self.settings)
@@ -89,6 +90,11 @@ class StepSizeAdapter(Callback):
             keys = {f"step_size/{layer_key(index, len(rho))}": value for index, value in enumerate(rho)}
             pl_module.log_dict(keys, on_step=True, on_epoch=False, batch_size=1)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""
+        if self._hook is not None and pl_module.automatic_optimization and not is_accumulating(trainer):
+            self._hook.forget()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hook."""
         self._detach()
@@ -98,11 +104,15 @@ class StepSizeAdapter(Callback):
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the hook's state; after a fit that in which it ended."""
-        return self._final_state if self._hook is None else self._hook.state_dict()
+        """Return the hook's state and the settings; after a fit those with which it ended."""
+        return self._final_state if self._hook is None else {**self._hook.state_dict(), "settings": self.settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the hook's state, before or after the fit has started: strategies differ in the order."""
+        """Restore the hook's state, before or after the fit has started: strategies differ in the order.
+
+        The settings stay those of this object; a warning names those that were others when the state was saved.
+        """
+        self._warn_of_settings(state_dict.get("settings", self.settings))
         if self._hook is not None:
             self._hook.load_state_dict(state_dict)
         elif state_dict:
@@ -127,9 +137,17 @@ class StepSizeAdapter(Callback):
 
     def _detach(self) -> None:
         if self._hook is not None:
-            self._final_state = self._hook.state_dict()
+            self._final_state = self.state_dict()
             self._hook.detach()
             self._hook = None
+
+    def _warn_of_settings(self, saved: dict[str, Any]) -> None:
+        changed = [f"{name}={saved.get(name)!r}" for name, value in self.settings.items() if saved.get(name) != value]
+        if changed:
+            rank_zero_warn(
+                f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with "
+                f"{self.settings}. To continue as it was, pass the saved values."
+            )
 
     def _warn_of_averaging(self, trainer: Trainer) -> None:
         # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.

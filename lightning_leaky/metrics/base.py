@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.plotting import plot_along_path
+from lightning_leaky.processes import summed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ class LayerMetric(Metric):
     full_state_update = False
 
     def __init__(self, num_layers: int, width: int, k_norm: KNorm | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"dist_sync_fn": _summed, **kwargs})
         for name, value in (("num_layers", num_layers), ("width", width)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
@@ -109,6 +110,11 @@ class LayerMetric(Metric):
         if isinstance(values, Tensor) and values.ndim == 2:
             curves = {f"{name}[{index}]": column for index, column in enumerate(values.unbind(1))}
         return plot_along_path({key: curve.reshape(-1) for key, curve in curves.items()}, ylabel=name, ax=ax)
+
+
+def _summed(state: Tensor, group: Any = None) -> list[Tensor]:
+    # torchmetrics gathers the states of all processes and then adds them: several times the memory and the collectives.
+    return [summed(state, group)]
 
 
 def _num_rows(matrix: Tensor) -> int:

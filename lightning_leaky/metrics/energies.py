@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import energy_hamiltonian_of
@@ -277,7 +278,8 @@ class PathLength(_PathMetric):
     def __init__(
         self, num_layers: int, width: int, effective_depth: float, k_norm: KNorm | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(num_layers, width, effective_depth, k_norm, **kwargs)
+        # Not all of its states are sums, so they are gathered.
+        super().__init__(num_layers, width, effective_depth, k_norm, **{"dist_sync_fn": gather_all_tensors, **kwargs})
         unknown = torch.full((num_layers,), torch.nan, dtype=torch.float64)
         self.add_state("step_sizes", unknown, dist_reduce_fx=latest_given)
 

@@ -26,6 +26,11 @@ def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
     return loss_reduction
 
 
+def kept_weights(weights: Sequence[Tensor] | Tensor | None) -> Sequence[Tensor] | Tensor | None:
+    """Return weights to read at `compute`: a copy of a tensor, or a sequence as it is, for its layers are on demand."""
+    return weights.detach().clone() if isinstance(weights, Tensor) else weights
+
+
 class _MomentumMetric(LayerMetric):
     """Sums the momentum moments; a subclass chooses what `compute` returns."""
 
@@ -47,7 +52,7 @@ class _MomentumMetric(LayerMetric):
         leak_scale(effective_depth)
         self.effective_depth = effective_depth
         self.loss_reduction = check_loss_reduction(loss_reduction)
-        self.weights: Tensor | None = None
+        self.weights: Sequence[Tensor] | Tensor | None = None
         self.add_sum("features_momentum", num_layers, self.feature_width, width)
         self.add_sum("momentum_representation", num_layers)
         self.add_sum("momentum_square", num_layers)
@@ -57,15 +62,16 @@ class _MomentumMetric(LayerMetric):
         self,
         representations: Sequence[Tensor] | Tensor,
         momenta: Sequence[Tensor] | Tensor,
-        weights: Tensor | None = None,
+        weights: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
         """Add a batch.
 
         Args:
             representations: A_0, …, A_{L−1}, each of shape (N, w).
             momenta: B_1, …, B_L, each of shape (N, w).
-            weights: W_1, …, W_L, shape (L, w, d), for the criticality residual: the same at every batch and process. A
-                process without data gives them with an empty batch.
+            weights: W_1, …, W_L, each of shape (w, d), for the criticality residual: the same at every batch and
+                process. A tensor is copied; of any other sequence one layer at a time is asked for in `compute`, as
+                sharded weights need. A process without data gives them with an empty batch.
         """
         for index, (start, momentum) in enumerate(self.layers_of(representations=representations, momenta=momenta)):
             share = len(start) if self.loss_reduction == "mean" else 1
@@ -74,7 +80,7 @@ class _MomentumMetric(LayerMetric):
             self.momentum_representation[index] += share * moments.momentum_representation
             self.momentum_square[index] += share**2 * moments.momentum_square
             self.num_samples[index] += share
-        self.weights = None if weights is None else weights.detach().to(self.features_momentum, copy=True)
+        self.weights = kept_weights(weights)
 
     def moments(self) -> MomentumMoments:
         """Return the moments of the whole data set."""
@@ -94,8 +100,19 @@ class _MomentumMetric(LayerMetric):
             "features_momentum_norm": torch.linalg.matrix_norm(moments.features_momentum),
         }
         if self.weights is not None:
-            readings["criticality_residual"] = criticality_residual_of(self.weights, moments, self.effective_depth)
+            readings["criticality_residual"] = self._residuals(self.weights, moments)
         return readings
+
+    def _residuals(self, weights: Sequence[Tensor] | Tensor, moments: MomentumMoments) -> Tensor:
+        """Criticality residuals, shape (L,), with one layer's weights at a time."""
+        return torch.stack(
+            [
+                criticality_residual_of(
+                    weights[index].detach().to(layer.features_momentum), layer, self.effective_depth
+                )
+                for index, layer in enumerate(map(MomentumMoments, *moments))
+            ]
+        )
 
 
 class PathMomenta(_MomentumMetric):

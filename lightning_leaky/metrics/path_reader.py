@@ -232,7 +232,7 @@ class PathReader(nn.Module):
         current: Sequence[Tensor] | Tensor,
         step_sizes: Tensor,
         momenta: Sequence[Tensor] | Tensor | None = None,
-        weights: Tensor | None = None,
+        weights: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
         """Add a batch.
 
@@ -241,7 +241,7 @@ class PathReader(nn.Module):
             current: A_1, …, A_L, each of shape (N, w).
             step_sizes: ρ of these layers, shape (L,), the same for all batches between two resets.
             momenta: B_1, …, B_L, each of shape (N, w), where a momentum quantity is read.
-            weights: W_1, …, W_L, shape (L, w, d); without them there is no criticality residual.
+            weights: W_1, …, W_L, as in `PathMomenta`; without them there is no criticality residual.
 
         Raises:
             ValueError: If the tensors do not fit the layers, or the momenta are missing.

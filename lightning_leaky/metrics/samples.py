@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.criticality import criticality_residual_of
@@ -25,7 +26,7 @@ from lightning_leaky.functional.spectrum import singular_values_by_smaller_side,
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
 from lightning_leaky.metrics.base import LayerMetric
 from lightning_leaky.metrics.energies import energies_of
-from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
+from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction, kept_weights
 
 
 class PathSamples(LayerMetric):
@@ -71,13 +72,13 @@ class PathSamples(LayerMetric):
         k_norm: KNorm | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_layers, width, k_norm, **kwargs)
+        super().__init__(num_layers, width, k_norm, **{"dist_sync_fn": gather_all_tensors, **kwargs})
         leak_scale(effective_depth)
         self.effective_depth = effective_depth
         self.loss_reduction = check_loss_reduction(loss_reduction)
         self.with_momenta = with_momenta
         self.step_sizes = equidistant_step_sizes(num_layers)
-        self.weights: Tensor | None = None
+        self.weights: Sequence[Tensor] | Tensor | None = None
         for name in ("previous", "current", *(("momenta",) if with_momenta else ())):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -87,7 +88,7 @@ class PathSamples(LayerMetric):
         current: Sequence[Tensor] | Tensor,
         step_sizes: Tensor,
         momenta: Sequence[Tensor] | Tensor | None = None,
-        weights: Tensor | None = None,
+        weights: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
         """Add a batch.
 
@@ -96,7 +97,7 @@ class PathSamples(LayerMetric):
             current: A_1, …, A_L, each of shape (N, w).
             step_sizes: ρ, shape (L,).
             momenta: B_1, …, B_L, each of shape (N, w).
-            weights: W_1, …, W_L, shape (L, w, d), for the criticality residual.
+            weights: As in `PathMomenta`, for the criticality residual.
         """
         self.step_sizes = check_segment_step_sizes(step_sizes, self.num_layers)
         groups = {"previous": previous, "current": current}
@@ -112,7 +113,7 @@ class PathSamples(LayerMetric):
         for name, matrices in groups.items():
             stacked = torch.stack([_at_least_float32(matrix) for matrix in matrices], dim=1).detach()
             getattr(self, name).append((stacked * share if name == "momenta" else stacked).to(self.device))
-        self.weights = None if weights is None else weights.detach().clone()
+        self.weights = kept_weights(weights)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the readings by name, each of shape (L,)."""
@@ -150,7 +151,7 @@ class PathSamples(LayerMetric):
         }
         if self.weights is not None:
             moments = momentum_moments_of(sigma, start, momentum)
-            weight = self.weights[index].to(momentum)
+            weight = self.weights[index].detach().to(momentum)
             readings["criticality_residual"] = criticality_residual_of(weight, moments, self.effective_depth)
         return readings
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, PathReader, Readings, moments_in_bytes
+from lightning_leaky.processes import num_processes
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
 """How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""
@@ -32,7 +33,7 @@ class SegmentReaders(nn.Module):
     Second moments, of ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable rank and ``8 L dw`` for the
     momenta (d = w + 1), are exact over any data set. Where they exceed 1 GiB in all, the form ``"auto"`` keeps the
     samples instead, ``2 N L w`` float32 (``3 N L w`` with momenta), works with N × N matrices, and takes no more
-    batches once the samples fill 1 GiB.
+    batches once the samples of all processes fill 1 GiB.
 
     Args:
         widths: The width of each layer, by segment.
@@ -73,7 +74,7 @@ class SegmentReaders(nn.Module):
 
     def has_room(self) -> bool:
         """Whether another batch may be kept."""
-        return self.is_empty or sum(reader.samples_in_bytes() for reader in self._each()) < MEMORY_LIMIT
+        return self.is_empty or self._samples_in_bytes() < MEMORY_LIMIT
 
     def update(
         self,
@@ -81,7 +82,7 @@ class SegmentReaders(nn.Module):
         current: Sequence[Tensor],
         step_sizes: Tensor,
         momenta: Sequence[Tensor] | None = None,
-        weights: Tensor | None = None,
+        weights: Sequence[Tensor] | Tensor | None = None,
     ) -> None:
         """Add a batch.
 
@@ -90,7 +91,7 @@ class SegmentReaders(nn.Module):
             current: A_l of them.
             step_sizes: Their ρ, shape (L,).
             momenta: Their B_l, where a momentum quantity is read.
-            weights: Their W_l, shape (L, w, d).
+            weights: Their W_l, as in `PathMomenta`.
         """
         start = 0
         for reader, length in zip(self._each(), self.lengths, strict=True):
@@ -105,8 +106,8 @@ class SegmentReaders(nn.Module):
             start += length
         self.is_empty = False
 
-    def update_with_nothing(self, step_sizes: Tensor, weights: Tensor | None, like: Tensor) -> None:
-        """Add an empty batch, for a process that has none to join the others in `compute`."""
+    def update_with_nothing(self, step_sizes: Tensor, weights: Sequence[Tensor] | Tensor | None, like: Tensor) -> None:
+        """Add an empty batch: of a process that has none to join the others in `compute`, or to hand over weights."""
         nothing = [like.new_zeros(0, reader.width) for reader in self._each() for _ in range(len(reader.step_sizes))]
         self.update(nothing, nothing, step_sizes, nothing if self.has_momenta else None, weights)
 
@@ -126,6 +127,10 @@ class SegmentReaders(nn.Module):
         self.is_empty = True
         for reader in self._each():
             reader.reset()
+
+    def _samples_in_bytes(self) -> int:
+        """Bytes of the samples of all processes, if each keeps as many: every one of them gathers all of them."""
+        return num_processes() * sum(reader.samples_in_bytes() for reader in self._each())
 
     def _each(self) -> list[PathReader]:
         return [reader for reader in self.readers if isinstance(reader, PathReader)]

@@ -14,6 +14,7 @@ from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import resolve_activation
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes, irregular_step_sizes
+from lightning_leaky.processes import unsharded
 
 MapKind = Literal["learned", "fixed", "identity"]
 
@@ -49,8 +50,12 @@ class LeakyLayer(nn.Module):
         return (1 - step_size * self.effective_depth) * representation + step_size * drive
 
     def augmented_weight(self) -> Tensor:
-        """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column."""
-        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], dim=1)
+        """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
+
+        Sharded parameters are gathered: a collective that every process must join.
+        """
+        weight = unsharded(self.weight)
+        return weight if self.bias is None else torch.cat([weight, unsharded(self.bias)[:, None]], dim=1)
 
     def square_norm(self) -> Tensor:
         """‖W_l‖²_F, bias included."""
@@ -161,9 +166,13 @@ class LeakyResNet(nn.Module):
             path.append(layer(path[-1], step_size))
         return torch.stack(path)
 
+    def weight(self, index: int) -> Tensor:
+        """Return W_l of layer l = `index` + 1 with the bias as last column, shape (w, w + 1)."""
+        return self._steps()[index].augmented_weight()
+
     def weights(self) -> Tensor:
         """Return W_1, …, W_L with the biases as last column, shape (L, w, w + 1)."""
-        return torch.stack([layer.augmented_weight() for layer in self._steps()])
+        return torch.stack([self.weight(index) for index in range(len(self.layers))])
 
     def regularizer(self) -> Tensor:
         """L2 term ``(1/(2L̃)) Σ_l ρ_l ‖W_l‖²_F``, to be multiplied by λ (arXiv 2405.17573, section 1.1).
@@ -171,11 +180,11 @@ class LeakyResNet(nn.Module):
         A learned map M adds ½‖M‖²_F: at ρ_l L̃ = 1 every matrix of the fully-connected net that the network then is pays
         the same. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
         """
-        squares = torch.stack([layer.square_norm() for layer in self._steps()])
+        squares = unsharded(torch.stack([layer.square_norm() for layer in self._steps()]))
         total = leak_scale(self.effective_depth) * (self.step_sizes * squares).sum()
         for linear in (self.input_map, self.output_map):
             if isinstance(linear, nn.Linear) and linear.weight.requires_grad:
-                total = total + linear.weight.square().sum()
+                total = total + unsharded(linear.weight.square().sum())
         return 0.5 * total
 
     @torch.no_grad()

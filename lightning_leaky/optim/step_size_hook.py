@@ -19,7 +19,7 @@ from lightning_leaky.functional.step_sizes import (
     relative_distances_of,
 )
 from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
-from lightning_leaky.processes import summed
+from lightning_leaky.processes import num_processes, summed
 
 
 class StepSizeHook:
@@ -135,8 +135,14 @@ class StepSizeHook:
         self._master = state["step_sizes"].to("cpu", torch.float64).clone()
         with torch.no_grad():  # a sharded checkpoint may have left out the step-sizes of a model that was equidistant
             self.path.step_sizes.copy_(self._master)
-        self._recorder.squares = state["squares"].clone()
+        self._recorder.clear()
+        if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
+            self._recorder.squares = state["squares"].clone()
         self._recorder.armed = self.is_attached and self._is_due(self.num_steps + 1)
+
+    def forget(self) -> None:
+        """Forget the distances since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
+        self._recorder.clear()
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not _step_was_skipped(optimizer):
@@ -154,12 +160,13 @@ class StepSizeHook:
     @torch.no_grad()
     def _adapt(self) -> None:
         self._follow_buffer()
-        # On the network's device even where no batch has come by: a process without data joins the sum all the same.
-        squares = summed(self._recorder.squares.to(self.path.step_sizes.device))
-        squares = squares.to("cpu", torch.float64)
-        distances = relative_distances_of(squares, self._master)
         complaints = self._recorder.complaints()
-        if not distances_are_usable(distances) or complaints:
+        # On the network's device even where no batch has come by: a process without data joins the sum all the same.
+        squares = self._recorder.squares.to(self.path.step_sizes.device)
+        squares[:, list(complaints)] = torch.nan  # whoever complains, all processes leave their step-sizes as they are
+        squares = summed(squares).to("cpu", torch.float64)
+        distances = relative_distances_of(squares, self._master)
+        if not distances_are_usable(distances):
             self._warn_once(squares, distances, complaints)
             return
         self._recorder.stop_checking()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +15,12 @@ from lightning_leaky import LeakyResNet, StepSizeHook, metrics
 from lightning_leaky.block_path import path_of
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
+from tests.distributed.collectives import counted_collectives
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
 METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings"})
 # Rows of each process, by the number of processes: uneven, and with an empty one.
-SHARDS = {1: [17], 2: [12, 5], 3: [11, 0, 6]}
-COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast")
+SHARDS = {1: [17], 2: [12, 5], 3: [11, 0, 6], 4: [1, 9, 0, 7]}
 
 
 def shard(rank: int, world_size: int) -> slice:
@@ -154,44 +155,19 @@ def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int
     previous, current, rho = arguments("PathEnergies", rank, world_size, num_layers)
     _, momenta, weights = arguments("PathMomenta", rank, world_size, num_layers)
     reader.update(previous, current, rho, momenta, weights)
-    count = 0
-    originals = {name: getattr(dist, name) for name in COLLECTIVES}
-
-    def counting(original):
-        def call(*args, **kwargs):
-            nonlocal count
-            count += 1
-            return original(*args, **kwargs)
-
-        return call
-
-    for name, original in originals.items():
-        setattr(dist, name, counting(original))
-    try:
+    with counted_collectives() as calls:
         reader.compute()
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
-    return count
+    return len(calls)
 
 
-def work(rank: int, folder: str) -> None:
-    """Run everything in three processes, then in two of them, and write down the results."""
-    torch.set_num_threads(1)
-    for world_size in (3, 2):
-        if rank < world_size:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{folder}/rendezvous_{world_size}",
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=60),
-            )
-            results = {name: metric_value(name, rank, world_size) for name in METRICS}
-            results["step_sizes"] = adapted_step_sizes(rank, world_size)
-            results["observed"] = observed(rank, world_size)
-            results["samples"] = observed(rank, world_size, "samples")
-            results |= found(rank, world_size) | found_otherwise(rank, world_size)
-            results["collectives"] = [collectives_of_a_reading(rank, world_size, layers) for layers in (2, 12)]
-            torch.save(results, Path(folder) / f"{rank}_of_{world_size}.pt")
-            dist.destroy_process_group()
+def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Run everything in one of several processes."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    results: dict[str, Any] = {name: metric_value(name, rank, size) for name in METRICS}
+    results["step_sizes"] = adapted_step_sizes(rank, size)
+    results["observed"] = observed(rank, size)
+    results["samples"] = observed(rank, size, "samples")
+    results |= found(rank, size) | found_otherwise(rank, size)
+    results["collectives"] = [collectives_of_a_reading(rank, size, layers) for layers in (2, 12)]
+    dist.destroy_process_group()
+    return results

@@ -79,7 +79,7 @@ def test_a_residual_names_weights_of_another_shape():
     path = random_path()
     metric = CriticalityResidual(path.num_layers, path.width, path.depth)
     metric.update(path.previous(), path.momenta(), path.weights[..., :-1])
-    with pytest.raises(ValueError, match=r"`weight` must have shape \(..., 4, 5\), got \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(..., 4, 5\), got \(4, 4\)"):
         metric.compute()
 
 
