@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -29,6 +31,33 @@ def default_learning_rate(effective_depth: float) -> float:
         (0.001, 0.0105)
     """
     return 1e-3 * max(1.0, 1.5 * effective_depth)
+
+
+class HalfCosine(CosineAnnealingLR):
+    """Half a cosine over all optimizer steps of a fit; constant where a fit has no end.
+
+    Their number is asked for at the first step, not before: the trainer reads its data for it, and while it configures
+    optimizers it has not yet restored where in an epoch a loader with a state was.
+
+    Args:
+        optimizer: What to schedule.
+        num_steps: Returns the number of steps.
+        eta_min: Last learning rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_steps: Callable[[], float], eta_min: float) -> None:
+        self._num_steps = num_steps
+        super().__init__(optimizer, T_max=0, eta_min=eta_min)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each group."""
+        if self.last_epoch > 0 and not self.T_max:
+            self.T_max = self._num_steps()  # type: ignore[assignment]  # may be infinite
+        return super().get_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but whom to ask."""
+        return {name: value for name, value in super().state_dict().items() if name != "_num_steps"}
 
 
 class RegularizedNetwork(Protocol):
@@ -140,10 +169,7 @@ class LeakyResNetModule(LightningModule):
         """Adam, without weight decay of its own, and half a cosine down to 1 % of the learning rate."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        steps = self.trainer.estimated_stepping_batches
-        if not 0 < steps < float("inf"):
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(steps), eta_min=self.learning_rate / 100)
+        scheduler = HalfCosine(optimizer, lambda: self.trainer.estimated_stepping_batches, self.learning_rate / 100)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def step(self, batch: Sequence[Tensor], stage: str) -> Tensor:

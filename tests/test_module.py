@@ -175,10 +175,15 @@ def test_fixed_maps_are_not_given_to_the_optimizer(make_module, make_data, make_
     assert torch.equal(module.network.input_map.weight, before)
 
 
-def test_a_run_without_end_has_no_schedule(make_module, make_data, make_trainer):
-    trainer = make_trainer(max_epochs=-1, max_time={"seconds": 0})
-    trainer.fit(make_module(learning_rate=0.5), datamodule=make_data())
-    assert trainer.lr_scheduler_configs == []
+def test_a_run_without_end_keeps_its_rate(make_module, make_data, make_trainer):
+    class Stopping(LeakyResNetModule):
+        def on_train_batch_end(self, *args):
+            self.trainer.should_stop = self.global_step == 5
+
+    trainer = make_trainer(max_epochs=-1)
+    trainer.fit(make_module(Stopping, learning_rate=0.5), datamodule=make_data())
+    assert trainer.global_step == 5
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.5
 
 
 @pytest.mark.parametrize(("effective_depth", "expected"), [(0.0, 1e-3), (0.5, 1e-3), (3.0, 4.5e-3), (7.0, 1.05e-2)])

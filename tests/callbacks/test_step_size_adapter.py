@@ -150,6 +150,17 @@ def test_a_checkpoint_is_tensors_and_plain_values(adapted):
     assert any(key.startswith("StepSizeAdapter") for key in saved["callbacks"])
 
 
+def test_other_settings_than_the_saved_ones_are_named(adapted, make_module, make_data, make_trainer):
+    """And win: the saved step-sizes and counter go on under them."""
+    _, path = adapted
+    adapter = StepSizeAdapter(every_n_steps=1, damping=0.25)
+    with pytest.warns(
+        UserWarning, match="checkpoint was saved with damping=0.1; the run goes on with .*'damping': 0.25"
+    ):
+        make_trainer(adapter, max_epochs=4).fit(make_module(), datamodule=make_data(), ckpt_path=path)
+    assert adapter.state_dict()["settings"]["damping"] == 0.25
+
+
 def test_each_fit_counts_its_own_steps(make_module, make_data, make_trainer):
     adapter = StepSizeAdapter(every_n_steps=2)
     for _ in range(2):

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter
+from tests.distributed.collectives import counted_collectives
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, GLOBAL_BATCH = 24, 10, 7, 12
 # Validation samples of each process where they are streamed: uneven, and with an empty share.
@@ -78,14 +79,19 @@ class Sharded(LeakyResNetModule):
 
 @dataclass
 class Recorder(Callback):
-    """What each process sees: step-sizes and readings after every optimizer step, and readings of each evaluation."""
+    """What each process sees: losses, step-sizes and readings of each optimizer step, and readings of evaluations."""
 
     monitor: EnergyMonitor
+    losses: list[Tensor] = field(default_factory=list)
     step_sizes: list[Tensor] = field(default_factory=list)
     readings: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
 
+    def on_train_start(self, trainer, pl_module):
+        self.first_step = trainer.global_step
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        self.losses.append(outputs["loss"].detach().clone())
+        if trainer.global_step > len(self.step_sizes) + self.first_step:
             self.step_sizes.append(pl_module.network.step_sizes.clone())
             self._keep("train")
 
@@ -97,7 +103,8 @@ class Recorder(Callback):
         self._keep("test")
 
     def found(self) -> dict[str, Any]:
-        return {"step_sizes": torch.stack(self.step_sizes), **self.readings}
+        steps = {"losses": torch.stack(self.losses), "step_sizes": torch.stack(self.step_sizes)}
+        return {**steps, **self.readings}
 
     def _keep(self, stage: str) -> None:
         self.readings.setdefault(stage, []).append(self.monitor.readings[stage].quantities)
@@ -165,6 +172,17 @@ def fits(rank: int, size: int, folder: Path) -> dict[str, Any]:
 def sharded_fit(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """A fit whose parameters are spread over the processes."""
     return fit(size, strategy=ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1))
+
+
+def collectives(rank: int, size: int, folder: Path) -> dict[tuple[int, str], list[tuple[str, int]]]:
+    """What is said during a fit, by the number of layers and the callback."""
+    said = {}
+    for num_layers in (3, 12):
+        for who, callbacks in (("nobody", []), ("monitor", [EnergyMonitor()]), ("adapter", [StepSizeAdapter(2)])):
+            trainer = make_trainer(size, callbacks)
+            with counted_collectives() as said[num_layers, who]:
+                trainer.fit(make_module(num_layers=num_layers), Data())
+    return said
 
 
 if __name__ == "__main__":

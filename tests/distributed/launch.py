@@ -26,16 +26,33 @@ def launch(worker: Worker, size: int, folder: Path, timeout: float = TIMEOUT) ->
     try:
         while not context.join(timeout=1):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{size} processes of {worker.__name__} did not finish within {timeout} s.")
+                raise TimeoutError(f"{size} processes of {worker} did not finish within {timeout} s.")
     finally:
         for process in context.processes:
             process.kill()
     return [torch.load(folder / f"{rank}_of_{size}.pt", weights_only=False) for rank in range(size)]
 
 
+def exit_codes(worker: Worker, size: int, folder: Path, timeout: float = TIMEOUT) -> list[int | None]:
+    """Run a worker in so many processes, some of which fail, and return how each ends; nobody stops the others.
+
+    An error where one does not end in time.
+    """
+    processes = start(worker, size, folder).processes
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    alive = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
+        process.kill()
+    if alive:
+        raise TimeoutError(f"Processes {alive} of {size} of {worker} did not end within {timeout} s.")
+    return [process.exitcode for process in processes]
+
+
 def start(worker: Worker, size: int, folder: Path) -> mp.ProcessContext:
     """Start the processes and return at once."""
-    multiprocessing.set_forkserver_preload([worker.__module__])  # imports once, not once a process
+    multiprocessing.set_forkserver_preload(["tests.distributed.fits"])  # imports once, not once a process
     arguments = (worker, size, str(folder), free_port())
     return mp.start_processes(_work, arguments, nprocs=size, join=False, start_method="forkserver")
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_sharded_parameters_change_nothing(alone, tmp_path):
     for found in processes:
         for stage in ("train", "validate"):
             assert_same_readings(found, alone["plain"], stage)
+
+
+def test_what_the_callbacks_say_does_not_grow_with_the_network(tmp_path):
+    for said in launch(fits.collectives, 2, tmp_path):
+        of_monitor = [Counter(said[length, "monitor"]) - Counter(said[length, "nobody"]) for length in (3, 12)]
+        assert 0 < of_monitor[0].total() == of_monitor[1].total()
+        assert {name for name, _ in of_monitor[0]} == {"all_gather", "all_reduce"}
+
+
+def test_an_adaptation_says_two_numbers_a_layer(tmp_path):
+    for said in launch(fits.collectives, 2, tmp_path):
+        for length in (3, 12):  # 10 optimizer steps, of which every second one adapts
+            of_adapter = Counter(said[length, "adapter"]) - Counter(said[length, "nobody"])
+            assert of_adapter == {("all_reduce", 2 * length): 5}
 
 
 @pytest.fixture(scope="module", params=["ddp", "ddp_fork", "ddp_spawn"])

@@ -57,3 +57,9 @@ def test_the_number_of_collectives_does_not_depend_on_the_number_of_layers(proce
     for found in processes:
         of_two_layers, of_twelve_layers = found["collectives"]
         assert 0 < of_two_layers == of_twelve_layers
+
+
+def test_where_one_process_cannot_compare_none_adapts(processes):
+    """A step-size that changed on some of them only would never be the same again."""
+    for found in processes:
+        assert len(found["complaining"].unique()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def adapted_step_sizes(rank: int = 0, world_size: int = 1) -> Tensor:
             network(inputs).sum().backward()
         optimizer.step()
     return hook.state_dict()["step_sizes"]
+
+
+def overwrite(tensor: Tensor) -> None:
+    """Add 1 to a tensor, in place."""
+    tensor.add_(1.0)
+
+
+def step_sizes_of_one_that_complains(rank: int, world_size: int) -> Tensor:
+    """Step-sizes where, on the first process only, a layer's input is overwritten, so that it cannot be compared."""
+    torch.manual_seed(0)
+    network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
+    if rank == 0:
+        network.layers[1].register_forward_hook(lambda layer, inputs, output: overwrite(inputs[0]))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    StepSizeHook(network, every_n_steps=1, damping=0.5).attach(optimizer)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network(torch.ones(1, WIDTH, dtype=torch.float64))
+        optimizer.step()
+    return network.step_sizes
 
 
 def observed(rank: int = 0, world_size: int = 1, form: Form = "moments") -> dict[str, Tensor]:
@@ -165,6 +186,7 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     results: dict[str, Any] = {name: metric_value(name, rank, size) for name in METRICS}
     results["step_sizes"] = adapted_step_sizes(rank, size)
+    results["complaining"] = step_sizes_of_one_that_complains(rank, size)
     results["observed"] = observed(rank, size)
     results["samples"] = observed(rank, size, "samples")
     results |= found(rank, size) | found_otherwise(rank, size)
