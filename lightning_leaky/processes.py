@@ -44,6 +44,10 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
 
 def unsharded(tensor: Tensor) -> Tensor:
     """A tensor as every process would hold it alone: a sharded one (FSDP2) is gathered, one collective."""
-    gather = getattr(tensor, "full_tensor", None)  # of a DTensor, whose module has moved between versions of torch
-    whole: Tensor = tensor if gather is None else gather()
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return whole
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is one process's part of a DTensor, whose module has moved between versions of torch."""
+    return hasattr(tensor, "full_tensor")

@@ -14,6 +14,7 @@ from lightning_leaky.functional._checks import check_non_negative, working_dtype
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
 from lightning_leaky.layers import LayerChoice, choose_layers, device_of
 from lightning_leaky.models.folding import fold_gain
+from lightning_leaky.processes import is_sharded
 from lightning_leaky.structures import paired_tensors, replaced, same_shape, tensors_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,7 +31,8 @@ class LeakySteps(nn.Module):
 
     The step-sizes stay in float64 whatever the model is cast to (float32 on MPS). They are saved with the model, except
     where they say nothing (equidistant at L̃ = 0): then the state is that of the original model; a state without
-    step-sizes is loaded as equidistant.
+    step-sizes is loaded as equidistant. Of sharded blocks they always are: a sharded checkpoint is loaded in place, key
+    by key of the state that asks.
 
     Args:
         blocks: The blocks in the order in which they run, each shape-preserving; they are not registered here.
@@ -137,7 +139,9 @@ class LeakySteps(nn.Module):
         if self.step_sizes.is_meta:
             return self.effective_depth > 0
         equidistant = equidistant_step_sizes(len(self.step_sizes)).to(self.step_sizes)
-        return self.effective_depth > 0 or not torch.equal(self.step_sizes, equidistant)
+        if self.effective_depth > 0 or any(map(is_sharded, self.layers.parameters())):
+            return True
+        return not torch.equal(self.step_sizes, equidistant)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._says_something():

@@ -58,3 +58,9 @@ def test_sharded_parameters_resume(processes, case):
     for found in processes:
         for step in set(found[case]) - {0}:
             assert_same_ends(found[case], step, nearly_the_same)
+
+
+def test_a_sharded_checkpoint_brings_step_sizes_back_without_callbacks(tmp_path):
+    for adapted, loaded in launch(resumes.made_leaky, 2, tmp_path):
+        assert float((adapted - 0.25).abs().max()) > 1e-3
+        assert torch.equal(loaded, adapted)
