@@ -32,9 +32,16 @@ def number_of(keeper: GradientKeeper) -> int:
 
 
 # torch traces the body of a gradient hook and refuses one that writes to Python's objects. An operator is not looked
-# into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped.
+# into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped. A CUDA
+# graph would replay without it, so it says that it must stay outside of one, where torch knows the word.
+_UNSAFE = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+
+
 @library.custom_op(
-    "lightning_leaky::keep_gradient", mutates_args=(), schema="(Tensor gradient, int number, int index) -> Tensor"
+    "lightning_leaky::keep_gradient",
+    mutates_args=(),
+    schema="(Tensor gradient, int number, int index) -> Tensor",
+    **_UNSAFE,  # type: ignore[arg-type]
 )
 def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
     """Keep a gradient that passes compiled code, and return a copy of it.
@@ -47,11 +54,10 @@ def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
     Returns:
         An equal tensor.
     """
-    kept = gradient.clone()
     keeper = _KEEPERS.get(number)
     if keeper is not None:
-        keeper.keep_gradient(index, kept)
-    return kept
+        keeper.keep_gradient(index, gradient.clone())
+    return gradient.clone()  # another one: compiled code writes its next results where this one was
 
 
 @keep_gradient.register_fake

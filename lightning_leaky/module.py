@@ -137,8 +137,9 @@ class LeakyResNetModule(LightningModule):
         self.task = task
         self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
-        self.val_cost, self.val_metrics = MeanMetric(), self.configure_metrics("val")
-        self.test_cost, self.test_metrics = MeanMetric(), self.configure_metrics("test")
+        # The default of a mean leaves NaN out: a cost that has diverged would look well.
+        self.val_cost, self.val_metrics = MeanMetric(nan_strategy=float("nan")), self.configure_metrics("val")
+        self.test_cost, self.test_metrics = MeanMetric(nan_strategy=float("nan")), self.configure_metrics("test")
 
     def configure_network(self) -> RegularizedNetwork:
         """Network of the hyper-parameters."""
@@ -198,6 +199,14 @@ class LeakyResNetModule(LightningModule):
         """Update the test metrics."""
         self.step(batch, "test")
 
+    def on_validation_epoch_start(self) -> None:
+        """Start the validation metrics anew."""
+        self._reset_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start the test metrics anew."""
+        self._reset_metrics("test")
+
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics, unless an overridden `step` has not updated them."""
         self._log_metrics("val")
@@ -211,6 +220,12 @@ class LeakyResNetModule(LightningModule):
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         outputs: Tensor = self(inputs)
         return outputs
+
+    def _reset_metrics(self, stage: str) -> None:
+        # Lightning resets what was logged, but not after an exception, and in inference mode to tensors that no later
+        # fit can change.
+        for metric in self._metrics(stage):
+            metric.reset()
 
     def _log_metrics(self, stage: str) -> None:
         # Here and not in `step`: a process whose share is empty takes no step, and the others would wait for its part.

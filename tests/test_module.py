@@ -146,6 +146,41 @@ def test_step_can_be_overridden(make_module, make_data, make_trainer):
     torch.testing.assert_close(trainer.callback_metrics["val/mse"], last.square().mean().detach())
 
 
+def test_metrics_start_anew_after_a_run_that_broke(make_module, make_data, make_trainer):
+    class Breaking(LeakyResNetModule):
+        is_broken = True
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step([torch.nan * part if self.is_broken else part for part in batch], batch_idx)
+            if self.is_broken:
+                raise ArithmeticError("as planned")
+
+    module, data = make_module(Breaking), make_data()
+    with pytest.raises(ArithmeticError):
+        make_trainer().fit(module, datamodule=data)
+    module.is_broken = False
+    trainer = make_trainer()
+    trainer.fit(module, datamodule=data)
+    inputs, targets = data.splits["val"].tensors
+    torch.testing.assert_close(trainer.callback_metrics["val/mse"], (module(inputs) - targets).square().mean().detach())
+
+
+def test_a_module_can_be_fitted_after_it_was_validated(make_module, make_data, make_trainer):
+    """Validation alone runs in inference mode, and makes tensors that nobody outside of it may change."""
+    module, data = make_module(), make_data()
+    for _ in range(2):
+        make_trainer().fit(module, datamodule=data)
+        (metrics,) = make_trainer().validate(module, datamodule=data, verbose=False)
+        assert 0 < metrics["val/mse"] < metrics["val/cost"]
+
+
+def test_a_cost_that_has_diverged_is_logged_as_such(make_module, make_data, make_trainer):
+    module, data = make_module(), make_data(batch_size=4)
+    torch.nn.init.constant_(module.network.output_map.weight, torch.nan)
+    (metrics,) = make_trainer().validate(module, datamodule=data, verbose=False)
+    assert math.isnan(metrics["val/cost"])
+
+
 # Optimizer and schedule.
 
 

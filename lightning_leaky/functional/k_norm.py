@@ -165,7 +165,8 @@ def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAU
     """
     finite = torch.isfinite(moments.gram).all(-1).all(-1)
     # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked, its neighbours survive.
-    gram = torch.where(finite[..., None, None], moments.gram, torch.eye(moments.gram.shape[-1]).to(moments.gram))
+    harmless = torch.eye(moments.gram.shape[-1], dtype=moments.gram.dtype, device=moments.gram.device)
+    gram = torch.where(finite[..., None, None], moments.gram, harmless)
     if k_norm.is_raw:
         products = _raw_from_moments(gram, moments.cross, k_norm.rtol)
     else:

@@ -14,6 +14,7 @@ from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import resolve_activation
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes, irregular_step_sizes
+from lightning_leaky.layers import unwrapped
 from lightning_leaky.processes import unsharded
 
 MapKind = Literal["learned", "fixed", "identity"]
@@ -204,7 +205,8 @@ class LeakyResNet(nn.Module):
         return f"width={self.width}, num_layers={len(self.layers)}, effective_depth={self.effective_depth}"
 
     def _steps(self) -> list[LeakyLayer]:
-        return [layer for layer in self.layers if isinstance(layer, LeakyLayer)]
+        """The layers themselves, where somebody has wrapped them."""
+        return [layer for layer in map(unwrapped, self.layers) if isinstance(layer, LeakyLayer)]
 
 
 def _initial_step_sizes(step_sizes: str | Sequence[float], num_layers: int) -> Tensor:

@@ -270,3 +270,11 @@ def test_compiled_network_equals_eager_and_survives_new_step_sizes(make_network)
         network.set_step_sizes([0.1, 0.2, 0.3, 0.4])
         torch.testing.assert_close(compiled(inputs), network(inputs))
     torch._dynamo.reset()
+
+
+def test_layers_that_are_wrapped_keep_their_weights():
+    network = random_network()
+    weights, regularizer = network.weights(), network.regularizer()
+    network.layers[0] = torch.compile(network.layers[0], backend="eager")
+    assert torch.equal(network.weights(), weights)
+    assert torch.equal(network.regularizer(), regularizer)

@@ -1,0 +1,35 @@
+"""What leaves compiled code is what eager code has."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_leaky import measure_path
+from lightning_leaky.capture import PathCapture
+from lightning_leaky.compiled import keep_gradient
+
+
+def test_a_gradient_that_is_kept_is_nobody_elses():
+    """Compiled code goes on writing into what it has handed over, and into what it gets back."""
+    capture = PathCapture([nn.Identity()], gradients=True)
+    gradient = torch.ones(2, 3)
+    returned = keep_gradient(gradient, capture._number, 0)
+    assert torch.equal(returned, gradient)
+    gradient.zero_()
+    returned.zero_()
+    assert torch.equal(capture.gradients[0], torch.ones(2, 3))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="NOT RUN: the default backend of torch.compile wants g++")
+def test_the_default_backend_reads_as_eager_code_does(make_network):
+    """It reuses memory, which the backends for debugging do not."""
+    network = make_network().double()
+    batch = torch.randn(24, 3, dtype=torch.float64), torch.randn(24, 2, dtype=torch.float64)
+    torch._dynamo.reset()
+    eager = measure_path(network, [batch], cost=nn.functional.mse_loss, weight_decay=0.1)
+    network.compile(fullgraph=True)
+    compiled = measure_path(network, [batch], cost=nn.functional.mse_loss, weight_decay=0.1)
+    for name, values in eager.quantities.items():
+        torch.testing.assert_close(compiled[name], values, rtol=1e-9, atol=1e-9)
