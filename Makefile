@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples clean
+.PHONY: demo test lint types docs check examples faults long-run gpu clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py
@@ -25,6 +25,17 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -n -q -E docs docs/_build/html
+
+# Long campaigns, whose tables are in docs/reliability.md; CI runs a few runs of each inside `make test`.
+faults: $(STAMP)
+	$(BIN)/python -m tests.campaigns.faults --runs 210 --workers 2
+
+long-run: $(STAMP)
+	$(BIN)/python -W ignore -m tests.campaigns.long_run --steps 20000
+	$(BIN)/python -W ignore -m tests.campaigns.long_run --steps 20000 --precision 64-true
+
+gpu: $(STAMP)
+	$(BIN)/python -m tests.gpu.check
 
 # Every example on reduced settings: that it runs, not what it finds.
 REDUCED := runs/reduced

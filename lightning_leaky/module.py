@@ -78,7 +78,8 @@ class LeakyResNetModule(LightningModule):
     step-sizes.
 
     Log keys: ``train/loss`` at logging steps; ``val/cost``, ``test/cost`` and the metrics (``val/mse`` or
-    ``val/accuracy``, and so on) over whole data sets.
+    ``val/accuracy``, and so on) over whole data sets, by the hooks ``on_validation_epoch_start``,
+    ``on_validation_epoch_end`` and those of tests: call ``super()`` where you override them.
 
     Args:
         in_features: Size of an input; inputs of more dimensions are flattened.

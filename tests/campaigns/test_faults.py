@@ -1,0 +1,18 @@
+"""One run of each fault, and one that hits one of two processes: all survive. The campaign has hundreds."""
+
+import pytest
+
+from tests.campaigns.disturbances import FAULTS
+from tests.campaigns.faults import Campaign
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    return Campaign(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize(("fault", "seed", "processes"), [*((fault, 0, 1) for fault in FAULTS), ("kill", 1, 2)])
+def test_a_run_survives(campaign, fault, seed, processes):
+    result = campaign.play(fault, seed)
+    assert result["outcome"] == "survived", result
+    assert result["processes"] == processes
