@@ -14,5 +14,7 @@ def campaign(tmp_path_factory):
 @pytest.mark.parametrize(("fault", "seed", "processes"), [*((fault, 0, 1) for fault in FAULTS), ("kill", 1, 2)])
 def test_a_run_survives(campaign, fault, seed, processes):
     result = campaign.play(fault, seed)
+    if result["outcome"] == "not run":  # only root can mount a small disk
+        pytest.skip(f"NOT RUN: {result['reason']}")
     assert result["outcome"] == "survived", result
     assert result["processes"] == processes
