@@ -69,6 +69,10 @@ class Layout:
         """Return the number of channels of a representation, or raise ValueError where its axes are others."""
         return tensor.shape[self._axes(tensor).index("c")]
 
+    def num_samples(self, tensor: Tensor) -> int:
+        """Return the length of the batch axis of a representation, or raise ValueError where its axes are others."""
+        return tensor.shape[self._axes(tensor).index("n")]
+
     def rows(self, tensor: Tensor, keep: Tensor | None = None, fresh: Tensor | None = None) -> Tensor:
         """Return a representation as a matrix, shape (N, w).
 
@@ -78,7 +82,7 @@ class Layout:
                 for all. Padding has no row, and no part in a mean. A matrix whose rows are the positions of all
                 samples takes it flattened; to any other matrix it says nothing.
             fresh: Which samples of the batch are no repeats of others, shape (batch,); ``None`` for all. A repeat has
-                no row.
+                no row. To a tensor of another number of samples it says nothing.
 
         Raises:
             ValueError: If the tensor does not have these axes, or `keep` is not of their sizes.
@@ -92,8 +96,8 @@ class Layout:
                 f"{tuple(keep.shape)}; pass None to read every position"
             )
         keep = None if keep is None else keep.to(hidden.device, torch.bool)
-        if fresh is not None:
-            of_fresh = _positions_of(fresh, hidden)
+        if fresh is not None and len(fresh) == len(hidden):
+            of_fresh = fresh.to(hidden.device).reshape(-1, *(1,) * (hidden.ndim - 2)).expand(hidden.shape[:-1])
             keep = of_fresh if keep is None else keep & of_fresh
         if self.per_sample:
             return self._thinned(_means(hidden.flatten(1, -2), None if keep is None else keep.flatten(1)), positions=1)
@@ -162,16 +166,6 @@ def _mask_named(batch: Any, name: str) -> Tensor | None:
             f"{name!r}; {there_is}."
         )
     return None
-
-
-def _positions_of(chosen: Tensor, hidden: Tensor) -> Tensor:
-    """The positions of chosen samples, shape (n, positions...), in (n, positions..., c).
-
-    Rows may be the positions of all samples, one sample after another; where they are neither, all are chosen.
-    """
-    positions, rest = divmod(len(hidden), len(chosen))
-    rows = chosen.to(hidden.device).repeat_interleave(positions) if rest == 0 else hidden.new_ones(len(hidden)) > 0
-    return rows.reshape(-1, *(1,) * (hidden.ndim - 2)).expand(hidden.shape[:-1])
 
 
 def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_leaky.layers import plain_name
+from lightning_leaky.layers import plain_name, unwrapped
 
 
 @runtime_checkable
@@ -18,7 +18,8 @@ class LeakyPath(Protocol):
     `LeakyResNet` is one; any module with these attributes is another, and every callback and hook accepts it.
 
     Attributes:
-        layers: The L steps, each mapping A_{l−1} (its first argument) to A_l.
+        layers: The L steps, each mapping A_{l−1} (its first argument) to A_l. For the criticality residual each has a
+            method `augmented_weight` that returns W_l, shape (w, d), and the path one `weights` that returns all.
         step_sizes: Buffer ρ, shape (L,), read at every forward pass and changed in place only.
         effective_depth: L̃ ≥ 0.
     """
@@ -77,11 +78,11 @@ class LayerWeights(Sequence[Tensor]):
     is whole.
 
     Args:
-        path: A path with a method `weight`, as `LeakyResNet` has.
+        path: A path that `knows_weights`.
         indices: Which layers, counted from 0.
     """
 
-    def __init__(self, path: Any, indices: Sequence[int]) -> None:
+    def __init__(self, path: LeakyPath, indices: Sequence[int]) -> None:
         self.path = path
         self.indices = list(indices)
 
@@ -92,9 +93,14 @@ class LayerWeights(Sequence[Tensor]):
         """Return W_l, shape (w, d); of a slice, the weights of these layers."""
         if isinstance(index, slice):
             return LayerWeights(self.path, self.indices[index])
-        return self.path.weight(self.indices[index])
+        layer: Any = unwrapped(self.path.layers[self.indices[index]])
+        return layer.augmented_weight()
 
 
 def knows_weights(path: LeakyPath | None) -> bool:
-    """Whether a path can say the W_l that its layers act with; blocks of other networks are no W_l."""
-    return hasattr(path, "weight")
+    """Whether a path has a method `weights`, and each of its layers one `augmented_weight`; other blocks are no W_l."""
+    return (
+        path is not None
+        and callable(getattr(path, "weights", None))
+        and all(hasattr(unwrapped(layer), "augmented_weight") for layer in path.layers)
+    )

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky.functional._checks import check_non_negative, check_positive
+from lightning_leaky.metrics.mean import SampleMean
 from lightning_leaky.models.leaky_resnet import LeakyResNet, MapKind
 from lightning_leaky.processes import summed
 
@@ -35,6 +36,8 @@ def default_learning_rate(effective_depth: float) -> float:
 
 class HalfCosine(CosineAnnealingLR):
     """Half a cosine over all optimizer steps of a fit; constant where a fit has no end.
+
+    A resumed run goes on over the steps that it began with.
 
     Their number is asked for at the first step, not before: the trainer reads its data for it, and while it configures
     optimizers it has not yet restored where in an epoch a loader with a state was.
@@ -138,9 +141,8 @@ class LeakyResNetModule(LightningModule):
         self.task = task
         self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
-        # The default of a mean leaves NaN out: a cost that has diverged would look well.
-        self.val_cost, self.val_metrics = MeanMetric(nan_strategy=float("nan")), self.configure_metrics("val")
-        self.test_cost, self.test_metrics = MeanMetric(nan_strategy=float("nan")), self.configure_metrics("test")
+        self.val_cost, self.val_metrics = SampleMean(), self.configure_metrics("val")
+        self.test_cost, self.test_metrics = SampleMean(), self.configure_metrics("test")
 
     def configure_network(self) -> RegularizedNetwork:
         """Network of the hyper-parameters."""
@@ -171,7 +173,7 @@ class LeakyResNetModule(LightningModule):
         """Adam, without weight decay of its own, and half a cosine down to 1 % of the learning rate."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        scheduler = HalfCosine(optimizer, lambda: self.trainer.estimated_stepping_batches, self.learning_rate / 100)
+        scheduler = HalfCosine(optimizer, self._num_steps, self.learning_rate / 100)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
@@ -184,7 +186,7 @@ class LeakyResNetModule(LightningModule):
             return loss
         cost = self.cost(outputs, targets)
         mean_cost, metrics = self._metrics(stage)
-        mean_cost.update(cost.detach(), weight=len(targets))
+        mean_cost.update(cost, num_samples=len(targets))
         metrics.update(outputs, targets)
         return cost
 
@@ -209,11 +211,11 @@ class LeakyResNetModule(LightningModule):
         self._reset_metrics("test")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics, unless an overridden `step` has not updated them."""
+        """Log `val_cost` and `val_metrics`, each if `step` has updated it, of all processes."""
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics, unless an overridden `step` has not updated them."""
+        """Log `test_cost` and `test_metrics`, each if `step` has updated it, of all processes."""
         self._log_metrics("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -221,6 +223,9 @@ class LeakyResNetModule(LightningModule):
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
         outputs: Tensor = self(inputs)
         return outputs
+
+    def _num_steps(self) -> float:
+        return self.trainer.estimated_stepping_batches
 
     def _reset_metrics(self, stage: str) -> None:
         # Lightning resets what was logged, but not after an exception, and in inference mode to tensors that no later
@@ -231,11 +236,14 @@ class LeakyResNetModule(LightningModule):
     def _log_metrics(self, stage: str) -> None:
         # Here and not in `step`: a process whose share is empty takes no step, and the others would wait for its part.
         mean_cost, metrics = self._metrics(stage)
-        if summed(mean_cost.weight) > 0:
+        updates = [mean_cost.update_count, sum(metric.update_count for metric in metrics.values())]
+        of_cost, of_metrics = summed(torch.tensor(updates, device=self.device)).tolist()
+        if of_cost:
             self.log(f"{stage}/cost", mean_cost)
+        if of_metrics:
             self.log_dict(metrics)
 
-    def _metrics(self, stage: str) -> tuple[MeanMetric, MetricCollection]:
+    def _metrics(self, stage: str) -> tuple[SampleMean, MetricCollection]:
         """Mean cost and metrics of ``"val"`` or ``"test"``."""
         return (self.val_cost, self.val_metrics) if stage == "val" else (self.test_cost, self.test_metrics)
 

@@ -232,6 +232,7 @@ class PathObserver:
             if not self._segmentation.is_known:
                 raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
         keeps = self._real_positions()
+        self._check_repeats()
         previous, current = self._rows(self.capture.previous, keeps), self._rows(self.capture.current, keeps)
         self._check_shapes(previous, current)
         if not any(map(len, current)) and self._fresh is None:
@@ -301,6 +302,16 @@ class PathObserver:
                     f"batch it preserved a width of {width}."
                 )
 
+    def _check_repeats(self) -> None:
+        """Warn where samples that repeat others cannot be told in a representation."""
+        lengths = {self.layout.num_samples(tensor) for tensor in self.capture.current if tensor is not None}
+        if self._fresh is not None and lengths != {len(self._fresh)}:
+            self._warn(
+                "repeats",
+                f"A batch has {len(self._fresh)} samples, of which a distributed sampler repeats some, and layers have "
+                f"{sorted(lengths)}: the repeats are read too. Say where the batch is, as in Layout('tnc').",
+            )
+
     def _check_connections(self, previous: list[Tensor], current: list[Tensor]) -> None:
         """Warn where a layer does not take what the one before it in its segment has returned."""
         read, segments = self._segmentation.layers, self._segmentation.segments
@@ -341,8 +352,9 @@ class PathObserver:
 
     def _weights(self) -> LayerWeights | None:
         """W_l where they are read: by `compute`, for sharded ones are gathered, and only there all processes meet."""
-        is_wanted = "criticality_residual" in self.quantities and knows_weights(self.path)
-        return LayerWeights(self.path, self._segmentation.layers) if is_wanted else None
+        if self.path is None or "criticality_residual" not in self.quantities or not knows_weights(self.path):
+            return None
+        return LayerWeights(self.path, self._segmentation.layers)
 
     def _step_sizes_read(self) -> Tensor:
         """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""

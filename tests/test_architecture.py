@@ -43,7 +43,7 @@ ALLOWED = {
     },
     "measure": {"metrics", "observer", "block_path", "layers", "leaky_path", "layout"},
     "callbacks": {"functional", "metrics", "optim", "observer", "block_path", "layers", "layout", "leaky_path"},
-    "module": {"functional", "models", "processes"},
+    "module": {"functional", "metrics", "models", "processes"},
     "data": set(),
     "cli": set(),
 }

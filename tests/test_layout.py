@@ -119,3 +119,27 @@ def test_max_samples_must_be_positive():
 )
 def test_momenta_want_every_position(layout, all_positions):
     assert layout.reads_all_positions is all_positions
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"), [(None, (4, 3, 2)), ("tnc", (3, 4, 2)), ("nchw", (4, 2, 3, 1)), (None, (4, 2))]
+)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_repeated_samples_have_no_row(axes, shape, per_sample):
+    """Wherever the batch is; with padding, what is neither repeated nor padding."""
+    if per_sample and len(shape) == 2:
+        return
+    layout, tensor = Layout(axes, per_sample), torch.randn(shape)
+    fresh = torch.tensor([True, True, True, False])
+    first = tensor.narrow("nc".index("n") if axes is None else axes.index("n"), 0, 3)
+    assert torch.equal(layout.rows(tensor, None, fresh), layout.rows(first))
+    if tensor.ndim == 3:
+        keep = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]).bool()
+        assert torch.equal(layout.rows(tensor, keep, fresh), layout.rows(first, keep[:3]))
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 2), (12, 2)])
+def test_a_tensor_of_another_number_of_samples_keeps_its_rows(shape):
+    """Tokens first without saying so, or two views in one: nobody knows which rows repeat."""
+    tensor = torch.randn(shape)
+    assert torch.equal(Layout().rows(tensor, None, torch.tensor([True, True, True, False])), Layout().rows(tensor))

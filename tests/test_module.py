@@ -96,7 +96,8 @@ def test_cost_can_be_overridden(make_module, make_data, make_trainer):
     inputs, targets = data.splits["train"].tensors
     torch.testing.assert_close(losses[0], (make_module()(inputs) - targets).abs().mean().detach())
     inputs, targets = data.splits["val"].tensors
-    torch.testing.assert_close(trainer.callback_metrics["val/cost"], (module(inputs) - targets).abs().mean().detach())
+    cost = (module(inputs) - targets).abs().mean().detach().double()
+    torch.testing.assert_close(trainer.callback_metrics["val/cost"], cost, rtol=1e-6, atol=1e-6)
 
 
 def test_loss_can_be_overridden(make_module, make_data, make_trainer):
@@ -144,6 +145,20 @@ def test_step_can_be_overridden(make_module, make_data, make_trainer):
     torch.testing.assert_close(losses[0], first.square().sum(-1).mean().detach())
     last = module(data.splits["val"].tensors[0])
     torch.testing.assert_close(trainer.callback_metrics["val/mse"], last.square().mean().detach())
+
+
+def test_a_step_of_ones_own_may_update_the_metrics_alone(make_module, make_data, make_trainer):
+    class Own(LeakyResNetModule):
+        def step(self, batch, stage):
+            if stage == "train":
+                return super().step(batch, stage)
+            self.val_metrics.update(self(batch[0]), batch[1])
+            return None
+
+    trainer = make_trainer()
+    trainer.fit(make_module(Own), datamodule=make_data())
+    assert "val/mse" in trainer.callback_metrics
+    assert "val/cost" not in trainer.callback_metrics
 
 
 def test_metrics_start_anew_after_a_run_that_broke(make_module, make_data, make_trainer):

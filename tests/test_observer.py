@@ -1,10 +1,14 @@
 """`measure_path`: readings without a trainer, of a network left as it was."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, KNorm, measure_path
+from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.observer import PathObserver
 from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
 
@@ -181,3 +185,27 @@ def test_frozen_parameters_do_not_stop_the_gradients(module, batch, frozen):
     module.get_submodule(frozen).requires_grad_(False)
     found = measure_path(module, [batch], cost=module.cost, weight_decay=0.1)
     torch.testing.assert_close(found.quantities, expected.quantities, rtol=1e-12, atol=1e-12)
+
+
+def test_repeats_that_cannot_be_told_are_read_with_a_warning(module, batch):
+    observer = PathObserver(module.network, module.network, ["cost_of_identity"]).attach()
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            observer.arm(batch, fresh=torch.tensor([True, True, False]))
+            module(batch[0])
+            observer.drain()
+    readings = observer.compute()
+    observer.detach()
+    assert not caught, "a second time"
+    twice = measure_path(module.network, [batch[0], batch[0]], ["cost_of_identity"])
+    assert torch.equal(readings["cost_of_identity"], twice["cost_of_identity"])
+
+
+def test_weights_are_no_path_s_that_only_has_a_parameter_of_the_name(module):
+    """Nor of one whose layers are not all its own."""
+    assert knows_weights(module.network)
+    module.network.layers[0] = nn.Linear(6, 6)
+    assert not knows_weights(module.network)
+    layers = [module.network.layers[1]]
+    assert not knows_weights(SimpleNamespace(layers=layers, weights=nn.Parameter(torch.ones(1))))

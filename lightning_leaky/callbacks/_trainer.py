@@ -44,19 +44,27 @@ def gradient_scale(trainer: Trainer) -> float:
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
 
 
+def may_skip_steps(trainer: Trainer) -> bool:
+    """Whether an fp16 scaler may leave out a step, and with it the optimizer's hooks."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tensor | None:
     """Which samples of an evaluation batch are no repeats, shape (batch,); ``None`` where all are, or nothing says so.
 
     A distributed sampler ends with repeats, so that all of W processes get as many samples: the k-th one of process r
     is number r + kW, and a repeat where the data set has no such number.
     """
-    loaders: Any = trainer._evaluation_loop._combined_loader
-    loader = loaders.flattened[dataloader_idx]
+    loop: Any = trainer._evaluation_loop
+    loader = loop._combined_loader.flattened[dataloader_idx]
     sampler: Any = getattr(loader, "sampler", None)
     size = getattr(loader, "batch_size", None)
     # By name: Lightning's wrapper exists in two packages, and a subclass may share samples out in another order.
     is_known = type(sampler).__name__ in ("DistributedSampler", "DistributedSamplerWrapper")
-    if size is None or not is_known or loaders._mode != "sequential":
+    # A step that draws its batches itself, from an iterator, has them after this hook.
+    draws_itself = type(getattr(loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher"
+    is_in_order = getattr(loader, "in_order", True) and loop._combined_loader._mode == "sequential"
+    if size is None or not is_known or draws_itself or not is_in_order:
         return None
     places = torch.arange(batch_idx * size, min((batch_idx + 1) * size, len(sampler)))
     fresh = sampler.rank + places * sampler.num_replicas < len(sampler.dataset)

@@ -157,7 +157,7 @@ class EnergyMonitor(Callback):
         self._is_collecting = False
         self._said: set[str] = set()
         self._logged: set[str] = set()
-        self._fresh: Readings | None = None
+        self._unlogged: Readings | None = None
         self._warned_of_nan = False
 
     # Hooks exist between the start of a run and its end, or its exception.
@@ -222,11 +222,11 @@ class EnergyMonitor(Callback):
                 self._train.drain(gradient_scale(trainer))
             else:  # manual optimization around Lightning's optimizers: no hook was called before the step
                 self._finish(trainer)
-        if self._fresh is not None:
-            self._publish("train", self._fresh)
-            scalars = _as_logged(self._fresh.scalars())
+        if self._unlogged is not None:
+            self._publish("train", self._unlogged)
+            scalars = _as_logged(self._unlogged.scalars())
             pl_module.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
-            self._fresh, self._logged = None, set(scalars)
+            self._unlogged, self._logged = None, set(scalars)
         elif self._logged:
             forget_logged(trainer, self._logged)
             self._logged = set()
@@ -263,7 +263,7 @@ class EnergyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
-        state = {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_fresh": None}
+        state = {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_unlogged": None}
         # Lightning gives each callback the module's own `log`, and with it the module.
         return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
 
@@ -276,13 +276,15 @@ class EnergyMonitor(Callback):
         if trainer.state.fn == "fit":
             self._train = self._observe(pl_module, path, quantities, weight_decay, decay)
         readable = [name for name in quantities if name not in MOMENTA]
-        if self.on_validation and may_skip_evaluation(trainer):
+        if not (self.on_validation and readable):
+            return
+        if may_skip_evaluation(trainer):
             rank_zero_warn(
                 "EnergyMonitor reads no validation and test sets where "
                 "`allow_zero_length_dataloader_with_multiple_devices` is set: a process without batches skips the "
                 "whole loop, and the others would wait for it forever. Give each process a batch, or unset it."
             )
-        elif self.on_validation and readable:
+        else:
             self._evaluation = self._observe(pl_module, path, readable, None, None)
 
     def _weight_decays(
@@ -341,7 +343,7 @@ class EnergyMonitor(Callback):
             if observer is not None:
                 observer.detach()
         self._train = self._evaluation = None
-        self._is_collecting, self._fresh = False, None
+        self._is_collecting, self._unlogged = False, None
 
     def _warn_of_settings(self, trainer: Trainer) -> None:
         if not trainer.loggers:
@@ -358,7 +360,7 @@ class EnergyMonitor(Callback):
         if self._train is not None:
             self._train.drain(gradient_scale(trainer))
             self._say(self._train)
-            self._fresh = self._train.compute()
+            self._unlogged = self._train.compute()
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._evaluation is None and self._train is None:

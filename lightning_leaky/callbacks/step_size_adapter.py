@@ -8,7 +8,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_leaky.callbacks._trainer import callbacks_of, check_strategy, is_accumulating, is_due, log_period
+from lightning_leaky.callbacks._trainer import (
+    callbacks_of,
+    check_strategy,
+    is_accumulating,
+    is_due,
+    log_period,
+    may_skip_steps,
+)
 from lightning_leaky.leaky_path import step_sizes_of
 from lightning_leaky.metrics.path_reader import layer_key
 from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
@@ -92,7 +99,9 @@ class StepSizeAdapter(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""
-        if self._hook is not None and pl_module.automatic_optimization and not is_accumulating(trainer):
+        if self._hook is None or not may_skip_steps(trainer):
+            return
+        if pl_module.automatic_optimization and not is_accumulating(trainer):
             self._hook.forget()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

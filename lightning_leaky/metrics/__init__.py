@@ -10,6 +10,7 @@ from lightning_leaky.metrics.energies import (
     PathLength,
     PotentialEnergy,
 )
+from lightning_leaky.metrics.mean import SampleMean
 from lightning_leaky.metrics.momenta import CriticalityResidual, Hamiltonian, PathMomenta
 from lightning_leaky.metrics.path_reader import PathReader, Readings
 from lightning_leaky.metrics.spectrum import SingularValues, StableRank
@@ -28,6 +29,7 @@ __all__ = [
     "PathReader",
     "PotentialEnergy",
     "Readings",
+    "SampleMean",
     "SingularValues",
     "StableRank",
 ]

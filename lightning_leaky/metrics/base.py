@@ -20,11 +20,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 
-class LayerMetric(Metric):
-    """Base of the metrics: one value per layer, exact over batches and processes.
+class SumMetric(Metric):
+    """Base of metrics whose states are sums over samples, reduced over processes and kept wide.
 
-    States are sums over samples, stacked over the layers, so the number of collectives does not depend on L. For a
-    single layer `compute` returns a scalar: torchmetrics squeezes single values.
+    Args:
+        **kwargs: Arguments of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"dist_sync_fn": _summed, **kwargs})
+
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Add a state that is a sum over samples."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
+        """Follow a move to another device, but not a cast: sums stay in the working dtype."""
+
+        def move(tensor: Tensor) -> Tensor:
+            device = fn(tensor.new_empty(0)).device
+            return tensor.to(device, working_dtype(device) if tensor.dtype == torch.float64 else tensor.dtype)
+
+        return super()._apply(move, *args, **kwargs)
+
+
+class LayerMetric(SumMetric):
+    """Base of the metrics of a path: one value per layer, exact over batches and processes.
+
+    States are stacked over the layers, so the number of collectives does not depend on L. For a single layer `compute`
+    returns a scalar: torchmetrics squeezes single values.
 
     Args:
         num_layers: L, the number of layers read.
@@ -36,12 +64,8 @@ class LayerMetric(Metric):
         ValueError: If `num_layers` or `width` is not positive.
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-
     def __init__(self, num_layers: int, width: int, k_norm: KNorm | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"dist_sync_fn": _summed, **kwargs})
+        super().__init__(**kwargs)
         for name, value in (("num_layers", num_layers), ("width", width)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
@@ -49,10 +73,6 @@ class LayerMetric(Metric):
         self.width = width
         self.k_norm = KNorm() if k_norm is None else k_norm
         self.feature_width = width + 1 if self.k_norm.constant_column else width
-
-    def add_sum(self, name: str, *shape: int) -> None:
-        """Add a state that is a sum over samples."""
-        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def layers_of(self, **matrices: Sequence[Tensor] | Tensor) -> Iterator[list[Tensor]]:
         """Yield, layer by layer, the matrices of that layer on the metric's device, in float64 (float32 on MPS).
@@ -75,10 +95,6 @@ class LayerMetric(Metric):
         for index, group in enumerate(zip(*matrices.values(), strict=True)):
             for name, matrix in zip(matrices, group, strict=True):
                 self._check(f"{name}[{index}]", matrix, rows=_num_rows(group[0]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
-        """Follow a move to another device, but not a cast: sums stay in the working dtype."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args, **kwargs)
 
     def _check(self, name: str, matrix: Tensor, rows: int) -> None:
         if not isinstance(matrix, Tensor):

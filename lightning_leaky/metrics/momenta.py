@@ -27,7 +27,9 @@ def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
 
 
 def kept_weights(weights: Sequence[Tensor] | Tensor | None) -> Sequence[Tensor] | Tensor | None:
-    """Return weights to read at `compute`: a copy of a tensor, or a sequence as it is, for its layers are on demand."""
+    """Return weights to read at `compute`: copies of tensors, or another sequence as it is, for it makes them then."""
+    if isinstance(weights, (list, tuple)):
+        return [weight.detach().clone() for weight in weights]
     return weights.detach().clone() if isinstance(weights, Tensor) else weights
 
 
@@ -70,8 +72,8 @@ class _MomentumMetric(LayerMetric):
             representations: A_0, …, A_{L−1}, each of shape (N, w).
             momenta: B_1, …, B_L, each of shape (N, w).
             weights: W_1, …, W_L, each of shape (w, d), for the criticality residual: the same at every batch and
-                process. A tensor is copied; of any other sequence one layer at a time is asked for in `compute`, as
-                sharded weights need. A process without data gives them with an empty batch.
+                process. A tensor or list is copied; of any other sequence one layer at a time is asked for in
+                `compute`, as sharded weights need. A process without data gives them with an empty batch.
         """
         for index, (start, momentum) in enumerate(self.layers_of(representations=representations, momenta=momenta)):
             share = len(start) if self.loss_reduction == "mean" else 1

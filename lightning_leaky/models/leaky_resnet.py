@@ -167,13 +167,9 @@ class LeakyResNet(nn.Module):
             path.append(layer(path[-1], step_size))
         return torch.stack(path)
 
-    def weight(self, index: int) -> Tensor:
-        """Return W_l of layer l = `index` + 1 with the bias as last column, shape (w, w + 1)."""
-        return self._steps()[index].augmented_weight()
-
     def weights(self) -> Tensor:
         """Return W_1, …, W_L with the biases as last column, shape (L, w, w + 1)."""
-        return torch.stack([self.weight(index) for index in range(len(self.layers))])
+        return torch.stack([layer.augmented_weight() for layer in self._steps()])
 
     def regularizer(self) -> Tensor:
         """L2 term ``(1/(2L̃)) Σ_l ρ_l ‖W_l‖²_F``, to be multiplied by λ (arXiv 2405.17573, section 1.1).

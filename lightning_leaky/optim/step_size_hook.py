@@ -187,7 +187,7 @@ class StepSizeHook:
         if complaints:
             reason = "".join(f"Layer {index + 1} {complaint}." for index, complaint in complaints.items())
         elif squares.any():
-            reason = "Look for layers that do nothing or have diverged."
+            reason = "Look for layers that do nothing, have diverged, or overwrite their input on another process."
         else:
             reason = (
                 "Only passes in training mode count: models are in evaluation mode after `from_pretrained`, and want "

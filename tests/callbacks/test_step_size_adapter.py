@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
 from tests.callbacks.helpers import ConstantRate, Recorder, rows_of, steps_with
@@ -59,6 +60,24 @@ def test_micro_batches_count_as_one_step(make_module, make_data, make_trainer):
         modules.append(module)
     assert adapters[0]["num_steps"] == adapters[1]["num_steps"] == 5
     torch.testing.assert_close(modules[1].network.step_sizes, modules[0].network.step_sizes, rtol=1e-4, atol=0)
+
+
+def test_distances_of_a_skipped_step_are_forgotten(make_module, make_data, make_trainer):
+    """A scaler that begins too large skips the first steps of an optimizer that is not fused, with its hooks."""
+
+    class Probe(Callback):
+        def __init__(self):
+            self.left = []
+
+        def on_train_batch_end(self, *args):
+            self.left.append(bool(adapter._hook._recorder.squares.any()))
+
+    adapter, probe = StepSizeAdapter(every_n_steps=1), Probe()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    make_trainer(adapter, probe, max_epochs=20, plugins=[precision]).fit(make_module(), datamodule=make_data())
+    assert 0 < adapter.state_dict()["num_steps"] < len(probe.left)
+    assert not any(probe.left)
 
 
 def test_validation_batches_do_not_enter(make_module, make_data, make_trainer):

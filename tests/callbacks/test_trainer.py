@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -44,15 +45,22 @@ def test_each_sample_is_fresh_once(num_samples, size, batch_size, shuffle, kind)
     assert sorted(fresh) == list(range(num_samples))
 
 
-@pytest.mark.parametrize("mode", ["sequential", "max_size_cycle"])
-@pytest.mark.parametrize("kind", [DistributedSampler, type("Own", (DistributedSampler,), {})])
-def test_of_samplers_with_another_order_all_samples_are_read(mode, kind):
+@pytest.mark.parametrize(
+    ("mode", "kind", "in_order", "fetcher", "expected"),
+    [
+        ("sequential", DistributedSampler, True, None, [True, False]),
+        ("max_size_cycle", DistributedSampler, True, None, None),
+        ("sequential", type("Own", (DistributedSampler,), {}), True, None, None),
+        ("sequential", DistributedSampler, False, None, None),
+        ("sequential", DistributedSampler, True, _DataLoaderIterDataFetcher(), None),
+    ],
+)
+def test_where_the_order_is_not_known_all_samples_are_read(mode, kind, in_order, fetcher, expected):
     data = TensorDataset(torch.arange(3))
-    loader = DataLoader(data, 2, sampler=kind(data, 2, 1))
-    loop = SimpleNamespace(_combined_loader=CombinedLoader([loader], mode))
+    loader = DataLoader(data, 2, sampler=kind(data, 2, 1), in_order=in_order)
+    loop = SimpleNamespace(_combined_loader=CombinedLoader([loader], mode), _data_fetcher=fetcher)
     mask = fresh_samples(SimpleNamespace(_evaluation_loop=loop), 0, 0)
-    is_known = mode == "sequential" and kind is DistributedSampler
-    assert (mask.tolist() if is_known else mask) == ([True, False] if is_known else None)
+    assert (mask if mask is None else mask.tolist()) == expected
 
 
 def strategy_named(name):
