@@ -174,7 +174,7 @@ def test_metrics_start_anew_after_a_run_that_broke(make_module, make_data, make_
     with pytest.raises(ArithmeticError):
         make_trainer().fit(module, datamodule=data)
     module.is_broken = False
-    trainer = make_trainer()
+    trainer = make_trainer(max_epochs=1)  # at the end of an epoch Lightning resets what was logged
     trainer.fit(module, datamodule=data)
     inputs, targets = data.splits["val"].tensors
     torch.testing.assert_close(trainer.callback_metrics["val/mse"], (module(inputs) - targets).square().mean().detach())
