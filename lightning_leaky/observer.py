@@ -304,8 +304,11 @@ class PathObserver:
 
     def _check_repeats(self) -> None:
         """Warn where samples that repeat others cannot be told in a representation."""
-        lengths = {self.layout.num_samples(tensor) for tensor in self.capture.current if tensor is not None}
-        if self._fresh is not None and lengths != {len(self._fresh)}:
+        if self._fresh is None:
+            return
+        read = [self.capture.current[index] for index in self._segmentation.layers]
+        lengths = {self.layout.num_samples(tensor) for tensor in read if tensor is not None}
+        if lengths != {len(self._fresh)}:
             self._warn(
                 "repeats",
                 f"A batch has {len(self._fresh)} samples, of which a distributed sampler repeats some, and layers have "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, KNorm, measure_path
+from lightning_leaky.block_path import path_of
 from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.observer import PathObserver
 from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
@@ -200,6 +201,21 @@ def test_repeats_that_cannot_be_told_are_read_with_a_warning(module, batch):
     assert not caught, "a second time"
     twice = measure_path(module.network, [batch[0], batch[0]], ["cost_of_identity"])
     assert torch.equal(readings["cost_of_identity"], twice["cost_of_identity"])
+
+
+def test_a_layer_that_is_left_out_may_have_any_axes():
+    """Where samples repeat, only layers that are read must say where their batch is."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Unflatten(1, (1, 1, 1, 1, 6)))
+    observer = PathObserver(model, path_of(model, lambda name, module: bool(name)), ["cost_of_identity"]).attach()
+    inputs = torch.randn(4, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        observer.arm(inputs, fresh=torch.tensor([True, True, True, False]))
+        model(inputs)
+        observer.drain()
+    observer.detach()
+    expected = measure_path(model[:2], [inputs[:3]], ["cost_of_identity"], layers="*")
+    torch.testing.assert_close(observer.compute()["cost_of_identity"], expected["cost_of_identity"])
 
 
 def test_weights_are_no_path_s_that_only_has_a_parameter_of_the_name(module):
