@@ -133,7 +133,7 @@ class StepSizeHook:
             )
         self.num_steps = int(state["num_steps"])
         self._master = state["step_sizes"].to("cpu", torch.float64).clone()
-        with torch.no_grad():  # a sharded checkpoint may have left out the step-sizes of a model that was equidistant
+        with torch.no_grad():  # FSDP1's sharded checkpoints may leave out those of a model that was equidistant
             self.path.step_sizes.copy_(self._master)
         self._recorder.clear()
         if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
