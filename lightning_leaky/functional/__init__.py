@@ -47,6 +47,7 @@ from lightning_leaky.functional.lagrangian import (
     lagrangian_from_moments,
 )
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
+from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
 from lightning_leaky.functional.spectrum import (
     singular_values,
@@ -96,6 +97,7 @@ __all__ = [
     "lagrangian",
     "lagrangian_from_moments",
     "leak_scale",
+    "leaky_step",
     "momentum_moments",
     "normalise_step_sizes",
     "objective_weight_decay",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def second_moments(
         (torch.Size([3, 3]), torch.Size([1, 3, 2]), torch.Size([1, 1]))
     """
     matrices = check_matrices(representation=representation, **({} if velocity is None else {"velocity": velocity}))
-    return moments_of(features(matrices[0], activation, constant_column), torch.stack(matrices, dim=-3))
+    return moments_of(features(matrices[0], activation, constant_column), matrices)
 
 
 def momentum_moments(
@@ -101,13 +102,22 @@ def momentum_of(gradient: Tensor, weight_decay: float) -> Tensor:
     return -gradient / weight_decay
 
 
-def moments_of(feature_matrix: Tensor, matrices: Tensor) -> SecondMoments:
-    """Second moments of (..., N, d) features and (..., k, N, w) matrices, without checks."""
-    return SecondMoments(
-        gram=feature_matrix.mT @ feature_matrix,
-        cross=feature_matrix.mT.unsqueeze(-3) @ matrices,
-        inner=pairwise_inner(matrices),
-    )
+def moments_of(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> SecondMoments:
+    """Second moments of (..., N, d) features and k matrices, each of shape (..., N, w), without checks."""
+    products = feature_matrix.mT @ side_by_side(feature_matrix, matrices)
+    return split_moments(products, inner_products(matrices))
+
+
+def side_by_side(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """[S, M_1, …, M_k], shape (..., N, d + k w): Sᵀ times it is one large product in place of k + 1 small ones."""
+    return torch.cat([feature_matrix, *matrices], dim=-1)
+
+
+def split_moments(products: Tensor, inner: Tensor) -> SecondMoments:
+    """Second moments from Sᵀ[S, M_1, …, M_k], shape (..., d, d + k w), and the tr(M_iᵀ M_j), shape (..., k, k)."""
+    size = products.shape[-2]
+    cross = torch.stack(products[..., size:].chunk(inner.shape[-1], dim=-1), dim=-3)
+    return SecondMoments(gram=products[..., :size], cross=cross, inner=inner)
 
 
 def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum: Tensor) -> MomentumMoments:
@@ -136,7 +146,8 @@ def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Ten
     return (feature_matrix.mT @ momentum).square().sum((-2, -1))
 
 
-def pairwise_inner(matrices: Tensor) -> Tensor:
-    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of (..., k, N, w) matrices."""
-    flat = matrices.flatten(-2)
-    return flat @ flat.mT
+def inner_products(matrices: Sequence[Tensor]) -> Tensor:
+    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w)."""
+    flat = [matrix.flatten(-2) for matrix in matrices]
+    rows = [torch.stack([torch.linalg.vecdot(one, other) for other in flat], dim=-1) for one in flat]
+    return torch.stack(rows, dim=-2)

@@ -15,7 +15,7 @@ from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_momen
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of, velocity_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import SecondMoments, moments_of
+from lightning_leaky.functional.moments import inner_products, side_by_side, split_moments
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, check_step_sizes
 from lightning_leaky.metrics.base import LayerMetric
 
@@ -36,29 +36,26 @@ def energies_of(products: Tensor, effective_depth: float) -> dict[str, Tensor]:
 class _MomentMetric(LayerMetric):
     """Sums the second moments of k matrices per layer."""
 
-    gram: Tensor
-    cross: Tensor
+    feature_products: Tensor
     inner: Tensor
 
     def __init__(
         self, num_layers: int, width: int, num_matrices: int, k_norm: KNorm | None = None, **kwargs: Any
     ) -> None:
         super().__init__(num_layers, width, k_norm, **kwargs)
-        self.add_sum("gram", num_layers, self.feature_width, self.feature_width)
-        self.add_sum("cross", num_layers, num_matrices, self.feature_width, width)
+        self.add_sum("feature_products", num_layers, self.feature_width, self.feature_width + num_matrices * width)
         self.add_sum("inner", num_layers, num_matrices, num_matrices)
 
     def accumulate(self, index: int, representation: Tensor, *matrices: Tensor) -> None:
         """Add the moments of one layer's matrices."""
-        moments = moments_of(self.k_norm.features(representation), torch.stack(matrices))
-        self.gram[index] += moments.gram
-        self.cross[index] += moments.cross
-        self.inner[index] += moments.inner
+        features = self.k_norm.features(representation)
+        self.feature_products[index].addmm_(features.mT, side_by_side(features, matrices))
+        self.inner[index] += inner_products(matrices)
 
     def products(self) -> Tensor:
         """Inner products ⟨M_i, M_j⟩_K of all layers, shape (L, k, k); one layer's workspace at a time."""
-        layers = zip(self.gram, self.cross, self.inner, strict=True)
-        return torch.stack([k_inner_products_from_moments(SecondMoments(*layer), self.k_norm) for layer in layers])
+        layers = map(split_moments, self.feature_products, self.inner)
+        return torch.stack([k_inner_products_from_moments(layer, self.k_norm) for layer in layers])
 
 
 class CostOfIdentity(_MomentMetric):
@@ -288,7 +285,7 @@ class PathLength(_PathMetric):
     ) -> None:
         """Add a batch; its step-sizes replace those of the batches before."""
         super().update(previous, current, step_sizes)
-        self.step_sizes = check_step_sizes(step_sizes).to(self.gram, copy=True)
+        self.step_sizes = check_step_sizes(step_sizes).to(self.feature_products, copy=True)
 
     def compute(self) -> Tensor:
         """Return the value, a scalar."""

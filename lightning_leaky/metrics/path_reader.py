@@ -18,6 +18,7 @@ from lightning_leaky.metrics.energies import PathEnergies
 from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
 from lightning_leaky.metrics.samples import PathSamples
 from lightning_leaky.metrics.spectrum import StableRank
+from lightning_leaky.processes import num_processes, summed
 
 ENERGIES = (
     "cost_of_identity",
@@ -183,7 +184,8 @@ class PathReader(nn.Module):
         k_norm: Which K-norm.
         loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
         form: ``"moments"`` sums second moments, which take `moments_in_bytes`; ``"samples"`` keeps the samples and
-            works with N × N matrices, see `PathSamples`.
+            works with N × N matrices, see `PathSamples`; ``"auto"`` works on the smaller side: it keeps the samples
+            while those of all processes are at most w, and turns to moments when they become more.
 
     Raises:
         ValueError: If a name is not known or a number is out of range.
@@ -203,28 +205,26 @@ class PathReader(nn.Module):
         quantities: Collection[str],
         k_norm: KNorm | None = None,
         loss_reduction: LossReduction = "mean",
-        form: Literal["moments", "samples"] = "moments",
+        form: Literal["auto", "moments", "samples"] = "moments",
     ) -> None:
         super().__init__()
         self.quantities = check_quantities(quantities)
         self.width = width
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
+        self.k_norm, self.loss_reduction, self.form = k_norm, loss_reduction, form
         self.step_sizes = equidistant_step_sizes(num_layers)
         self.energies: PathEnergies | None = None
         self.spectrum: StableRank | None = None
         self.momenta: PathMomenta | None = None
         self.samples: PathSamples | None = None
-        wanted = set(self.quantities)
-        if form == "samples":
-            with_momenta = bool(wanted & set(MOMENTA))
-            self.samples = PathSamples(num_layers, width, effective_depth, with_momenta, loss_reduction, k_norm)
-            return
-        if wanted & set(ENERGIES):
-            self.energies = PathEnergies(num_layers, width, effective_depth, k_norm)
-        if wanted & set(SPECTRUM):
-            self.spectrum = StableRank(num_layers, width, k_norm)
-        if wanted & set(MOMENTA):
-            self.momenta = PathMomenta(num_layers, width, effective_depth, loss_reduction, k_norm)
+        self._is_summing = form == "moments"
+        if form == "moments":
+            self._make_sums()
+        else:
+            with_momenta, with_spectrum = self._wants(MOMENTA), self._wants(SPECTRUM)
+            self.samples = PathSamples(
+                num_layers, width, effective_depth, with_momenta, with_spectrum, loss_reduction, k_norm
+            )
 
     def update(
         self,
@@ -247,45 +247,97 @@ class PathReader(nn.Module):
             ValueError: If the tensors do not fit the layers, or the momenta are missing.
         """
         self.step_sizes = check_segment_step_sizes(step_sizes, len(self.step_sizes)).cpu().clone()
-        if momenta is None and set(MOMENTA) & set(self.quantities):
+        if momenta is None and self._wants(MOMENTA):
             raise ValueError(f"`momenta` must be given to read {sorted(set(MOMENTA) & set(self.quantities))}.")
-        if self.samples is not None:
+        if self.samples is not None and self._keeps(previous):
             self.samples.update(previous, current, step_sizes, momenta, weights)
-        if self.energies is not None:
-            self.energies.update(previous, current, step_sizes)
-        if self.spectrum is not None:
-            self.spectrum.update(previous)
-        if self.momenta is not None and momenta is not None:
-            self.momenta.update(previous, momenta, weights)
+        else:
+            self._turn_to_sums()
+            self._add(previous, current, momenta, weights)
 
     def compute(self) -> Readings:
         """Return the readings; under torch.distributed a collective that every process must join."""
+        if self._must_sum():
+            self._turn_to_sums()
         values: dict[str, Tensor] = {}
-        if self.energies is not None:
-            values |= self.energies.compute()
-        if self.spectrum is not None:
-            values["stable_rank"] = self.spectrum.compute()
-        if self.momenta is not None:
-            values |= self.momenta.compute()
-        if self.samples is not None:
-            values |= self.samples.compute()
+        for metric in self._sums() if self._is_summing else (self.samples,):
+            if metric is not None:
+                found = metric.compute()
+                values |= found if isinstance(found, dict) else {"stable_rank": found}
         # torchmetrics squeezes the values of a single layer.
         shown = {name: values[name].cpu().reshape(-1) for name in self.quantities if name in values}
         return Readings(shown, self.step_sizes, self.effective_depth)
 
     def samples_in_bytes(self) -> int:
-        """Bytes of the samples kept so far on this process; 0 in the form ``"moments"``."""
+        """Bytes of the samples kept so far on this process."""
         return 0 if self.samples is None else self.samples.in_bytes()
 
     def reset(self) -> None:
         """Forget every batch."""
-        for metric in (self.energies, self.spectrum, self.momenta, self.samples):
+        self._is_summing = self.form == "moments"
+        for metric in (*self._sums(), self.samples):
             if metric is not None:
                 metric.reset()
 
+    def _wants(self, kind: Collection[str]) -> bool:
+        return bool(set(kind) & set(self.quantities))
+
+    def _sums(self) -> tuple[PathEnergies | None, StableRank | None, PathMomenta | None]:
+        return self.energies, self.spectrum, self.momenta
+
+    def _make_sums(self) -> None:
+        sizes = len(self.step_sizes), self.width
+        if self._wants(ENERGIES):
+            self.energies = PathEnergies(*sizes, self.effective_depth, self.k_norm)
+        if self._wants(SPECTRUM):
+            self.spectrum = StableRank(*sizes, self.k_norm)
+        if self._wants(MOMENTA):
+            self.momenta = PathMomenta(*sizes, self.effective_depth, self.loss_reduction, self.k_norm)
+
+    def _keeps(self, previous: Sequence[Tensor] | Tensor) -> bool:
+        """Whether the samples of a batch are to be kept, with those before and as many of each other process."""
+        if self.samples is None or self.form == "samples":
+            return self.samples is not None
+        rows = {len(matrix) for matrix in previous}
+        total = num_processes() * (self.samples.num_rows() + sum(rows))
+        return not self._is_summing and len(rows) == 1 and total <= self.width
+
+    def _must_sum(self) -> bool:
+        """Whether a process has turned to sums, or all samples together have become too many; one collective."""
+        if self.samples is None or self.form == "samples" or num_processes() == 1:
+            return self._is_summing
+        told = summed(torch.tensor([int(self._is_summing), self.samples.num_rows()], device=self.samples.device))
+        return bool(told[0] > 0) or bool(told[1] > self.width)
+
+    def _turn_to_sums(self) -> None:
+        """Sum the moments of the samples kept, and of all that come until the next reset."""
+        if self._is_summing or self.samples is None:
+            return
+        self._is_summing = True
+        if all(metric is None for metric in self._sums()):
+            self._make_sums()
+            self.to(self.samples.device)
+        if self.samples.num_rows() or self.samples.weights is not None:
+            self._add(*self.samples.matrices(), self.samples.weights)
+            self.samples.reset()
+
+    def _add(
+        self,
+        previous: Sequence[Tensor] | Tensor,
+        current: Sequence[Tensor] | Tensor,
+        momenta: Sequence[Tensor] | Tensor | None,
+        weights: Sequence[Tensor] | Tensor | None,
+    ) -> None:
+        if self.energies is not None:
+            self.energies.update(previous, current, self.step_sizes)
+        if self.spectrum is not None:
+            self.spectrum.update(previous)
+        if self.momenta is not None and momenta is not None:
+            self.momenta.update(previous, momenta, weights)
+
 
 def moments_in_bytes(num_layers: int, width: int, quantities: Collection[str], constant_column: bool = True) -> int:
-    """Bytes that the second moments of a choice of quantities take: what `PathReader` holds in the form ``"moments"``.
+    """Bytes that the second moments of a choice of quantities take: what `PathReader` holds once it sums them.
 
     Per layer ``8 (d² + 2dw)`` for the energies, ``8 w²`` for the spectrum and ``8 dw`` for the momenta, d = w + 1.
 

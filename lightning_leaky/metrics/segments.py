@@ -31,9 +31,9 @@ class SegmentReaders(nn.Module):
     """Accumulates quantities over the segments of a path.
 
     Second moments, of ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable rank and ``8 L dw`` for the
-    momenta (d = w + 1), are exact over any data set. Where they exceed 1 GiB in all, the form ``"auto"`` keeps the
-    samples instead, ``2 N L w`` float32 (``3 N L w`` with momenta), works with N × N matrices, and takes no more
-    batches once the samples of all processes fill 1 GiB.
+    momenta (d = w + 1), are exact over any data set. The samples themselves take ``2 N L w`` float32 (``3 N L w`` with
+    momenta) and N × N matrices. The form ``"auto"`` works on the smaller side, see `PathReader`. Where moments exceed
+    1 GiB in all it never turns to them, and takes no more batches once the samples of all processes fill 1 GiB.
 
     Args:
         widths: The width of each layer, by segment.
@@ -46,7 +46,7 @@ class SegmentReaders(nn.Module):
     Example:
         >>> readers = SegmentReaders([(8, 2), (16, 1)], effective_depth=0.0, quantities=["cost_of_identity"])
         >>> readers.form
-        'moments'
+        'auto'
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class SegmentReaders(nn.Module):
         constant_column = k_norm is None or k_norm.constant_column
         needed = sum(moments_in_bytes(length, width, quantities, constant_column) for width, length in widths)
         self.moments_in_bytes = needed
-        self.form: Literal["moments", "samples"]
-        self.form = ("samples" if needed > MEMORY_LIMIT else "moments") if form == "auto" else form
+        self.form: Form = "samples" if form == "auto" and needed > MEMORY_LIMIT else form
         self.lengths = [length for _, length in widths]
         self.has_momenta = bool(set(MOMENTA) & set(quantities))
         self.readers = nn.ModuleList(

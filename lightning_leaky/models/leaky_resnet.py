@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import resolve_activation
 from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes, irregular_step_sizes
 from lightning_leaky.layers import unwrapped
 from lightning_leaky.processes import unsharded
@@ -46,9 +46,7 @@ class LeakyLayer(nn.Module):
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        # The activation is looked up here, not kept: a function on the module would not pickle by name everywhere.
-        drive = F.linear(resolve_activation(self.activation)(representation), self.weight, self.bias)
-        return (1 - step_size * self.effective_depth) * representation + step_size * drive
+        return leaky_step(representation, self.weight, self.bias, step_size, self.effective_depth, self.activation)
 
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.

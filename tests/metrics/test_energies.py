@@ -123,4 +123,4 @@ def test_sums_keep_no_graph():
     path = random_path()
     metric = CostOfIdentity(path.num_layers, path.width)
     metric.update(path.previous().clone().requires_grad_())
-    assert not metric.gram.requires_grad
+    assert not metric.feature_products.requires_grad

@@ -124,7 +124,7 @@ def test_moments_take_the_memory_that_the_formula_says(quantities, entries):
 
 @pytest.mark.parametrize(
     ("form", "limit", "expected"),
-    [("auto", 2**30, "moments"), ("auto", 100, "samples"), ("moments", 100, "moments"), ("samples", 2**30, "samples")],
+    [("auto", 2**30, "auto"), ("auto", 100, "samples"), ("moments", 100, "moments"), ("samples", 2**30, "samples")],
 )
 def test_the_form_is_what_fits_unless_it_is_forced(monkeypatch, form, limit, expected):
     monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)

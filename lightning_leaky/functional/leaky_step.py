@@ -1,0 +1,97 @@
+"""One Euler step of a Leaky ResNet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from lightning_leaky.functional.features import Activation, resolve_activation
+
+
+def leaky_step(
+    representation: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    step_size: Tensor,
+    effective_depth: float,
+    activation: Activation = "relu",
+) -> Tensor:
+    """Euler step ``A_l = (1 − ρ_l L̃) A_{l−1} + ρ_l σ(A_{l−1}) W_lᵀ`` (arXiv 2405.17573, section 1.1).
+
+    Args:
+        representation: A_{l−1}, shape (..., w).
+        weight: W_l without its bias, shape (w, w).
+        bias: Last column of W_l, shape (w,); ``None`` for features without the constant column.
+        step_size: ρ_l, a scalar tensor.
+        effective_depth: L̃ ≥ 0.
+        activation: Entrywise nonlinearity.
+
+    Returns:
+        A_l, shape (..., w).
+
+    Raises:
+        ValueError: If the activation's name is not known.
+
+    Example:
+        >>> leaky_step(torch.tensor([[4.0]]), torch.tensor([[3.0]]), None, torch.tensor(0.5), effective_depth=1.0)
+        tensor([[8.]])
+    """
+    if activation == "relu" and _is_plain(representation, weight, step_size):
+        rho = float(step_size)
+        return _ReluStep.apply(  # type: ignore[no-untyped-call, no-any-return]
+            representation, weight, bias, rho, 1 - rho * effective_depth
+        )
+    drive = F.linear(resolve_activation(activation)(representation), weight, bias)
+    return (1 - step_size * effective_depth) * representation + step_size * drive
+
+
+def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool:
+    """Whether nothing but ordinary backward passes will look into a step, and ρ can be read without waiting."""
+    return (
+        representation.ndim == 2
+        and type(representation) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        # A GPU would have to stop for ρ; there, and in compiled code, the passes saved here are fused or cheap.
+        and {representation.device.type, step_size.device.type} == {"cpu"}
+        and not step_size.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+class _ReluStep(torch.autograd.Function):
+    """The step with leak, step-size and sum inside the matrix products: four passes over N × w fewer than autograd's.
+
+    It keeps A_{l−1}, not σ(A_{l−1}): of the same size, and second derivatives come out right.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, kept: float
+    ) -> Tensor:
+        ctx.save_for_backward(representation, weight)
+        ctx.step_size, ctx.kept = step_size, kept
+        leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
+        return leaked.addmm_(torch.relu(representation), weight.t(), alpha=step_size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        representation, weight = ctx.saved_tensors
+        of_representation, of_weight, of_bias = None, None, None
+        if ctx.needs_input_grad[0]:
+            through = torch.addmm(gradient, gradient, weight, beta=0, alpha=ctx.step_size)
+            masked = torch.ops.aten.threshold_backward(through, representation, 0)
+            of_representation = masked.add_(gradient, alpha=ctx.kept)
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.addmm(weight, gradient.t(), torch.relu(representation), beta=0, alpha=ctx.step_size)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0).mul_(ctx.step_size)
+        return of_representation, of_weight, of_bias, None, None
