@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_leaky.block_path import path_of
 from lightning_leaky.callbacks._trainer import (
     check_strategy,
-    forget_logged,
     fresh_samples,
     gradient_scale,
     has_flat_parameters,
     is_accumulating,
     is_due,
     log_period,
+    log_scalars,
     may_skip_evaluation,
     optimizer_weight_decay,
 )
@@ -89,7 +89,7 @@ class EnergyMonitor(Callback):
             and stable rank; with a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is
             known, the Hamiltonian in momentum form with its criticality residual.
         every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
-            ``log_every_n_steps``. Loggers get those that fall on a logging step.
+            ``log_every_n_steps``.
         on_validation: Whether to read whole validation and test sets.
         gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
@@ -156,7 +156,6 @@ class EnergyMonitor(Callback):
         self._evaluation: PathObserver | None = None
         self._is_collecting = False
         self._said: set[str] = set()
-        self._logged: set[str] = set()
         self._unlogged: Readings | None = None
         self._warned_of_nan = False
 
@@ -224,12 +223,9 @@ class EnergyMonitor(Callback):
                 self._finish(trainer)
         if self._unlogged is not None:
             self._publish("train", self._unlogged)
-            scalars = _as_logged(self._unlogged.scalars())
-            pl_module.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
-            self._unlogged, self._logged = None, set(scalars)
-        elif self._logged:
-            forget_logged(trainer, self._logged)
-            self._logged = set()
+            if log_period(trainer):
+                log_scalars(trainer, self._unlogged.scalars())
+            self._unlogged = None
 
     # Evaluation: armed for every batch, computed once over the whole data set.
 
@@ -348,12 +344,6 @@ class EnergyMonitor(Callback):
     def _warn_of_settings(self, trainer: Trainer) -> None:
         if not trainer.loggers:
             rank_zero_warn("EnergyMonitor has no logger to write to: readings are kept in its `readings` only.")
-        if self.every_n_steps and log_period(trainer) and self.every_n_steps % log_period(trainer):
-            rank_zero_warn(
-                f"EnergyMonitor reads every {self.every_n_steps} optimizer steps and the trainer logs every "
-                f"{log_period(trainer)}: only readings on a logging step reach the loggers. "
-                "Choose `every_n_steps` as a multiple of `log_every_n_steps`."
-            )
 
     def _finish(self, trainer: Trainer) -> None:
         self._is_collecting = False
@@ -383,9 +373,11 @@ class EnergyMonitor(Callback):
         readings = self._evaluation.compute()
         if readings is not None:
             self._publish(stage, readings)
-            # They are of all processes already: the two flags together reduce nothing and keep Lightning from advising
-            # to, once a key.
-            pl_module.log_dict(_as_logged(readings.scalars(prefix)), batch_size=1, sync_dist=True, rank_zero_only=True)
+            log_scalars(trainer, readings.layers(prefix))
+            # What `validate` and `test` print and return. They are of all processes already: the two flags together
+            # reduce nothing and keep Lightning from advising to, once a key.
+            summaries = {key: value.to(torch.float32) for key, value in readings.summaries(prefix).items()}
+            pl_module.log_dict(summaries, batch_size=1, sync_dist=True, rank_zero_only=True)
 
     def _say(self, observer: PathObserver) -> None:
         """Log once what is read, and how."""
@@ -404,8 +396,3 @@ class EnergyMonitor(Callback):
                 f"EnergyMonitor: {broken} are not finite in the {stage} reading and are logged as they are. "
                 "A layer has diverged, or no gradient has reached it."
             )
-
-
-def _as_logged(scalars: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Lightning keeps logged values in float32."""
-    return {key: value.to(torch.float32) for key, value in scalars.items()}

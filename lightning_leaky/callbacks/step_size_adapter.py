@@ -14,6 +14,7 @@ from lightning_leaky.callbacks._trainer import (
     is_accumulating,
     is_due,
     log_period,
+    log_scalars,
     may_skip_steps,
 )
 from lightning_leaky.leaky_path import step_sizes_of
@@ -92,10 +93,10 @@ class StepSizeAdapter(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the step-sizes of a step that is logged."""
-        if self._hook is not None and is_due(trainer, log_period(trainer)):
-            rho = step_sizes_of(self._hook.path).to(torch.float32)
-            keys = {f"step_size/{layer_key(index, len(rho))}": value for index, value in enumerate(rho)}
-            pl_module.log_dict(keys, on_step=True, on_epoch=False, batch_size=1)
+        if self._hook is not None and is_due(trainer, log_period(trainer)) and not is_accumulating(trainer):
+            rho = step_sizes_of(self._hook.path)
+            keys = [f"step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
+            log_scalars(trainer, dict(zip(keys, rho, strict=True)))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""

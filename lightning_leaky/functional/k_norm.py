@@ -103,19 +103,21 @@ def operator_norm(gram: Tensor) -> Tensor:
 
 
 def _by_power_iteration(gram: Tensor) -> Tensor | None:
-    """‖Gv‖ for the unit v that powers of G turn a random vector into; ``None`` where it still grows."""
+    """‖Gv‖/‖v‖ for what powers of G turn a random vector into; ``None`` where it still grows."""
     # A fixed vector of its own generator: equal on all processes, and nobody's random numbers are used up.
-    start = torch.randn(gram.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    product = gram @ start.to(gram)
-    size: Tensor = torch.linalg.vector_norm(product, dim=-2, keepdim=True)
-    eps = torch.finfo(gram.dtype)
+    vector = torch.randn(gram.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(gram)
+    limits = torch.finfo(gram.dtype)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].clamp(min=limits.tiny)
+    scaled, before = gram / trace, torch.zeros_like(trace)  # so that no power overflows
     for _ in range(_ROUNDS):
-        before = size
         for _ in range(_POWERS):
-            product = gram @ (product / size.clamp(min=eps.tiny))
-            size = torch.linalg.vector_norm(product, dim=-2, keepdim=True)
-        if bool(((size - before).abs() <= 32 * eps.eps * size).all()):
-            return size[..., 0, 0]
+            last, vector = vector, scaled @ vector
+        size: Tensor = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        estimate: Tensor = size / torch.linalg.vector_norm(last, dim=-2, keepdim=True).clamp(min=limits.tiny)
+        vector = vector / size.clamp(min=limits.tiny)
+        if bool(((estimate - before).abs() <= 32 * limits.eps * estimate).all()):
+            return (estimate * trace)[..., 0, 0]
+        before = estimate
     return None
 
 

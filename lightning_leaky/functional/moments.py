@@ -149,5 +149,6 @@ def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Ten
 def inner_products(matrices: Sequence[Tensor]) -> Tensor:
     """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w)."""
     flat = [matrix.flatten(-2) for matrix in matrices]
-    rows = [torch.stack([torch.linalg.vecdot(one, other) for other in flat], dim=-1) for one in flat]
+    pairs = {(i, j): torch.linalg.vecdot(flat[i], flat[j]) for i in range(len(flat)) for j in range(i + 1)}
+    rows = [torch.stack([pairs[max(i, j), min(i, j)] for j in range(len(flat))], dim=-1) for i in range(len(flat))]
     return torch.stack(rows, dim=-2)

@@ -75,18 +75,32 @@ class Readings:
         """Whether no quantity of any layer is NaN or infinite."""
         return all(bool(torch.isfinite(values).all()) for values in self.quantities.values())
 
-    def summaries(self) -> dict[str, Tensor]:
+    def summaries(self, prefix: str = "") -> dict[str, Tensor]:
         """One number for the whole path, by log key; `EnergyMonitor` explains each.
 
         In a path of several segments one for each of them: ``cost_of_identity/segment_2/min``.
+
+        Args:
+            prefix: Put before each key, as ``"val_"``.
         """
         parts = self.split()
-        if len(parts) == 1:
-            return self._summaries()
+        place = "/segment_{}/" if len(parts) > 1 else "/"
         return {
-            key.replace("/", f"/segment_{number}/"): value
+            f"{prefix}{key.replace('/', place.format(number))}": value
             for number, part in enumerate(parts, start=1)
             for key, value in part._summaries().items()
+        }
+
+    def layers(self, prefix: str = "") -> dict[str, Tensor]:
+        """Every quantity of every layer by log key: ``cost_of_identity/layer_03``.
+
+        Args:
+            prefix: Put before each key, as ``"val_"``.
+        """
+        return {
+            f"{prefix}{name}/{layer_key(index, len(values))}": value
+            for name, values in self.quantities.items()
+            for index, value in enumerate(values)
         }
 
     def split(self) -> list[Readings]:
@@ -114,17 +128,12 @@ class Readings:
         return found
 
     def scalars(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every number by log key: ``cost_of_identity/layer_03``, … and the summaries.
+        """Every number by log key, those of `layers` and of `summaries`.
 
         Args:
             prefix: Put before each key, as ``"val_"``.
         """
-        layers = {
-            f"{prefix}{name}/{layer_key(index, len(values))}": value
-            for name, values in self.quantities.items()
-            for index, value in enumerate(values)
-        }
-        return layers | {f"{prefix}{key}": value for key, value in self.summaries().items()}
+        return self.layers(prefix) | self.summaries(prefix)
 
     def table(self, names: Sequence[str] | None = None) -> str:
         """Text table with one line per layer: its number, name, step-size, position p_{l−1} and quantities.
@@ -221,9 +230,15 @@ class PathReader(nn.Module):
         if form == "moments":
             self._make_sums()
         else:
-            with_momenta, with_spectrum = self._wants(MOMENTA), self._wants(SPECTRUM)
             self.samples = PathSamples(
-                num_layers, width, effective_depth, with_momenta, with_spectrum, loss_reduction, k_norm
+                num_layers,
+                width,
+                effective_depth,
+                with_momenta=self._wants(MOMENTA),
+                with_energies=self._wants(ENERGIES),
+                with_spectrum=self._wants(SPECTRUM),
+                loss_reduction=loss_reduction,
+                k_norm=k_norm,
             )
 
     def update(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_leaky.functional._checks import working_dtype
@@ -47,7 +46,8 @@ class PathSamples(LayerMetric):
         width: w.
         effective_depth: L̃ ≥ 0.
         with_momenta: Whether `update` is given momenta.
-        with_spectrum: Whether to read the stable rank, half of the work.
+        with_energies: Whether to read the energies.
+        with_spectrum: Whether to read the stable rank.
         loss_reduction: ``"mean"`` where the loss is a mean over the batch, ``"sum"`` where it is a sum.
         k_norm: Which K-norm.
         **kwargs: Arguments of `torchmetrics.Metric`.
@@ -72,6 +72,7 @@ class PathSamples(LayerMetric):
         width: int,
         effective_depth: float,
         with_momenta: bool = False,
+        with_energies: bool = True,
         with_spectrum: bool = True,
         loss_reduction: LossReduction = "mean",
         k_norm: KNorm | None = None,
@@ -81,7 +82,7 @@ class PathSamples(LayerMetric):
         leak_scale(effective_depth)
         self.effective_depth = effective_depth
         self.loss_reduction = check_loss_reduction(loss_reduction)
-        self.with_momenta, self.with_spectrum = with_momenta, with_spectrum
+        self.with_momenta, self.with_energies, self.with_spectrum = with_momenta, with_energies, with_spectrum
         self.step_sizes = equidistant_step_sizes(num_layers)
         self.weights: Sequence[Tensor] | Tensor | None = None
         for name in ("previous", "current", *(("momenta",) if with_momenta else ())):
@@ -122,8 +123,7 @@ class PathSamples(LayerMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the readings by name, each of shape (L,)."""
-        stacks = [dim_zero_cat(getattr(self, name)) for name in self._defaults]
-        layers = [self._read(index, *(stack[:, index] for stack in stacks)) for index in range(self.num_layers)]
+        layers = [self._read(index, *self._samples_of(index)) for index in range(self.num_layers)]
         return {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
 
     def num_rows(self) -> int:
@@ -132,7 +132,8 @@ class PathSamples(LayerMetric):
 
     def matrices(self) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
         """Samples of all batches, as `update` takes those of one: A_{l−1}, A_l and the momenta."""
-        previous, current, *momenta = (list(dim_zero_cat(getattr(self, name)).unbind(1)) for name in self._defaults)
+        layers = zip(*map(self._samples_of, range(self.num_layers)), strict=True)
+        previous, current, *momenta = (list(matrices) for matrices in layers)
         share = self.num_rows() if self.loss_reduction == "mean" else 1
         return previous, current, [momentum / share for momentum in momenta[0]] if momenta else None
 
@@ -140,16 +141,24 @@ class PathSamples(LayerMetric):
         """Bytes of the samples kept on this process."""
         return sum(batch.nbytes for name in self._defaults for batch in getattr(self, name))
 
+    def _samples_of(self, index: int) -> list[Tensor]:
+        """A_{l−1}, A_l and, where they are kept, B_l of one layer; what synchronisation has joined is a tensor."""
+        states = [getattr(self, name) for name in self._defaults]
+        batches = [[state] if isinstance(state, Tensor) else state for state in states]
+        return [torch.cat([batch[:, index] for batch in kept]) for kept in batches]
+
     def _read(self, index: int, previous: Tensor, current: Tensor, momentum: Tensor | None = None) -> dict[str, Tensor]:
         """Every reading of one layer."""
         dtype = working_dtype(self.device)
         kept = previous.dtype if self.k_norm.bears_float32 else dtype
         start, end = previous.to(kept), current.to(kept)
         # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked.
-        finite = bool(torch.isfinite(start).all() and torch.isfinite(end).all())
+        finite = bool(torch.isfinite(start.sum(dtype=dtype) + end.sum(dtype=dtype)))
         safe, moved = (start, end) if finite else (torch.zeros_like(start), torch.zeros_like(end))
         moved, wide = velocity_of(safe, moved, float(self.step_sizes[index])), safe.to(dtype)
-        readings = energies_of(inner_products_of(self.k_norm, wide, safe, moved), self.effective_depth)
+        readings = {}
+        if self.with_energies:
+            readings = energies_of(inner_products_of(self.k_norm, wide, safe, moved), self.effective_depth)
         if self.with_spectrum:
             readings["stable_rank"] = stable_rank_of(singular_values_by_smaller_side(wide))
         readings = {name: value if finite else torch.full_like(value, torch.nan) for name, value in readings.items()}

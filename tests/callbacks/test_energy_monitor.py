@@ -406,10 +406,35 @@ def test_a_reading_is_logged_once(make_module, make_data, make_trainer, tmp_path
     assert steps_with(rows, "cost_of_identity/layer_01") == [2, 5, 8, 11]
 
 
-def test_readings_off_the_logging_steps_warn(make_module, make_data, make_trainer, tmp_path):
-    trainer = make_trainer(EnergyMonitor(every_n_steps=3), log_every_n_steps=2, logger=CSVLogger(tmp_path))
-    with pytest.warns(UserWarning, match="multiple of `log_every_n_steps`"):
-        trainer.fit(make_module(), datamodule=make_data())
+def test_every_reading_is_logged_at_its_step(make_module, make_data, make_trainer, tmp_path):
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(EnergyMonitor(every_n_steps=3), log_every_n_steps=2, logger=logger, max_epochs=3)
+    trainer.fit(make_module(), datamodule=make_data(batch_size=4))  # 6 batches an epoch
+    rows = rows_of(logger.log_dir)
+    assert steps_with(rows, "cost_of_identity/layer_01") == [2, 5, 8, 11, 14, 17]
+    assert steps_with(rows, "train/loss") == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def test_a_trainer_that_does_not_log_logs_no_readings(make_module, make_data, make_trainer, tmp_path):
+    monitor, logger = EnergyMonitor(every_n_steps=1, on_validation=False), CSVLogger(tmp_path)
+    trainer = make_trainer(monitor, log_every_n_steps=0, logger=logger, max_epochs=2)
+    trainer.fit(make_module(), datamodule=make_data())
+    assert "train" in monitor.readings
+    assert not any("cost_of_identity" in key for row in rows_of(logger.log_dir) for key in row)
+
+
+def test_callbacks_can_look_at_every_number(make_module, make_data, make_trainer):
+    """As EarlyStopping and ModelCheckpoint do; validation returns the summaries."""
+    monitor = EnergyMonitor()
+    trainer, module, data = make_trainer(monitor, max_epochs=2), make_module(), make_data()
+    trainer.fit(module, datamodule=data)
+    for stage, prefix in (("train", ""), ("validate", "val_")):
+        for key, value in monitor.readings[stage].scalars(prefix).items():
+            assert float(trainer.callback_metrics[key]) == pytest.approx(float(value), rel=1e-6)
+    (returned,) = trainer.validate(module, datamodule=data, verbose=False)
+    summaries = monitor.readings["validate"].summaries("val_")
+    assert {key for key in returned if "of_identity" in key} == {"val_cost_of_identity/min"}
+    assert summaries.keys() <= returned.keys()
 
 
 def test_without_a_logger_it_warns_and_works(make_module, make_data, make_trainer):
@@ -521,7 +546,9 @@ def test_a_diverged_batch_is_read_as_nan_and_training_goes_on(make_module, make_
     assert trainer.global_step == 5
     assert len([one for one in caught if "not finite" in str(one.message)]) == 1
     assert all(bool(values.isnan().all()) for values in monitor.readings["train"].quantities.values())
-    logged = [float(row["cost_of_identity/layer_02"]) for row in rows_of(logger.log_dir) if row["train/loss"]]
+    logged = [
+        float(row["cost_of_identity/layer_02"]) for row in rows_of(logger.log_dir) if row["cost_of_identity/layer_02"]
+    ]
     assert [math.isnan(value) for value in logged] == [False, False, True, True, True]
 
 

@@ -266,6 +266,7 @@ class Loop:
     reads: tuple[str, ...] = ("train", "validate")
     steps: int = 6  # of the optimizer that a StepSizeAdapter follows, in the last fit
     raises: type[BaseException] | None = None
+    unlogged_losses: int = 0  # of steps that ended before Lightning came to log their loss
     adapter: dict[str, Any] = field(default_factory=dict)
     quantities: tuple[str, ...] = ("cost_of_identity", "kinetic_energy", "speed", "stable_rank", "hamiltonian")
 
@@ -331,7 +332,9 @@ LOOPS = {
     "two fits": Loop(run=fit_twice),
     "break in training": Loop(BreaksInTraining, raises=BrokenError, steps=4),
     "break in validation": Loop(BreaksInValidation, raises=BrokenError, reads=("train",), steps=3),
-    "break in a callback": with_callback(lambda: Breaking("on_train_batch_end"), raises=BrokenError, steps=4),
+    "break in a callback": with_callback(
+        lambda: Breaking("on_train_batch_end"), raises=BrokenError, steps=4, unlogged_losses=1
+    ),
     "break in a trial": Loop(
         BreaksInTraining,
         settings=lambda: {"callbacks": [rate_finder()], "max_epochs": 5},
@@ -435,7 +438,9 @@ def steps_logged(logger, key) -> list[int]:
     return steps_with(rows_of(logger.log_dir), key) if (Path(logger.log_dir) / "metrics.csv").exists() else []
 
 
-def assert_logged_with_the_loss(run: Run, reads: Collection[str], key: str, stages=("train", "validate", "test")):
+def assert_logged_with_the_loss(
+    run: Run, reads: Collection[str], key: str, stages=("train", "validate", "test"), unlogged_losses: int = 0
+):
     """The steps of a key are those of the loss, in every stage that is read; `fast_dev_run` logs nothing."""
     for logger in run.trainer.loggers:
         for stage in stages if getattr(logger, "log_dir", None) else ():
@@ -443,7 +448,8 @@ def assert_logged_with_the_loss(run: Run, reads: Collection[str], key: str, stag
             steps = steps_logged(logger, f"{prefix}{key}")
             assert bool(steps) == (stage in reads)
             if not isinstance(run.module, Silent):
-                assert steps == steps_logged(logger, f"{prefix}loss")
+                unlogged = unlogged_losses if stage == "train" else 0
+                assert steps[: len(steps) - unlogged] == steps_logged(logger, f"{prefix}loss")
 
 
 # The promises.
@@ -463,7 +469,7 @@ def test_no_loop_feels_the_monitor(play, loop, makers):
     readings = watched.callbacks[0].readings
     assert set(readings) == set(loop.reads)
     assert all(one.is_finite() for one in readings.values())
-    assert_logged_with_the_loss(watched, loop.reads, "cost_of_identity/layer_01")
+    assert_logged_with_the_loss(watched, loop.reads, "cost_of_identity/layer_01", unlogged_losses=loop.unlogged_losses)
 
 
 @every_loop
@@ -475,7 +481,7 @@ def test_step_sizes_stay_a_distribution(play, loop):
     assert float(rho.sum()) == pytest.approx(1, abs=1e-6)
     assert torch.equal(rho, torch.full_like(rho, 1 / 3)) == (loop.steps == 0)
     assert run.callbacks[0].state_dict().get("num_steps", 0) == loop.steps
-    assert_logged_with_the_loss(run, loop.reads, "step_size/layer_01", stages=("train",))
+    assert_logged_with_the_loss(run, loop.reads, "step_size/layer_01", ("train",), loop.unlogged_losses)
 
 
 def test_every_logger_gets_every_reading(play, tmp_path):
