@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples faults long-run gpu clean
+.PHONY: demo test lint types docs check examples faults long-run gpu bench bench-quick clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py
@@ -36,6 +36,15 @@ long-run: $(STAMP)
 
 gpu: $(STAMP)
 	$(BIN)/python -m tests.gpu.check
+
+# Ratios beside peers, whose tables are in docs/benchmarks.md; the quick mode checks that they run and are exact.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -W ignore -m benchmarks --output runs/benchmarks.json
+
+bench-quick: $(STAMP)
+	$(BIN)/python -W ignore -m benchmarks --quick --output runs/benchmarks_quick.json
+	$(BIN)/python -W ignore -m benchmarks.communication --quick
 
 # Every example on reduced settings: that it runs, not what it finds.
 REDUCED := runs/reduced

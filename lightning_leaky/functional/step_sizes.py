@@ -123,7 +123,8 @@ def relative_distances(representations: Tensor, step_sizes: Tensor) -> Tensor:
 
 def distance_squares(previous: Tensor, current: Tensor) -> Tensor:
     """‖A_l − A_{l−1}‖² and ‖A_l‖², sums over samples: shape (2, ...) from two tensors of shape (..., N, w)."""
-    return torch.stack([matrix.square().sum((-2, -1)) for matrix in (current - previous, current)])
+    flat = [matrix.flatten(-2) for matrix in (current - previous, current)]
+    return torch.stack([torch.linalg.vecdot(vector, vector) for vector in flat])  # no square is written out
 
 
 def relative_distances_of(squares: Tensor, step_sizes: Tensor) -> Tensor:

@@ -1,0 +1,72 @@
+"""A training step of our network against those of networks that do the same work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.environment import package_version
+from benchmarks.networks import LEARNING_RATE, OdeNet, autocast, batch_of, cost, leaky, obvious, plain
+from benchmarks.sizes import Settings, Size
+from benchmarks.tables import Row, ratio_row
+from benchmarks.timing import in_turn
+
+GOALS = {"plain fully-connected net": 1.05, "obvious leaky code": 1.0, "torchdiffeq, Euler": 0.8}
+WEIGHT_DECAY = 3e-3
+
+
+def run(settings: Settings) -> list[Row]:
+    """Forward, backward and Adam's step, by its default code and fused."""
+    return [row for size in settings.sizes for fused in (None, True) for row in _rows(size, fused, settings)]
+
+
+def training_step(
+    network: nn.Module,
+    size: Size,
+    device: torch.device,
+    fused: bool | None = None,
+    regularizer: Callable[[], Tensor] | None = None,
+) -> Callable[[], None]:
+    """A training step on one batch, to be called again and again."""
+    inputs, targets = batch_of(size, device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=fused)
+
+    def step() -> None:
+        with autocast(size, device):
+            loss = cost(network(inputs), targets)
+            if regularizer is not None:
+                loss = loss + WEIGHT_DECAY * regularizer()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()  # here, so that sides whose turn it is not hold no gradients
+
+    return step
+
+
+def _rows(size: Size, fused: bool | None, settings: Settings) -> list[Row]:
+    device, name = settings.device, f"training step, {'fused' if fused else 'default'} Adam"
+    networks = [leaky(size, device), plain(size, device), obvious(size, device)]
+    if package_version("torchdiffeq"):
+        networks.append(OdeNet(size, device))
+    sides = dict(zip(["ours", *GOALS], (training_step(net, size, device, fused) for net in networks), strict=False))
+    if fused is None:
+        regularized = leaky(size, device)
+        sides["with regularizer"] = training_step(regularized, size, device, regularizer=regularized.regularizer)
+        if not settings.quick and any(map(shutil.which, ("c++", "g++", "clang++"))):
+            compiled = leaky(size, device)
+            compiled.compile()
+            sides["compiled"] = training_step(compiled, size, device)
+    seconds = in_turn(sides, settings)
+    rows = [
+        ratio_row(name, size.name, against, seconds["ours"], seconds[against], goal)
+        if against in seconds
+        else Row(name, size.name, against, note="not installed")
+        for against, goal in GOALS.items()
+    ]
+    variants = [variant for variant in ("with regularizer", "compiled") if variant in seconds]
+    return rows + [
+        ratio_row(f"{name}, {variant}", size.name, "ours", seconds[variant], seconds["ours"]) for variant in variants
+    ]
