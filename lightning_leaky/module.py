@@ -172,8 +172,8 @@ class LeakyResNetModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, without weight decay of its own, and half a cosine down to 1 % of the learning rate."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        # One pass over the weights in place of a dozen. On other devices torch chooses, for Lightning cannot clip what a
-        # fused optimizer takes from an fp16 scaler.
+        # One pass over the weights in place of a dozen. On other devices torch chooses, for Lightning cannot clip the
+        # gradients of a fused optimizer under an fp16 scaler.
         fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
         scheduler = HalfCosine(optimizer, self._num_steps, self.learning_rate / 100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -60,5 +60,17 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
         >>> features(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1.]])
     """
+    return features_beside((), representation, activation, constant_column)[0]
+
+
+def features_beside(
+    matrices: Sequence[Tensor], representation: Tensor, activation: Activation, constant_column: bool
+) -> tuple[Tensor, Tensor]:
+    """σ(A), a view of the other: [σ(A), M_1, …, M_k], shape (..., N, d + k w).
+
+    One copy of everything, for products of σ(A)ᵀ with all of it: one large product in place of k + 1 small ones.
+    """
     activated = resolve_activation(activation)(representation)
-    return F.pad(activated, (0, 1), value=1.0) if constant_column else activated
+    ones = [torch.ones_like(activated[..., :1])] if constant_column else []
+    beside = torch.cat([activated, *ones, *matrices], dim=-1)
+    return beside[..., : activated.shape[-1] + len(ones)], beside

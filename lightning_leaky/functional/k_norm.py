@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices, check_matrix, check_non_negative
-from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.features import Activation, features, features_beside, resolve_activation
 from lightning_leaky.functional.moments import SecondMoments, inner_products, moments_of
 
 
@@ -68,6 +68,15 @@ class KNorm:
     def features(self, representation: Tensor) -> Tensor:
         """Features σ(A), shape (..., N, d), of a representation A, shape (..., N, w)."""
         return features(representation, self.activation, self.constant_column)
+
+    def features_beside(self, representation: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """σ(A), and [σ(A), M_1, …, M_k] for products with all of it."""
+        return features_beside(matrices, representation, self.activation, self.constant_column)
+
+    def kernel(self, representation: Tensor) -> Tensor:
+        """K = σ(A) σ(A)ᵀ, shape (..., N, N): the constant column adds one to each entry, and is not formed."""
+        activated = resolve_activation(self.activation)(representation)
+        return activated @ activated.mT + int(self.constant_column)
 
     def stabiliser(self, gram: Tensor) -> Tensor:
         """Stabiliser γ, shape (...), for σᵀσ or σσᵀ, shape (..., n, n): both have the operator norm of K."""
@@ -177,15 +186,15 @@ def inner_products_of(k_norm: KNorm, representation: Tensor, *matrices: Tensor) 
     In N × N form float32 matrices are multiplied by the factor of K in float32, half of the work in half of the time;
     K itself is not, for what rounding does to it counts 1/γ0 times.
     """
-    sigma = k_norm.features(representation)
-    if sigma.shape[-2] <= sigma.shape[-1] and not k_norm.is_raw:
-        kernel = sigma @ sigma.mT
+    rows, width = representation.shape[-2:]
+    if rows <= width + int(k_norm.constant_column) and not k_norm.is_raw:
+        kernel = k_norm.kernel(representation)
         return _stable_from_kernel(kernel, matrices, k_norm.stabiliser(kernel))
     wide = [matrix.to(representation.dtype) for matrix in matrices]
     if k_norm.is_raw:
-        pseudo_inverse = torch.linalg.pinv(sigma, rtol=k_norm.rtol)
+        pseudo_inverse = torch.linalg.pinv(k_norm.features(representation), rtol=k_norm.rtol)
         return inner_products([pseudo_inverse @ matrix for matrix in wide])
-    return k_inner_products_from_moments(moments_of(sigma, wide), k_norm)
+    return k_inner_products_from_moments(moments_of(wide, *k_norm.features_beside(representation, wide)), k_norm)
 
 
 def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -223,9 +232,8 @@ def _stable_from_kernel(kernel: Tensor, matrices: Sequence[Tensor], gamma: Tenso
     # Inverted, for a product with all of M runs several times faster than a triangular solve.
     identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
     inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    halves = [(inverse.to(matrix.dtype) @ matrix).to(kernel.dtype) for matrix in matrices]
-    wide = partial(inner_products, [matrix.to(kernel.dtype) for matrix in matrices])
-    return _mask(inner_products(halves), wide, gamma, info)
+    halves = [inverse.to(matrix.dtype) @ matrix for matrix in matrices]
+    return _mask(inner_products(halves), partial(inner_products, matrices), gamma, info)
 
 
 def _stable_from_moments(gram: Tensor, cross: Tensor, inner: Tensor, gamma: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_matrices
-from lightning_leaky.functional.features import Activation, features
+from lightning_leaky.functional._checks import check_matrices, working_dtype
+from lightning_leaky.functional.features import Activation, features, features_beside
 
 
 class SecondMoments(NamedTuple):
@@ -68,7 +68,7 @@ def second_moments(
         (torch.Size([3, 3]), torch.Size([1, 3, 2]), torch.Size([1, 1]))
     """
     matrices = check_matrices(representation=representation, **({} if velocity is None else {"velocity": velocity}))
-    return moments_of(features(matrices[0], activation, constant_column), matrices)
+    return moments_of(matrices, *features_beside(matrices, matrices[0], activation, constant_column))
 
 
 def momentum_moments(
@@ -102,15 +102,9 @@ def momentum_of(gradient: Tensor, weight_decay: float) -> Tensor:
     return -gradient / weight_decay
 
 
-def moments_of(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> SecondMoments:
-    """Second moments of (..., N, d) features and k matrices, each of shape (..., N, w), without checks."""
-    products = feature_matrix.mT @ side_by_side(feature_matrix, matrices)
-    return split_moments(products, inner_products(matrices))
-
-
-def side_by_side(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """[S, M_1, …, M_k], shape (..., N, d + k w): Sᵀ times it is one large product in place of k + 1 small ones."""
-    return torch.cat([feature_matrix, *matrices], dim=-1)
+def moments_of(matrices: Sequence[Tensor], feature_matrix: Tensor, beside: Tensor) -> SecondMoments:
+    """Second moments of k matrices, each of shape (..., N, w), and what `features_beside` returns for them."""
+    return split_moments(feature_matrix.mT @ beside, inner_products(matrices))
 
 
 def split_moments(products: Tensor, inner: Tensor) -> SecondMoments:
@@ -147,8 +141,20 @@ def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Ten
 
 
 def inner_products(matrices: Sequence[Tensor]) -> Tensor:
-    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w)."""
-    flat = [matrix.flatten(-2) for matrix in matrices]
-    pairs = {(i, j): torch.linalg.vecdot(flat[i], flat[j]) for i in range(len(flat)) for j in range(i + 1)}
-    rows = [torch.stack([pairs[max(i, j), min(i, j)] for j in range(len(flat))], dim=-1) for i in range(len(flat))]
+    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w).
+
+    In the working dtype, whatever that of the matrices.
+    """
+    indices = range(len(matrices))
+    pairs = {(i, j): _inner_product(matrices[i], matrices[j]) for i in indices for j in range(i + 1)}
+    rows = [torch.stack([pairs[max(i, j), min(i, j)] for j in indices], dim=-1) for i in indices]
     return torch.stack(rows, dim=-2)
+
+
+def _inner_product(matrix: Tensor, other: Tensor) -> Tensor:
+    dtype = working_dtype(matrix.device)
+    if matrix.dtype == dtype:
+        found: Tensor = torch.linalg.vecdot(matrix.flatten(-2), other.flatten(-2))  # BLAS: nothing is written out
+        return found
+    # Over all of float32 matrices BLAS would lose digits; over one row it does not.
+    return torch.linalg.vecdot(matrix, other).sum(-1, dtype=dtype)

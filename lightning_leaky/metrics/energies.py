@@ -15,7 +15,7 @@ from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_momen
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of, velocity_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import inner_products, side_by_side, split_moments
+from lightning_leaky.functional.moments import inner_products, split_moments
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, check_step_sizes
 from lightning_leaky.metrics.base import LayerMetric
 
@@ -48,8 +48,8 @@ class _MomentMetric(LayerMetric):
 
     def accumulate(self, index: int, representation: Tensor, *matrices: Tensor) -> None:
         """Add the moments of one layer's matrices."""
-        features = self.k_norm.features(representation)
-        self.feature_products[index].addmm_(features.mT, side_by_side(features, matrices))
+        features, beside = self.k_norm.features_beside(representation, matrices)
+        self.feature_products[index].addmm_(features.mT, beside)
         self.inner[index] += inner_products(matrices)
 
     def products(self) -> Tensor:

@@ -145,17 +145,20 @@ class PathSamples(LayerMetric):
         """A_{l−1}, A_l and, where they are kept, B_l of one layer; what synchronisation has joined is a tensor."""
         states = [getattr(self, name) for name in self._defaults]
         batches = [[state] if isinstance(state, Tensor) else state for state in states]
-        return [torch.cat([batch[:, index] for batch in kept]) for kept in batches]
+        return [
+            kept[0][:, index] if len(kept) == 1 else torch.cat([batch[:, index] for batch in kept]) for kept in batches
+        ]
 
     def _read(self, index: int, previous: Tensor, current: Tensor, momentum: Tensor | None = None) -> dict[str, Tensor]:
         """Every reading of one layer."""
         dtype = working_dtype(self.device)
         kept = previous.dtype if self.k_norm.bears_float32 else dtype
         start, end = previous.to(kept), current.to(kept)
+        moved = velocity_of(start, end, float(self.step_sizes[index]))
         # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked.
-        finite = bool(torch.isfinite(start.sum(dtype=dtype) + end.sum(dtype=dtype)))
-        safe, moved = (start, end) if finite else (torch.zeros_like(start), torch.zeros_like(end))
-        moved, wide = velocity_of(safe, moved, float(self.step_sizes[index])), safe.to(dtype)
+        finite = bool(torch.isfinite(moved.sum(dtype=dtype)))
+        safe, moved = (start, moved) if finite else (torch.zeros_like(start), torch.zeros_like(moved))
+        wide = safe.to(dtype)
         readings = {}
         if self.with_energies:
             readings = energies_of(inner_products_of(self.k_norm, wide, safe, moved), self.effective_depth)
