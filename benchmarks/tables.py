@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import ROUND_CEILING, Context
 from typing import Any
@@ -97,20 +97,24 @@ def markdown(rows: Sequence[Row]) -> str:
         "against, ms": lambda row: shown(row.against_ms),
     }
     cells = [[title, *(cell(row) for row in rows)] for title, cell in columns.items()]
-    kept = [column for column in cells if any(column[1:])]
-    header, *lines = ["| " + " | ".join(line) + " |" for line in zip(*kept, strict=True)]
-    return "\n".join([header, "|" + " --- |" * len(kept), *lines])
+    header, *lines = zip(*(column for column in cells if any(column[1:])), strict=True)
+    return table(header, lines)
 
 
-def shown(value: float | None) -> str:
-    """Four digits, cut against us: what is measured here is the better the smaller.
+def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Any table, as markdown."""
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def shown(value: float | None, digits: int = 4) -> str:
+    """Some digits, cut against us: what is measured here is the better the smaller.
 
     Example:
         >>> shown(1.05001)
         '1.051'
     """
-    rounded = Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float
-    return "" if value is None else f"{rounded(value):g}"
+    rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal_from_float
+    return "" if value is None else f"{rounded(float(value)):{'f' if abs(value) >= 1 else 'g'}}"
 
 
 def _measure(name: str) -> Callable[[Row], str]:

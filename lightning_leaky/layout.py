@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -64,6 +64,10 @@ class Layout:
     def reads_all_positions(self) -> bool:
         """Whether every position is a row, so that gradients with respect to rows are those of the representation."""
         return not self.per_sample and self.max_samples is None
+
+    def limited(self, max_samples: int) -> Layout:
+        """Return this layout with at most so many rows, and no more than it had."""
+        return replace(self, max_samples=min(max_samples, self.max_samples or max_samples))
 
     def width(self, tensor: Tensor) -> int:
         """Return the number of channels of a representation, or raise ValueError where its axes are others."""

@@ -233,7 +233,7 @@ class PathObserver:
                 raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
         keeps = self._real_positions()
         self._check_repeats()
-        previous, current = self._rows(self.capture.previous, keeps), self._rows(self.capture.current, keeps)
+        previous, current = self._path_rows(keeps, self.layout)
         self._check_shapes(previous, current)
         if not any(map(len, current)) and self._fresh is None:
             raise ValueError("no position in it is real.")
@@ -242,15 +242,18 @@ class PathObserver:
             self._note_segments()
             self.capture.stop_checking()
         readers = self._readers_on(current[0].device)
-        if readers.has_room():
-            momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
-            readers.update(previous, current, self._step_sizes_read(), momenta)
-        else:
+        room = readers.room(current[0].dtype)
+        if room is not None and room < max(map(len, current)):
             self._warn(
                 "room",
-                "Of further batches nothing is read: the samples kept fill the memory that a monitor may take. Thin "
-                "them with Layout(max_samples=...), or limit the batches.",
+                "Some samples are not read: those of all processes would take more than the memory that a monitor may "
+                "take. Choose fewer with Layout(max_samples=...), or limit the batches.",
             )
+            if room == 0:
+                return
+            previous, current = self._path_rows(keeps, self.layout.limited(room))
+        momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
+        readers.update(previous, current, self._step_sizes_read(), momenta)
 
     def _real_positions(self) -> list[Tensor | None]:
         """Which positions of each layer are real, by the batch or, where that does not say, by what it was told."""
@@ -330,9 +333,14 @@ class PathObserver:
                     )
                     return
 
-    def _rows(self, tensors: Sequence[Tensor | None], keeps: list[Tensor | None]) -> list[Tensor]:
+    def _path_rows(self, keeps: list[Tensor | None], layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+        """A_{l−1} and A_l of the layers that are read."""
+        previous, current = (self._rows(each, keeps, layout) for each in (self.capture.previous, self.capture.current))
+        return previous, current
+
+    def _rows(self, tensors: Sequence[Tensor | None], keeps: list[Tensor | None], layout: Layout) -> list[Tensor]:
         chosen = [(tensors[index], keeps[index]) for index in self._segmentation.layers]
-        return [self.layout.rows(tensor, keep, self._fresh) for tensor, keep in chosen if tensor is not None]
+        return [layout.rows(tensor, keep, self._fresh) for tensor, keep in chosen if tensor is not None]
 
     def _momenta(self, current: list[Tensor], gradient_scale: float, keeps: list[Tensor | None]) -> list[Tensor]:
         """B_l = −(1/λ) ∂C/∂A_l; NaN where no gradient came."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scale
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -25,6 +27,12 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
 def test_relative_links_lead_somewhere(document):
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_page_on_scale_shows_what_the_formulas_say():
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    tables = scale.tables(scale.MODELS, scale.Assumptions())
+    assert [title for title, table in tables.items() if table not in page] == []
 
 
 def test_readme_has_python_blocks():

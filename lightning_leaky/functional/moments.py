@@ -157,4 +157,5 @@ def _inner_product(matrix: Tensor, other: Tensor) -> Tensor:
         found: Tensor = torch.linalg.vecdot(matrix.flatten(-2), other.flatten(-2))  # BLAS: nothing is written out
         return found
     # Over all of float32 matrices BLAS would lose digits; over one row it does not.
-    return torch.linalg.vecdot(matrix, other).sum(-1, dtype=dtype)
+    by_row: Tensor = torch.linalg.vecdot(matrix, other)
+    return by_row.sum(-1, dtype=dtype)

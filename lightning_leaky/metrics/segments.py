@@ -33,7 +33,7 @@ class SegmentReaders(nn.Module):
     Second moments, of ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable rank and ``8 L dw`` for the
     momenta (d = w + 1), are exact over any data set. The samples themselves take ``2 N L w`` float32 (``3 N L w`` with
     momenta) and N × N matrices. The form ``"auto"`` works on the smaller side, see `PathReader`. Where moments exceed
-    1 GiB in all it never turns to them, and takes no more batches once the samples of all processes fill 1 GiB.
+    1 GiB in all it never turns to them, and `room` says how many samples fit: those of all processes may take 1 GiB.
 
     Args:
         widths: The width of each layer, by segment.
@@ -64,6 +64,7 @@ class SegmentReaders(nn.Module):
         self.moments_in_bytes = needed
         self.form: Form = "samples" if form == "auto" and needed > MEMORY_LIMIT else form
         self.lengths = [length for _, length in widths]
+        self.total_width = sum(width * length for width, length in widths)
         self.has_momenta = bool(set(MOMENTA) & set(quantities))
         self.readers = nn.ModuleList(
             PathReader(length, width, effective_depth, quantities, k_norm, loss_reduction, self.form)
@@ -71,9 +72,22 @@ class SegmentReaders(nn.Module):
         )
         self.is_empty = True
 
-    def has_room(self) -> bool:
-        """Whether another batch may be kept."""
-        return self.is_empty or self._samples_in_bytes() < MEMORY_LIMIT
+    def room(self, dtype: torch.dtype) -> int | None:
+        """How many rows another batch may have on this process, if all have as many; ``None`` for any number.
+
+        The first batch may always have one. Momenta are sums over all positions: batches that have them are kept whole
+        or not at all.
+
+        Args:
+            dtype: Of the representations.
+        """
+        if self.form != "samples":
+            return None
+        matrices = 3 if self.has_momenta else 2
+        row = matrices * torch.promote_types(dtype, torch.float32).itemsize * self.total_width
+        left = (MEMORY_LIMIT // num_processes() - self._samples_in_bytes()) // row
+        rows = max(left, 1 if self.is_empty else 0)
+        return None if self.has_momenta and rows > 0 else rows
 
     def update(
         self,
@@ -128,8 +142,8 @@ class SegmentReaders(nn.Module):
             reader.reset()
 
     def _samples_in_bytes(self) -> int:
-        """Bytes of the samples of all processes, if each keeps as many: every one of them gathers all of them."""
-        return num_processes() * sum(reader.samples_in_bytes() for reader in self._each())
+        """Bytes of the samples of this process; every process gathers those of all."""
+        return sum(reader.samples_in_bytes() for reader in self._each())
 
     def _each(self) -> list[PathReader]:
         return [reader for reader in self.readers if isinstance(reader, PathReader)]

@@ -448,25 +448,49 @@ def test_rows_are_chosen_by_the_layout(make_trainer, layout):
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"][0], expected, rtol=1e-6, atol=0)
 
 
+SEVEN_ROWS = 7 * 2 * 3 * 4 * WIDTH
+"""Bytes of a batch of `loader`, at both ends of three layers; second moments would take more."""
+
+
 def test_a_wide_network_is_read_from_its_samples_and_told_once(make_trainer, monkeypatch, caplog):
     readings = []
-    for limit in (2**30, 1):
+    for limit in (2**30, SEVEN_ROWS):
         monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
             readings.append(read(make_trainer, Foreign(blocks()), loader(num_batches=3)).readings["train"])
-        assert len([one for one in caplog.records if "N × N form" in one.getMessage()]) == (limit == 1)
+        assert len([one for one in caplog.records if "N × N form" in one.getMessage()]) == (limit == SEVEN_ROWS)
     assert_same(*readings)
 
 
-def test_batches_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypatch):
-    monkeypatch.setattr(segments, "MEMORY_LIMIT", 1)
-    monitor, module = EnergyMonitor("blocks.*"), Foreign(blocks())
-    with pytest.warns(UserWarning, match="Of further batches nothing is read") as caught:
-        make_trainer(monitor).validate(module, loader(num_batches=3), verbose=False)
-    assert len([one for one in caught if "further batches" in str(one.message)]) == 1
-    first = next(iter(loader()))
-    assert_close_first(monitor.readings["validate"], measure_path(module, [first], ["cost_of_identity"]))
+@pytest.mark.parametrize(
+    ("limit", "rows_read"),
+    [
+        (SEVEN_ROWS, [range(7), []]),
+        (SEVEN_ROWS * 10 / 7, [range(7), [0, 3, 6]]),
+        (SEVEN_ROWS * 4 / 7, [[0, 2, 4, 6], []]),
+        (1, [[0], []]),
+    ],
+)
+def test_samples_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypatch, limit, rows_read):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", int(limit))
+    monitor, module, batches = EnergyMonitor("blocks.*"), Foreign(blocks()), loader(num_batches=4)
+    with pytest.warns(UserWarning, match="Some samples are not read") as caught:
+        make_trainer(monitor).validate(module, batches, verbose=False)
+    assert len([one for one in caught if "not read" in str(one.message)]) == 1
+    kept = torch.cat([batch[list(rows)] for batch, rows in zip(batches, rows_read, strict=False)])
+    with torch.no_grad():
+        expected = cost_of_identity(kept)
+    torch.testing.assert_close(monitor.readings["validate"]["cost_of_identity"][0], expected, rtol=1e-5, atol=0)
+
+
+def test_momenta_are_read_of_whole_batches(make_trainer, monkeypatch):
+    readings = []
+    for limit in (2**30, 1):
+        monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
+        monitor = EnergyMonitor("blocks.*", quantities=["momentum_norm"], weight_decay=0.1)
+        readings.append(read(make_trainer, Foreign(blocks()), loader(num_batches=1), monitor).readings["train"])
+    assert_same(*readings)
 
 
 # λ.

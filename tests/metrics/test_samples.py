@@ -138,18 +138,38 @@ def test_a_wide_network_is_read_without_its_moments():
     assert readers.moments_in_bytes > 70 * 2**30
 
 
-def test_there_is_room_until_the_samples_fill_it(monkeypatch):
-    monkeypatch.setattr(segments, "MEMORY_LIMIT", 1000)
+@pytest.mark.parametrize(
+    ("quantities", "limit", "dtype", "expected"),
+    [
+        # Of each row 2 · 3 · 4 · 8 = 192 bytes in float64, half of it in float32: 5 rows, 4 of which come first.
+        (FREE, 1000, torch.float64, [5, 1, 0]),
+        (FREE, 1000, torch.float32, [10, 6, 2, 0]),
+        (FREE, 1000, torch.bfloat16, [10, 6, 2, 0]),  # kept in float32
+        (FREE, 1, torch.float64, [1, 0]),
+        # 288 bytes: a batch with momenta is kept whole, if there is a place for one row of it.
+        (MOMENTA, 1200, torch.float64, [None, 0]),
+        (MOMENTA, 1153, torch.float64, [None, 0]),
+        (MOMENTA, 1440, torch.float64, [None, None, 0]),
+    ],
+)
+def test_there_is_room_until_the_samples_fill_it(monkeypatch, quantities, limit, dtype, expected):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
     path = random_path(num_samples=4)
-    readers = SegmentReaders([(4, 3)], 2.0, FREE)
-    assert readers.has_room()
+    previous, current = (list(matrices.to(dtype)) for matrices in (path.previous(), path.current()))
+    readers = SegmentReaders([(4, 3)], 2.0, quantities, form="samples")
+    assert readers.room(dtype) == expected[0]
     rooms = []
-    for _ in range(3):
-        readers.update(list(path.previous()), list(path.current()), path.step_sizes)
-        rooms.append(readers.has_room())  # 2 · 4 · 3 · 4 · 8 = 768 bytes each
-    assert rooms == [True, False, False]
+    for _ in expected[1:]:
+        readers.update(previous, current, path.step_sizes, current)
+        rooms.append(readers.room(dtype))
+    assert rooms == expected[1:]
     readers.reset()
-    assert readers.has_room()
+    assert readers.room(dtype) == expected[0]
+
+
+def test_second_moments_always_have_room(monkeypatch):
+    monkeypatch.setattr(segments, "MEMORY_LIMIT", 1)
+    assert SegmentReaders([(4, 3)], 2.0, FREE, form="moments").room(torch.float32) is None
 
 
 # Segments.

@@ -1,0 +1,124 @@
+"""Formulas: what processes exchange and keep for a reading of a path in one segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightning_leaky.metrics.path_reader import moments_in_bytes
+from lightning_leaky.metrics.segments import Form
+
+ENERGIES = ("cost_of_identity", "kinetic_energy")
+DEFAULTS = (*ENERGIES, "stable_rank")
+MOMENTA = ("hamiltonian", "momentum_norm")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reading of a path in one segment.
+
+    Attributes:
+        processes: P.
+        rows: N, the most of any process.
+        num_layers: L.
+        width: w.
+        with_momenta: Whether momenta are read, beside the quantities that are read by default.
+    """
+
+    processes: int
+    rows: int
+    num_layers: int
+    width: int
+    with_momenta: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Samples n = P N of all processes."""
+        return self.processes * self.rows
+
+    @property
+    def states(self) -> int:
+        """How much is kept of each sample and layer: A_{l−1}, A_l and, for momenta, B_l."""
+        return 3 if self.with_momenta else 2
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities that are read."""
+        return DEFAULTS + (MOMENTA if self.with_momenta else ())
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Collectives that a process joins, and bytes that it hands to them and gets from them, its own among these."""
+
+    collectives: int = 0
+    given: int = 0
+    taken: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.collectives + other.collectives, self.given + other.given, self.taken + other.taken)
+
+
+def gathered(processes: int, given: int) -> Traffic:
+    """Traffic of one all_gather."""
+    return Traffic(1, given, processes * given)
+
+
+def summed(given: int) -> Traffic:
+    """Traffic of one all_reduce."""
+    return Traffic(1, given, given)
+
+
+def samples_traffic(reading: Reading) -> Traffic:
+    """Form "samples": for each state a barrier, its three sizes as int64, and N × L × w numbers in float32.
+
+    A process with fewer rows than others pads its own.
+    """
+    barrier, sizes = Traffic(1), gathered(reading.processes, 3 * 8)
+    state = gathered(reading.processes, 4 * reading.rows * reading.num_layers * reading.width)
+    return sum([barrier, sizes, state] * reading.states, Traffic())
+
+
+def moments_traffic(reading: Reading) -> Traffic:
+    """Form "moments": one sum a state, in float64.
+
+    Of the energies Sᵀ[S, A, V] and the four inner products of (A, V), of the stable rank AᵀA, of the momenta SᵀB,
+    tr(BᵀA), ‖B‖² and the number of samples.
+    """
+    w, d = reading.width, reading.width + 1
+    numbers = [d * (d + 2 * w), 4, w * w] + ([d * w, 1, 1, 1] if reading.with_momenta else [])
+    return sum((summed(8 * reading.num_layers * number) for number in numbers), Traffic())
+
+
+def auto_traffic(reading: Reading) -> Traffic:
+    """Form "auto" where moments fit: two int64 (whether a process has turned to sums, its rows), and either form."""
+    form = samples_traffic if reading.samples <= reading.width else moments_traffic
+    return summed(2 * 8) + form(reading)
+
+
+FORMS: dict[Form, Callable[[Reading], Traffic]] = {
+    "samples": samples_traffic,
+    "moments": moments_traffic,
+    "auto": auto_traffic,
+}
+
+
+def agreement_traffic(reading: Reading) -> Traffic:
+    """What `EnergyMonitor` adds: a flag, and for each layer its segment, width and bytes of an entry, as int64."""
+    return gathered(reading.processes, 8 * (1 + 3 * reading.num_layers))
+
+
+def samples_memory(reading: Reading) -> int:
+    """Bytes of the samples of all processes, which each of them holds while it computes."""
+    return 4 * reading.states * reading.samples * reading.num_layers * reading.width
+
+
+def samples_peak(reading: Reading) -> int:
+    """Bytes at the peak: for a moment the gathered pieces and what they are joined to are both there."""
+    return 2 * samples_memory(reading)
+
+
+def moments_peak(reading: Reading) -> int:
+    """Bytes at the peak: the moments, and those of the energies three times more while they are summed."""
+    sizes = reading.num_layers, reading.width
+    return moments_in_bytes(*sizes, reading.quantities) + 3 * moments_in_bytes(*sizes, ENERGIES)
