@@ -91,9 +91,9 @@ def moments_traffic(reading: Reading) -> Traffic:
 
 
 def auto_traffic(reading: Reading) -> Traffic:
-    """Form "auto" where moments fit: two int64 (whether a process has turned to sums, its rows), and either form."""
+    """Form "auto" where moments fit: an int64 (whether a process has turned to sums), and either form."""
     form = samples_traffic if reading.samples <= reading.width else moments_traffic
-    return summed(2 * 8) + form(reading)
+    return summed(8) + form(reading)
 
 
 FORMS: dict[Form, Callable[[Reading], Traffic]] = {

@@ -353,3 +353,11 @@ def test_both_forms_of_the_hamiltonian_agree_at_a_critical_point(trained):
     """Up to the stabiliser γ and the discretisation, where kinetic and potential energy themselves reach hundreds."""
     difference = (trained["hamiltonian"] - trained["energy_hamiltonian"]).abs().max()
     assert float(difference) < 0.02 * float(trained["potential_energy"].abs().max())
+
+
+def test_adam_is_fused_where_all_parameters_are_on_the_cpu():
+    """Elsewhere torch chooses: Lightning refuses to clip the gradients of a fused optimizer under an fp16 scaler."""
+    module = LeakyResNetModule(3, 2, width=4, num_layers=2, effective_depth=1.0)
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is True
+    module.network.to("meta")
+    assert module.configure_optimizers()["optimizer"].defaults["fused"] is None

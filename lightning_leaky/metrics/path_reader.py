@@ -318,11 +318,10 @@ class PathReader(nn.Module):
         return not self._is_summing and len(rows) == 1 and total <= self.width
 
     def _must_sum(self) -> bool:
-        """Whether a process has turned to sums, or all samples together have become too many; one collective."""
+        """Whether a process has turned to sums, as one has where all samples together are too many; one collective."""
         if self.samples is None or self.form == "samples" or num_processes() == 1:
             return self._is_summing
-        told = summed(torch.tensor([int(self._is_summing), self.samples.num_rows()], device=self.samples.device))
-        return bool(told[0] > 0) or bool(told[1] > self.width)
+        return bool(summed(torch.tensor([int(self._is_summing)], device=self.samples.device)) > 0)
 
     def _turn_to_sums(self) -> None:
         """Sum the moments of the samples kept, and of all that come until the next reset."""

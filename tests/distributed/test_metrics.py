@@ -27,6 +27,13 @@ def test_readings_by_hooks_equal_one_process_even_where_a_process_has_no_batch(p
         torch.testing.assert_close(found["samples"], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_processes_choose_a_form_together(processes):
+    """Also where some of them could keep their samples and others could not."""
+    expected = workers.automatic(form="moments")
+    for found in processes:
+        torch.testing.assert_close(found["automatic"], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_layers_are_found_and_split_alike_even_where_a_process_has_no_batch(processes):
     expected = workers.found()
     assert expected["segments"][-2:].tolist() == [2, 2]

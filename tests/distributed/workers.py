@@ -170,6 +170,25 @@ def found_otherwise(rank: int, world_size: int) -> dict[str, Tensor]:
     return {"otherwise": read["cost_of_identity"], "names": read.names}
 
 
+AUTO_WIDTHS = (4, 16, 24, 64)
+"""One process or all of them have more samples than neurons, or none."""
+
+
+def automatic(rank: int = 0, world_size: int = 1, form: Form = "auto") -> dict[int, dict[str, Tensor]]:
+    """Every quantity of the shards, by width."""
+    readings = {}
+    for width in AUTO_WIDTHS:
+        generator = torch.Generator().manual_seed(0)
+        path = torch.randn(NUM_LAYERS + 1, NUM_SAMPLES, width, dtype=torch.float64, generator=generator)
+        weights = torch.randn(NUM_LAYERS, width, width + 1, dtype=torch.float64, generator=generator)
+        rows, rho = shard(rank, world_size), torch.full((NUM_LAYERS,), 1 / NUM_LAYERS)
+        momenta = path[1:, rows] * NUM_SAMPLES / max(1, SHARDS[world_size][rank])
+        reader = metrics.PathReader(NUM_LAYERS, width, DEPTH, metrics.path_reader.QUANTITIES, form=form)
+        reader.update(path[:-1, rows], path[1:, rows], rho, momenta, weights)
+        readings[width] = reader.compute().quantities
+    return readings
+
+
 def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
     """How many collectives one reading of every quantity takes."""
     reader = metrics.PathReader(num_layers, WIDTH, DEPTH, metrics.path_reader.QUANTITIES)
@@ -189,6 +208,7 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
     results["complaining"] = step_sizes_of_one_that_complains(rank, size)
     results["observed"] = observed(rank, size)
     results["samples"] = observed(rank, size, "samples")
+    results["automatic"] = automatic(rank, size)
     results |= found(rank, size) | found_otherwise(rank, size)
     results["collectives"] = [collectives_of_a_reading(rank, size, layers) for layers in (2, 12)]
     dist.destroy_process_group()

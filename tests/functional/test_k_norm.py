@@ -40,6 +40,61 @@ def test_relative_gamma_is_a_share_of_the_operator_norm(problem, gamma_rel):
     assert_close(operator_norm(S.mT @ S), norm, rtol=1e-12)
 
 
+SPECTRA = {
+    "separated": lambda n: torch.linspace(0, 1, n) ** 4,
+    "degenerate": lambda n: torch.ones(n),
+    "two leading": lambda n: torch.cat([torch.ones(2), torch.full((n - 2,), 0.1)]),
+    "slow": lambda n: 0.999 ** torch.arange(n),
+    "rank one": lambda n: torch.eye(n)[0],
+    "zero": torch.zeros,
+}
+
+
+def symmetric(spectrum, seed=0):
+    """A matrix with these eigenvalues, in a random basis."""
+    size = spectrum.shape[-1]
+    basis, _ = torch.linalg.qr(normal(size, size, generator=generator_of(seed)))
+    return basis * spectrum.double()[..., None, :] @ basis.mT
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+@pytest.mark.parametrize("size", [47, 48, 130])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_operator_norm_of_large_matrices_is_their_largest_eigenvalue(name, size, scale):
+    gram = symmetric(scale * SPECTRA[name](size).double())
+    expected = torch.linalg.eigvalsh(gram)[-1]
+    torch.testing.assert_close(operator_norm(gram), expected, rtol=1e-9, atol=0)
+
+
+@given(gap=st.floats(-14, 0), seed=st.integers(0, 99))
+def test_leading_eigenvalues_that_nearly_agree_do_not_mislead_the_operator_norm(gap, seed):
+    """Whatever their gap, where power iteration turns by less than it can see."""
+    spectrum = torch.full((60,), 0.5, dtype=torch.float64)
+    spectrum[:2] = torch.tensor([1.0, 1 - 10**gap])
+    torch.testing.assert_close(float(operator_norm(symmetric(spectrum, seed))), 1.0, rtol=1e-7, atol=0)
+
+
+def test_the_operator_norm_finds_a_block_that_is_far_smaller_than_the_others():
+    """One entry among many, larger than all of their eigenvalues by little."""
+    gram = symmetric(torch.linspace(0, 1, 100))
+    gram = torch.block_diag(gram, torch.tensor([[1.5]], dtype=torch.float64))
+    torch.testing.assert_close(float(operator_norm(gram)), 1.5, rtol=1e-9, atol=0)
+
+
+def test_each_of_several_matrices_has_its_own_operator_norm():
+    spectra = torch.stack([make(64).double() for make in SPECTRA.values()])
+    found = operator_norm(torch.stack([symmetric(spectrum) for spectrum in spectra]))
+    torch.testing.assert_close(found, spectra.amax(-1), rtol=1e-9, atol=0)
+
+
+def test_the_operator_norm_uses_up_no_random_numbers():
+    state = torch.get_rng_state()
+    first = operator_norm(symmetric(torch.linspace(0, 1, 100)))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(operator_norm(symmetric(torch.linspace(0, 1, 100))), first)
+
+
 @given(problem=problems(norms=k_norms(forms=("relative",))))
 def test_relative_form_is_the_absolute_form_at_its_gamma(problem):
     k_norm = problem.k_norm

@@ -31,7 +31,7 @@ def expected_of(path, reduction="mean"):
     return found | {"stable_rank": CASES["StableRank"].expected(path)}
 
 
-@pytest.mark.parametrize("form", ["moments", "samples"])
+@pytest.mark.parametrize("form", ["moments", "samples", "auto"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @settings(max_examples=50)
 @given(drawn=paths_in_batches(), chosen=st.sets(st.sampled_from(QUANTITIES), min_size=1))
@@ -42,6 +42,32 @@ def test_any_choice_over_any_batches_equals_the_functions(form, reduction, drawn
     assert_same_reading(readings.quantities, {name: expected_of(path, reduction)[name] for name in chosen})
     assert all(values.shape == (path.num_layers,) for values in readings.quantities.values())
     assert torch.equal(readings.step_sizes, path.step_sizes)
+
+
+def test_samples_are_kept_until_they_are_more_than_neurons():
+    path, held = random_path(num_samples=12, width=5), []
+    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES, path.k_norm, form="auto")
+    for rows in (slice(0, 2), slice(2, 5), slice(5, 6), slice(6, 12)):
+        feed(reader, path, [rows])
+        held.append((reader.samples.num_rows(), reader.energies is not None))
+    assert held == [(2, False), (5, False), (0, True), (0, True)]
+    reader.reset()
+    feed(reader, path, [slice(0, 2)])
+    assert reader.samples.num_rows() == 2
+    expected = read(path, batches=[slice(0, 2)])
+    assert_same_reading(reader.compute().quantities, expected.quantities)
+
+
+def test_layers_of_different_numbers_of_samples_are_summed():
+    """As those of a padding mask for some layers only."""
+    paths = [random_path(num_layers=1, num_samples=count, width=6, seed=count) for count in (2, 3)]
+    reader = PathReader(2, 6, 2.0, ENERGIES, form="auto")
+    reader.update(*([getattr(path, end)()[0] for path in paths] for end in ("previous", "current")), torch.ones(2) / 2)
+    found = reader.compute()
+    for index, path in enumerate(paths):
+        alone = read(path._replace(step_sizes=torch.tensor([0.5])), ENERGIES)
+        for name in ENERGIES:
+            torch.testing.assert_close(found[name][index], alone[name][0], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from lightning_leaky.metrics import segments
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, PathReader, moments_in_bytes
 from lightning_leaky.metrics.samples import PathSamples
 from lightning_leaky.metrics.segments import SegmentReaders
+from tests import references
 from tests.metrics.cases import random_path
 
 HALVES = (slice(0, 4), slice(4, None))
@@ -36,6 +37,42 @@ def test_both_forms_agree_in_float32(num_samples, k_norm):
         readings.append(reader.compute())
     for name, values in readings[0].quantities.items():
         torch.testing.assert_close(readings[1][name], values, rtol=1e-6, atol=1e-6 * float(values.abs().max()))
+
+
+def hard_path(kind, num_samples=40, width=64):
+    """Both ends of a layer, in float32, where sums of products cancel most."""
+    generator = torch.Generator().manual_seed(0)
+    A, noise = torch.randn(2, num_samples, width, generator=generator)
+    if kind == "rank one":
+        return A[:, :1] * A[:1], A[:, :1] * noise[:1]
+    if kind == "equal samples":
+        return A[:1].expand_as(A).clone(), noise[:1].expand_as(A).clone()
+    if kind == "far from zero":
+        return 1e3 + A, 1e3 + noise
+    if kind == "hardly moving":
+        return A, A + 1e-5 * noise
+    if kind == "inside its features":  # V is a combination of leading singular vectors: 1/γ0 times below the rest
+        features = torch.relu(A)
+        return A, A + 0.1 * features @ (features.mT @ A) / num_samples
+    return A * 10.0 ** -torch.arange(width).div(8), noise  # "falling": neurons from 1 to 1e-8
+
+
+@pytest.mark.parametrize("num_samples", [40, 65])
+@pytest.mark.parametrize(
+    "kind", ["rank one", "equal samples", "far from zero", "hardly moving", "inside its features", "falling"]
+)
+def test_products_in_float32_keep_six_digits(kind, num_samples):
+    previous, current = hard_path(kind, num_samples)
+    metric = PathSamples(1, 64, 2.0)
+    metric.update([previous], [current], torch.ones(1))
+    assert metric.previous[0].dtype == torch.float32
+    A, V = previous.double(), current.double() - previous.double()
+    expected = {
+        "cost_of_identity": references.cost_of_identity(A, KNorm()),
+        "kinetic_energy": references.kinetic_energy(A, V, 2.0, KNorm()),
+    }
+    for name, reference in expected.items():
+        torch.testing.assert_close(metric.compute()[name], reference.value, rtol=1e-6, atol=0)
 
 
 def test_nothing_of_the_square_of_the_width_is_held():
