@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quick=options.quick,
     )
     _silence()
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
     where, suites = environment(settings.device), dict[str, list[dict[str, Any]]]()
     print("\n".join(f"- {name}: {value}" for name, value in where.items()))
     rows: list[Row] = []

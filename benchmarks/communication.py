@@ -81,12 +81,12 @@ GROWN = Case(Reading(processes=2, rows=64, num_layers=16, width=8192), "samples"
 
 
 def cases_of(processes: int, shapes: Sequence[tuple[int, int, int]]) -> list[Case]:
-    """Every form at every shape: with and without momenta, with fewer rows on a process or none, by an observer."""
+    """Every form at every shape: energies or all quantities, fewer rows on a process or none, by an observer."""
     cases = []
     for shape in shapes:
-        plain, with_momenta = (Reading(processes, *shape, with_momenta=each) for each in (False, True))
+        plain, full = (Reading(processes, *shape, with_momenta=each, with_spectrum=each) for each in (False, True))
         for form in FORMS:
-            cases += [Case(plain, form), Case(with_momenta, form, missing=1)]
+            cases += [Case(plain, form), Case(full, form, missing=1)]
             cases += [Case(plain, form, missing=shape[0]), Case(plain, form, by_observer=True)]
     return cases
 
@@ -171,7 +171,7 @@ def counts_on(processes: int, shapes: Sequence[tuple[int, int, int]]) -> list[Co
 
 def counts_table(counts: Sequence[Count]) -> str:
     """Every case: what the formula says, and what the first process has counted."""
-    header = ["form", "by", "processes", "N", "fewer on the last", "L", "w", "momenta"]
+    header = ["form", "by", "processes", "N", "fewer on the last", "L", "w", "momenta, rank"]
     pairs = ["collectives, predicted / counted", "bytes given", "bytes taken", "all processes agree"]
     rows = []
     for count in counts:
@@ -203,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(counts)} cases on {', '.join(map(str, numbers))} processes, {len(wrong)} disagreements.")
     print(*wrong, sep="\n", end="\n" if wrong else "", file=sys.stderr)
     if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         listed = [{**asdict(count), "predicted": asdict(count.case.predicted)} for count in counts]
         report = {"environment": where, "counts": listed, "notes": notes, "disagreements": wrong}
         options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from benchmarks.tables import shown, table
 from benchmarks.traffic import (
-    DEFAULTS,
+    ENERGIES,
     Reading,
     agreement_traffic,
     moments_peak,
@@ -46,7 +46,7 @@ class Work:
     waits: int
 
 
-def samples_work(reading: Reading, with_spectrum: bool = True) -> Work:
+def samples_work(reading: Reading) -> Work:
     """Work of a reading from n ≤ w samples.
 
     Per layer: K = SSᵀ and, for the stable rank, AAᵀ in float64; the inverse factor of K times A and V in float32; the
@@ -54,12 +54,11 @@ def samples_work(reading: Reading, with_spectrum: bool = True) -> Work:
 
     Args:
         reading: Its sizes.
-        with_spectrum: Whether the stable rank is read.
 
     Raises:
         ValueError: If there are more samples than neurons.
     """
-    n, w, layers, spectrum = reading.samples, reading.width, reading.num_layers, int(with_spectrum)
+    n, w, layers, spectrum = reading.samples, reading.width, reading.num_layers, int(reading.with_spectrum)
     if n > w:
         raise ValueError(f"`reading` must have no more samples than neurons, got {reading}.")
     return Work(
@@ -73,15 +72,15 @@ def samples_work(reading: Reading, with_spectrum: bool = True) -> Work:
 def moments_work(reading: Reading) -> Work:
     """Work of a reading from second moments.
 
-    Per layer: Sᵀ[S, A, V] and AᵀA of the own rows, a factor (d³/3) and its quotients of two matrices (2d²w),
-    eigenvalues (4w³/3) and powers, all in float64.
+    Per layer: Sᵀ[S, A, V] of the own rows, a factor (d³/3), its quotients of two matrices (2d²w) and powers, all in
+    float64.
     """
     rows, w, d, layers = reading.rows, reading.width, reading.width + 1, reading.num_layers
     return Work(
         products32=0,
-        products64=layers * (2 * rows * d * (d + 2 * w) + 2 * rows * w**2 + 2 * d**2 * w),
-        factorisations=layers * (d**3 / 3 + 4 / 3 * w**3 + 2 * POWERS * d**2),
-        waits=layers * (POWERS + w),
+        products64=layers * (2 * rows * d * (d + 2 * w) + 2 * d**2 * w),
+        factorisations=layers * (d**3 / 3 + 2 * POWERS * d**2),
+        waits=layers * POWERS,
     )
 
 
@@ -197,7 +196,7 @@ def models_table(models: Sequence[Model], assumed: Assumptions) -> str:
     rows: list[list[object]] = []
     for model in models:
         L, w = model.num_layers, model.width
-        sizes = [moments_in_bytes(L, w, DEFAULTS), 2 * assumed.tokens * w * (L + 1)]
+        sizes = [moments_in_bytes(L, w, ENERGIES), 2 * assumed.tokens * w * (L + 1)]
         state, step = gib(assumed.state * model.parameters), up(assumed.step(model.parameters))
         rows.append([model.name, L, w, state, step, *map(gib, sizes)])
     return table(header, rows)
@@ -249,27 +248,30 @@ def rhythm_table(models: Sequence[Model], assumed: Assumptions) -> str:
             seconds = (
                 gather + compute,
                 fast.gather(reading) + compute,
-                gather + assumed.compute(samples_work(reading, with_spectrum=False)),
+                gather + assumed.compute(samples_work(replace(reading, with_spectrum=True))),
                 assumed.gather(share) + assumed.compute(samples_work(share)),
             )
             every = [assumed.every(each, model.parameters) for each in seconds]
             rows.append(
                 [model.name, processes, reading.samples, fits(model, reading, assumed), up(gather), up(compute), *every]
             )
-    return table([*header, "no stable rank", "layers shared out"], rows)
+    return table([*header, "with stable rank", "layers shared out"], rows)
 
 
 def moments_table(models: Sequence[Model], assumed: Assumptions) -> str:
     """What the form "moments" takes on the most processes; "auto" does not choose it for models of this size."""
-    header = ["parameters", "summed, GiB", "peak, GiB", "TFLOP", "sum, s", "compute, s", "every … steps", "peak fits"]
+    header = ["parameters", "summed, GiB", "peak, GiB", "TFLOP", "sum, s", "compute, s", "every … steps"]
     rows: list[list[object]] = []
     for model in models:
         reading = model.reading(max(PROCESSES), int(assumed.tokens))
-        peak, work = moments_peak(reading), moments_work(reading)
+        work = moments_work(reading)
         seconds = assumed.sum(reading), assumed.compute(work)
-        sizes = [gib(moments_traffic(reading).given), gib(peak), up((work.products64 + work.factorisations) / 1e12)]
-        every, is_small = assumed.every(sum(seconds), model.parameters), peak <= assumed.memory
-        rows.append([model.name, *sizes, *map(up, seconds), every, "yes" if is_small else "no"])
+        sizes = [
+            gib(moments_traffic(reading).given),
+            gib(moments_peak(reading)),
+            up((work.products64 + work.factorisations) / 1e12),
+        ]
+        rows.append([model.name, *sizes, *map(up, seconds), assumed.every(sum(seconds), model.parameters)])
     return table(header, rows)
 
 

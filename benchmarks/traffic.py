@@ -9,7 +9,7 @@ from lightning_leaky.metrics.path_reader import moments_in_bytes
 from lightning_leaky.metrics.segments import Form
 
 ENERGIES = ("cost_of_identity", "kinetic_energy")
-DEFAULTS = (*ENERGIES, "stable_rank")
+SPECTRUM = ("stable_rank",)
 MOMENTA = ("hamiltonian", "momentum_norm")
 
 
@@ -22,7 +22,8 @@ class Reading:
         rows: N, the most of any process.
         num_layers: L.
         width: w.
-        with_momenta: Whether momenta are read, beside the quantities that are read by default.
+        with_momenta: Whether momenta are read, beside the energies.
+        with_spectrum: Whether the stable rank is read, beside the energies.
     """
 
     processes: int
@@ -30,6 +31,7 @@ class Reading:
     num_layers: int
     width: int
     with_momenta: bool = False
+    with_spectrum: bool = False
 
     @property
     def samples(self) -> int:
@@ -44,7 +46,7 @@ class Reading:
     @property
     def quantities(self) -> tuple[str, ...]:
         """The quantities that are read."""
-        return DEFAULTS + (MOMENTA if self.with_momenta else ())
+        return ENERGIES + (SPECTRUM if self.with_spectrum else ()) + (MOMENTA if self.with_momenta else ())
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def moments_traffic(reading: Reading) -> Traffic:
     tr(BᵀA), ‖B‖² and the number of samples.
     """
     w, d = reading.width, reading.width + 1
-    numbers = [d * (d + 2 * w), 4, w * w] + ([d * w, 1, 1, 1] if reading.with_momenta else [])
+    numbers = [d * (d + 2 * w), 4]
+    numbers += [w * w] if reading.with_spectrum else []
+    numbers += [d * w, 1, 1, 1] if reading.with_momenta else []
     return sum((summed(8 * reading.num_layers * number) for number in numbers), Traffic())
 
 

@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from lightning_leaky import EnergyMonitor
 
-COLUMNS = ("kinetic_energy", "cost_of_identity", "stable_rank")
+COLUMNS = ("kinetic_energy", "cost_of_identity")
 
 
 class Classifier(L.LightningModule):

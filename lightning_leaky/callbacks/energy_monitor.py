@@ -32,7 +32,8 @@ from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantit
 from lightning_leaky.metrics.segments import Form, check_form
 from lightning_leaky.observer import PathObserver
 
-_DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy", "stable_rank")
+# No stable rank: it needs the whole spectrum of every layer, which takes several times as long as all of these.
+_DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy")
 # Without a leak the one is 0 and the other the kinetic energy once more.
 _DEFAULT_OF_LEAKS = ("potential_energy", "energy_hamiltonian")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
@@ -85,8 +86,8 @@ class EnergyMonitor(Callback):
             ``(name, module) -> bool`` (in YAML its import path). ``None`` takes the leaky path of the model or, where
             it has none, the longest run of shape-preserving blocks of one class, found on the first batch and named in
             the log. Blocks that change the shape are left out and split the path into segments.
-        quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity, kinetic energy
-            and stable rank; with a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is
+        quantities: Which readings to take, by the first part of their keys. ``None``: cost of identity and kinetic
+            energy; with a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is
             known, the Hamiltonian in momentum form with its criticality residual.
         every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
             ``log_every_n_steps``.
@@ -106,8 +107,9 @@ class EnergyMonitor(Callback):
             mask by keyword do. ``None`` reads padding too.
         form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
             rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
-            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` takes moments up
-            to 1 GiB and samples above, which is said once.
+            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
+            while those of all processes are at most w and then sums moments, or, where moments would take more than
+            1 GiB, keeps as many samples as fill it, which is said once.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, one that does

@@ -214,7 +214,7 @@ def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
     assert hooks_of(module) == 0
 
 
-DEFAULTS = ("cost_of_identity", "kinetic_energy", "stable_rank")
+DEFAULTS = ("cost_of_identity", "kinetic_energy")
 
 
 def test_of_two_runs_the_longer_is_taken_of_equals_the_larger(make_trainer):
