@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from statistics import linear_regression
 
-from benchmarks.collectives import collectives_of_a_reading
+from benchmarks.communication import Case, counted
+from benchmarks.processes import on_processes
 from benchmarks.readings import path_of, reading
 from benchmarks.sizes import Settings, Size
 from benchmarks.tables import Row, spread_of
 from benchmarks.timing import in_turn
+from benchmarks.traffic import Reading
 
 TALL, WIDE = "more samples than neurons", "fewer samples than neurons"
 GRIDS = {
@@ -44,7 +46,13 @@ def _exponent(name: str, sizes: Sequence[Size], settings: Settings) -> Row:
 
 
 def _collectives() -> Row:
-    counts = [count for number in PROCESSES for count in collectives_of_a_reading(number, LENGTHS)]
+    counts = [
+        traffic.collectives
+        for processes in PROCESSES
+        for traffic in on_processes(processes, counted, [Case(Reading(processes, 32, L, 16), "auto") for L in LENGTHS])[
+            0
+        ]
+    ]
     size = f"L = {', '.join(map(str, LENGTHS))}; {' and '.join(map(str, PROCESSES))} processes"
     measures = {"most collectives": float(max(counts))}
     spread = float(max(counts) - min(counts))
