@@ -125,12 +125,12 @@ def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum
 
 def momentum_representation_of(representation: Tensor, momentum: Tensor) -> Tensor:
     """tr(BᵀA), shape (...), without checks."""
-    return (momentum * representation).sum((-2, -1))
+    return inner_product(momentum, representation)
 
 
 def momentum_square_of(momentum: Tensor) -> Tensor:
     """‖B‖²_F, shape (...), without checks."""
-    return momentum.square().sum((-2, -1))
+    return inner_product(momentum, momentum)
 
 
 def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Tensor:
@@ -141,17 +141,15 @@ def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Ten
 
 
 def inner_products(matrices: Sequence[Tensor]) -> Tensor:
-    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w).
-
-    In the working dtype, whatever that of the matrices.
-    """
+    """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w)."""
     indices = range(len(matrices))
-    pairs = {(i, j): _inner_product(matrices[i], matrices[j]) for i in indices for j in range(i + 1)}
+    pairs = {(i, j): inner_product(matrices[i], matrices[j]) for i in indices for j in range(i + 1)}
     rows = [torch.stack([pairs[max(i, j), min(i, j)] for j in indices], dim=-1) for i in indices]
     return torch.stack(rows, dim=-2)
 
 
-def _inner_product(matrix: Tensor, other: Tensor) -> Tensor:
+def inner_product(matrix: Tensor, other: Tensor) -> Tensor:
+    """Frobenius inner product tr(MᵀO), shape (...), in the working dtype, whatever that of the matrices."""
     dtype = working_dtype(matrix.device)
     if matrix.dtype == dtype:
         found: Tensor = torch.linalg.vecdot(matrix.flatten(-2), other.flatten(-2))  # BLAS: nothing is written out

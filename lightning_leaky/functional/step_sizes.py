@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_layers, check_matrix, check_same_shape
+from lightning_leaky.functional.moments import inner_product
 
 # Step-sizes kept in float32 sum to 1 within L roundings; in bf16 within far more, which is why a float64 master exists.
 _SUM_TOLERANCE = 1e-4
@@ -123,8 +124,7 @@ def relative_distances(representations: Tensor, step_sizes: Tensor) -> Tensor:
 
 def distance_squares(previous: Tensor, current: Tensor) -> Tensor:
     """‖A_l − A_{l−1}‖² and ‖A_l‖², sums over samples: shape (2, ...) from two tensors of shape (..., N, w)."""
-    flat = [matrix.flatten(-2) for matrix in (current - previous, current)]
-    return torch.stack([torch.linalg.vecdot(vector, vector) for vector in flat])  # no square is written out
+    return torch.stack([inner_product(matrix, matrix) for matrix in (current - previous, current)])
 
 
 def relative_distances_of(squares: Tensor, step_sizes: Tensor) -> Tensor:

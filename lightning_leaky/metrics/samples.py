@@ -173,18 +173,20 @@ class PathSamples(LayerMetric):
         """The readings that need a momentum, which a batch's share of the samples has multiplied."""
         if self.loss_reduction == "mean":
             momentum = momentum / len(momentum)
-        sigma = self.k_norm.features(start)
-        square = features_momentum_square_of(sigma, momentum)
-        readings = {
-            "hamiltonian": hamiltonian_of(square, momentum_representation_of(start, momentum), self.effective_depth),
+        sigma, residual = self.k_norm.features(start), {}
+        if self.weights is None:
+            square = features_momentum_square_of(sigma, momentum)
+        else:
+            moments, weight = momentum_moments_of(sigma, start, momentum), self.weights[index].detach().to(momentum)
+            square = momentum_square_of(moments.features_momentum)
+            residual["criticality_residual"] = criticality_residual_of(weight, moments, self.effective_depth)
+        inner = momentum_representation_of(start, momentum)
+        return {
+            "hamiltonian": hamiltonian_of(square, inner, self.effective_depth),
             "momentum_norm": momentum_square_of(momentum).sqrt(),
             "features_momentum_norm": square.sqrt(),
+            **residual,
         }
-        if self.weights is not None:
-            moments = momentum_moments_of(sigma, start, momentum)
-            weight = self.weights[index].detach().to(momentum)
-            readings["criticality_residual"] = criticality_residual_of(weight, moments, self.effective_depth)
-        return readings
 
 
 def _at_least_float32(matrix: Tensor) -> Tensor:
