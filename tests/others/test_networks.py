@@ -18,7 +18,7 @@ from lightning_leaky.functional import (
 from tests.callbacks.helpers import Recorder
 from tests.others.networks import NETWORKS, BasicBlock
 
-DEFAULT = {"cost_of_identity", "kinetic_energy", "stable_rank"}
+READ = {"cost_of_identity", "kinetic_energy", "stable_rank"}
 IMAGES = ("resnet", "convnext", "mixer")
 HIDDEN_STATES = [name for name, network in NETWORKS.items() if network.hidden_states]
 
@@ -44,11 +44,12 @@ def run(make_trainer):
 
 @pytest.fixture
 def monitor_of():
-    """A monitor that is told of the layout, and of nothing else unless asked."""
+    """A monitor that is told what to read and of the layout, and of nothing else unless asked."""
 
     def make(name, *args, **settings):
         layout = NETWORKS[name].layout
-        return EnergyMonitor(*args, **({} if layout is None else {"layout": layout}), **settings)
+        told = {"quantities": sorted(READ)} | ({} if layout is None else {"layout": layout})
+        return EnergyMonitor(*args, **(told | settings))
 
     return make
 
@@ -99,7 +100,7 @@ def matrices(name, passed, batch):
 def energies_by_hand(previous, current, step_sizes=None):
     """The default readings at L̃ = 0, each layer by itself."""
     rho = torch.ones(len(previous)).double() / len(previous) if step_sizes is None else step_sizes
-    readings = {quantity: [] for quantity in DEFAULT}
+    readings = {quantity: [] for quantity in READ}
     for before, after, step_size in zip(previous, current, rho.tolist(), strict=True):
         moved = (after - before) / step_size
         readings["cost_of_identity"].append(cost_of_identity(before))
@@ -158,7 +159,7 @@ def test_the_blocks_are_found(run, monitor_of, name):
         assert readings.names == network.blocks
         assert readings.segments == network.segments
         torch.testing.assert_close(readings.step_sizes, torch.full_like(readings.step_sizes, 1 / len(network.blocks)))
-        assert set(readings.quantities) == DEFAULT
+        assert set(readings.quantities) == READ
         assert readings.is_finite()
 
 
@@ -271,7 +272,7 @@ def test_every_way_of_choosing_layers_gives_the_same_reading(run, monitor_of, na
 @pytest.mark.parametrize("name", ["resnet", "convnext"])
 def test_channels_last_gives_the_same_readings(run, monitor_of, name):
     """The memory format changes no axes."""
-    network, quantities = NETWORKS[name], [*DEFAULT, "hamiltonian", "momentum_norm"]
+    network, quantities = NETWORKS[name], [*READ, "hamiltonian", "momentum_norm"]
     pixels, labels = network.batch(3)
     module, seen, monitors = network.make(), [], []
     for memory_format in (torch.contiguous_format, torch.channels_last):
