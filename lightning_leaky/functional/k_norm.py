@@ -62,7 +62,7 @@ class KNorm:
 
     @property
     def bears_float32(self) -> bool:
-        """Whether float32 matrices may be measured in float32 products: they err by about 1e-9/√γ0, 1e-7 by default."""
+        """Whether float32 matrices may be measured in float32 products, which err by about 1e-9/√γ0."""
         return self.gamma is None and self.gamma_rel >= 1e-6
 
     def features(self, representation: Tensor) -> Tensor:
