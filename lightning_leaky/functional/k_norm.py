@@ -76,7 +76,7 @@ class KNorm:
     def kernel(self, representation: Tensor) -> Tensor:
         """K = σ(A) σ(A)ᵀ, shape (..., N, N): the constant column adds one to each entry, and is not formed."""
         activated = resolve_activation(self.activation)(representation)
-        return activated @ activated.mT + int(self.constant_column)
+        return (activated @ activated.mT).add_(int(self.constant_column))
 
     def stabiliser(self, gram: Tensor) -> Tensor:
         """Stabiliser γ, shape (...), for σᵀσ or σσᵀ, shape (..., n, n): both have the operator norm of K."""
@@ -232,15 +232,16 @@ def _stable_from_kernel(kernel: Tensor, matrices: Sequence[Tensor], gamma: Tenso
     # Inverted, for a product with all of M runs several times faster than a triangular solve.
     identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
     inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    halves = [inverse.to(matrix.dtype) @ matrix for matrix in matrices]
+    inverse = inverse.to(matrices[0].dtype)
+    halves = [inverse @ matrix for matrix in matrices]
     return _mask(inner_products(halves), partial(inner_products, matrices), gamma, info)
 
 
 def _stable_from_moments(gram: Tensor, cross: Tensor, inner: Tensor, gamma: Tensor) -> Tensor:
     """⟨M_i, M_j⟩_{K+γ} by a Cholesky factor of σᵀσ + γI (d × d) and Woodbury's identity."""
     factor, info = torch.linalg.cholesky_ex(_add_to_diagonal(gram, gamma))
-    half = torch.linalg.solve_triangular(factor.unsqueeze(-3), cross, upper=False)
-    return _mask((inner - inner_products(half.unbind(-3))) / gamma[..., None, None], lambda: inner, gamma, info)
+    half = torch.linalg.solve_triangular(factor.unsqueeze(-3), cross, upper=False).flatten(-2)
+    return _mask((inner - half @ half.mT) / gamma[..., None, None], lambda: inner, gamma, info)
 
 
 def _raw_from_moments(gram: Tensor, cross: Tensor, rtol: float) -> Tensor:
