@@ -87,8 +87,7 @@ class PathObserver:
         self.k_norm = KNorm(
             gamma, gamma_rel, getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
         )
-        configs = (getattr(module, "config", None) for module in model.modules())
-        self._has_two_sides = any(getattr(config, "is_encoder_decoder", False) for config in configs)
+        self._has_two_sides = _is_encoder_decoder(model)
         self._names = {id(module): name for name, module in named_layers(model).items()}
         self._finder: PathFinder | None = None
         if path is None:
@@ -402,6 +401,12 @@ class PathObserver:
         if subject not in self._warned:
             self._warned.add(subject)
             warnings.warn(message, stacklevel=2)
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a part of the model says of itself, as those of transformers do, that it has both sides."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(config, "is_encoder_decoder", False) for config in configs)
 
 
 def check_momenta(quantities: Collection[str], weight_decay: float | None, layout: Layout) -> None:

@@ -76,7 +76,7 @@ class KNorm:
     def kernel(self, representation: Tensor) -> Tensor:
         """K = σ(A) σ(A)ᵀ, shape (..., N, N): the constant column adds one to each entry, and is not formed."""
         activated = resolve_activation(self.activation)(representation)
-        return (activated @ activated.mT).add_(int(self.constant_column))
+        return activated @ activated.mT + int(self.constant_column)
 
     def stabiliser(self, gram: Tensor) -> Tensor:
         """Stabiliser γ, shape (...), for σᵀσ or σσᵀ, shape (..., n, n): both have the operator norm of K."""
@@ -249,7 +249,8 @@ def _raw_from_moments(gram: Tensor, cross: Tensor, rtol: float) -> Tensor:
     eigenvalues, eigenvectors = torch.linalg.eigh(gram)
     kept = eigenvalues > rtol**2 * eigenvalues[..., -1:].clamp(min=0)
     inverse = torch.where(kept, 1 / torch.where(kept, eigenvalues, 1.0), 0.0)
-    return inner_products((inverse[..., None, :, None] * (eigenvectors.mT.unsqueeze(-3) @ cross)).unbind(-3))
+    half: Tensor = (inverse[..., None, :, None] * (eigenvectors.mT.unsqueeze(-3) @ cross)).flatten(-2)
+    return half @ half.mT
 
 
 def _add_to_diagonal(matrix: Tensor, gamma: Tensor) -> Tensor:

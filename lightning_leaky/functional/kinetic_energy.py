@@ -48,7 +48,7 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
 
 def velocity_of(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Tensor:
     """Velocity of checked representations in the working dtype."""
-    return (current - previous).div_(step_size)
+    return (current - previous) / step_size
 
 
 def kinetic_energy(

@@ -76,6 +76,7 @@ class _ReluStep(torch.autograd.Function):
     def forward(
         ctx: Any, representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, kept: float
     ) -> Tensor:
+        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃."""
         ctx.save_for_backward(representation, weight)
         ctx.step_size, ctx.kept = step_size, kept
         leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
@@ -83,6 +84,7 @@ class _ReluStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """With G the gradient at A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i."""
         (gradient,) = gradients
         representation, weight = ctx.saved_tensors
         of_representation, of_weight, of_bias = None, None, None

@@ -156,7 +156,7 @@ class PathSamples(LayerMetric):
         start, end = previous.to(kept), current.to(kept)
         moved = velocity_of(start, end, float(self.step_sizes[index]))
         # LAPACK raises on NaN: a diverged layer is read through a harmless matrix and masked.
-        finite = bool(torch.isfinite(moved.sum()))
+        finite = bool(torch.isfinite(moved.sum(dtype=dtype)))
         safe, moved = (start, moved) if finite else (torch.zeros_like(start), torch.zeros_like(moved))
         wide = safe.to(dtype)
         readings = {}

@@ -134,6 +134,19 @@ def test_a_diverged_layer_spoils_its_own_entry_only(value):
         torch.testing.assert_close(found[2:], expected[name][2:], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100, 2.0**120])
+def test_energies_do_not_depend_on_the_scale_of_float32_samples(scale):
+    """Not where their squares, or the sum of them all, are beyond float32, either: K and γ scale with them."""
+    torch.manual_seed(0)
+    start, end = torch.rand(2, 64, 128) + 0.5
+    found = []
+    for factor in (1.0, scale):
+        metric = PathSamples(1, 128, 2.0, with_spectrum=False, k_norm=KNorm(constant_column=False))
+        metric.update([factor * start], [factor * (start + end)], torch.ones(1))
+        found.append(metric.compute())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
+
+
 # The choice.
 
 
