@@ -1,6 +1,6 @@
 """Leaky ResNets for PyTorch Lightning: the model, its energies layer by layer, and adaptive layer step-sizes."""
 
-from lightning_leaky.callbacks import EnergyMonitor, StepSizeAdapter
+from lightning_leaky.callbacks import EnergyMonitor, LayerRefiner, StepSizeAdapter
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
 from lightning_leaky.functional import (
     KNorm,
@@ -26,6 +26,7 @@ __all__ = [
     "DigitsDataModule",
     "EnergyMonitor",
     "KNorm",
+    "LayerRefiner",
     "Layout",
     "LeakyResNet",
     "LeakyResNetModule",

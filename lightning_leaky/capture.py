@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.compiled import forget_compiled_code, keep_gradient, number_of, warn_of_recompilation
 from lightning_leaky.functional._checks import working_dtype
-from lightning_leaky.functional.step_sizes import distance_squares
+from lightning_leaky.functional.step_size_rules import StepSizeRule
 from lightning_leaky.structures import paired_tensors, tensors_of, without_nesting
 
 Self = TypeVar("Self", bound="LayerHooks")
@@ -226,35 +226,40 @@ class PathCapture(LayerHooks):
         return state | forgotten
 
 
-class DistanceRecorder(LayerHooks):
-    """Sums, while armed and in training mode, ‖A_l − A_{l−1}‖² and ‖A_l‖² over all forward passes.
+class SumRecorder(LayerHooks):
+    """Adds up, while armed and in training mode, what a rule wants to know of each layer, over all forward passes.
 
     Sums over samples: those of micro-batches and processes add up to those of the whole batch. A checkpointed layer
-    that runs twice counts twice in both of its sums, and their ratio does not feel it.
+    that runs twice counts twice in all of its sums, and their ratios do not feel it.
 
     Args:
         layers: The layers of a path, in order.
+        rule: What to sum.
+
+    Attributes:
+        sums: Shape (L, ...); ``None`` until a layer has been seen.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], rule: StepSizeRule) -> None:
         super().__init__(layers)
-        self.squares = torch.zeros(2, len(self.layers), dtype=torch.float64)
+        self.rule = rule
+        self.sums: Tensor | None = None
 
     def clear(self) -> None:
         """Set the sums to zero."""
         super().clear()
-        self.squares.zero_()
+        if self.sums is not None:
+            self.sums.zero_()
 
     @torch.no_grad()
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         if not self.layers[index].training or previous.shape != current.shape:
             return
-        if self.squares.device != current.device:
-            self.squares = self.squares.to(current.device, working_dtype(current.device))
-        dtype, width = self.squares.dtype, current.shape[-1]
-        self.squares[:, index] += distance_squares(
-            previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width)
-        )
+        dtype, width = working_dtype(current.device), current.shape[-1]
+        found = self.rule.sums(previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width))
+        if self.sums is None or self.sums.device != found.device:
+            self.sums = found.new_zeros(len(self.layers), *found.shape) if self.sums is None else self.sums.to(found)
+        self.sums[index] += found
 
 
 @torch.no_grad()

@@ -71,6 +71,11 @@ def step_sizes_of(path: LeakyPath) -> Tensor:
     return rho / rho.sum()
 
 
+def feature_settings(path: LeakyPath | None) -> tuple[str, bool]:
+    """Return the activation of a path's features and whether they have a constant column, as far as it says so."""
+    return getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
+
+
 class LayerWeights(Sequence[Tensor]):
     """W_l of some layers of a path that knows them, each made when it is asked for.
 

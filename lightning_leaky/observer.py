@@ -18,7 +18,7 @@ from lightning_leaky.functional.moments import momentum_of
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.layers import named_layers, unwrapped
 from lightning_leaky.layout import ATTENTION_MASK, DECODER_ATTENTION_MASK, Layout, PaddingMask, real_positions
-from lightning_leaky.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
+from lightning_leaky.leaky_path import LayerWeights, LeakyPath, feature_settings, knows_weights, step_sizes_of
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
@@ -84,9 +84,7 @@ class PathObserver:
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
         if self.reads_momenta:
             check_momenta(self.quantities, weight_decay or optimizer_weight_decay, self.layout)
-        self.k_norm = KNorm(
-            gamma, gamma_rel, getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
-        )
+        self.k_norm = KNorm(gamma, gamma_rel, *feature_settings(path))
         self._has_two_sides = _is_encoder_decoder(model)
         self._names = {id(module): name for name, module in named_layers(model).items()}
         self._finder: PathFinder | None = None

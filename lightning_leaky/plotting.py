@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito's palette, distinguishable with every kind of colour blindness.
-_COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # More names than this hide the curves that they explain.
 _MAX_LEGEND = 12
 _ENERGY_LABELS = {
@@ -47,7 +47,7 @@ def plot_along_path(
         'layer'
     """
     ax = _new_figure().add_subplot() if ax is None else ax
-    for colour, (name, values) in zip(_COLOURS * (1 + len(curves) // len(_COLOURS)), curves.items(), strict=False):
+    for colour, (name, values) in zip(COLOURS * (1 + len(curves) // len(COLOURS)), curves.items(), strict=False):
         x = range(1, len(values) + 1) if positions is None else positions.cpu()
         ax.plot(x, values.detach().cpu(), marker="o", markersize=4, color=colour, label=name)
     if positions is not None:

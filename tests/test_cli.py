@@ -52,6 +52,9 @@ ADAPTER = {
     "stop_step": 9,
     "max_leak": 0.9,
     "optimizer_index": 0,
+    "rule": "kinetic_energy",
+    "move_weights": True,
+    "scale_gradients": True,
 }
 TEACHER = {
     "dims": [4, 2, 3],

@@ -177,6 +177,13 @@ class EnergyMonitor(Callback):
         """Register the forward hooks of a run without a fit, and start the sums anew."""
         self._start_evaluation(trainer, pl_module)
 
+    def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the layers that there are now, after a step whose reading may still have to be logged."""
+        unlogged = self._unlogged
+        self._detach()
+        self._start(trainer, pl_module)
+        self._unlogged = unlogged
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the forward hooks."""
         self._detach()

@@ -17,8 +17,10 @@ from lightning_leaky.callbacks._trainer import (
     log_scalars,
     may_skip_steps,
 )
+from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.leaky_path import step_sizes_of
 from lightning_leaky.metrics.path_reader import layer_key
+from lightning_leaky.optim.rhythm import Rhythm
 from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
 
 
@@ -37,6 +39,10 @@ class StepSizeAdapter(Callback):
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; ``None`` for no bound.
         optimizer_index: Which optimizer's steps to follow, where the module has several.
+        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"kinetic_energy"``, or a rule of your
+            own, see `lightning_leaky.functional.StepSizeRule`.
+        move_weights: Whether the weights move with their place on the path; see `StepSizeHook`.
+        scale_gradients: Whether gradients are taken per unit of p; see `StepSizeHook`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if the model has no step-sizes, cannot keep
@@ -55,14 +61,22 @@ class StepSizeAdapter(Callback):
         stop_step: int | None = None,
         max_leak: float | None = 1.0,
         optimizer_index: int | None = None,
+        rule: str | StepSizeRule = "relative_distance",
+        move_weights: bool = False,
+        scale_gradients: bool = False,
     ) -> None:
-        check_settings(every_n_steps, damping, start_step, stop_step, max_leak)
+        Rhythm(every_n_steps, start_step, stop_step)  # it and the next two complain of what is out of range
+        check_settings(damping, max_leak)
+        resolve_rule(rule)
         self.settings: dict[str, Any] = {
             "every_n_steps": every_n_steps,
             "damping": damping,
             "start_step": start_step,
             "stop_step": stop_step,
             "max_leak": max_leak,
+            "rule": rule,
+            "move_weights": move_weights,
+            "scale_gradients": scale_gradients,
         }
         self.optimizer_index = optimizer_index
         self._hook: StepSizeHook | None = None
@@ -105,6 +119,15 @@ class StepSizeAdapter(Callback):
         if pl_module.automatic_optimization and not is_accumulating(trainer):
             self._hook.forget()
 
+    def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the layers that there are now with a new hook, which goes on counting."""
+        if self._hook is not None:
+            num_steps = self._hook.num_steps
+            self._hook.detach()
+            self._hook = StepSizeHook(pl_module, **self.settings)
+            self._hook.num_steps = num_steps
+            self._hook.attach(self._designated(trainer.optimizers))
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hook."""
         self._detach()
@@ -115,14 +138,16 @@ class StepSizeAdapter(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the hook's state and the settings; after a fit those with which it ended."""
-        return self._final_state if self._hook is None else {**self._hook.state_dict(), "settings": self.settings}
+        return (
+            self._final_state if self._hook is None else {**self._hook.state_dict(), "settings": self._plain_settings}
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the hook's state, before or after the fit has started: strategies differ in the order.
 
         The settings stay those of this object; a warning names those that were others when the state was saved.
         """
-        self._warn_of_settings(state_dict.get("settings", self.settings))
+        self._warn_of_settings(state_dict.get("settings", self._plain_settings))
         if self._hook is not None:
             self._hook.load_state_dict(state_dict)
         elif state_dict:
@@ -131,6 +156,12 @@ class StepSizeAdapter(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hook behind: a copy has none until its run starts."""
         return {**self.__dict__, "_hook": None, "_final_state": self.state_dict()}
+
+    @property
+    def _plain_settings(self) -> dict[str, Any]:
+        """Settings as a checkpoint may hold them: a rule that is an object by what it prints."""
+        rule = self.settings["rule"]
+        return {**self.settings, "rule": rule if isinstance(rule, str) else repr(rule)}
 
     def _designated(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         if self.optimizer_index is None and len(optimizers) != 1:
@@ -152,11 +183,12 @@ class StepSizeAdapter(Callback):
             self._hook = None
 
     def _warn_of_settings(self, saved: dict[str, Any]) -> None:
-        changed = [f"{name}={saved.get(name)!r}" for name, value in self.settings.items() if saved.get(name) != value]
+        own = self._plain_settings
+        changed = [f"{name}={saved.get(name)!r}" for name, value in own.items() if saved.get(name) != value]
         if changed:
             rank_zero_warn(
                 f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with "
-                f"{self.settings}. To continue as it was, pass the saved values."
+                f"{own}. To continue as it was, pass the saved values."
             )
 
     def _warn_of_averaging(self, trainer: Trainer) -> None:

@@ -26,6 +26,7 @@ from lightning_leaky.functional.hamiltonian import (
     hamiltonian_from_moments,
     hamiltonian_spread,
 )
+from lightning_leaky.functional.interpolation import Interpolation, interpolate_layers, interpolation_of
 from lightning_leaky.functional.k_norm import (
     KNorm,
     k_inner_products,
@@ -49,11 +50,19 @@ from lightning_leaky.functional.lagrangian import (
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
+from lightning_leaky.functional.refinement import discretisation_errors, refined_step_sizes
 from lightning_leaky.functional.spectrum import (
     singular_values,
     singular_values_from_moments,
     stable_rank,
     stable_rank_from_moments,
+)
+from lightning_leaky.functional.step_size_rules import (
+    RULES,
+    KineticEnergyRule,
+    RelativeDistanceRule,
+    StepSizeRule,
+    resolve_rule,
 )
 from lightning_leaky.functional.step_sizes import (
     adaptive_step_sizes,
@@ -66,11 +75,16 @@ from lightning_leaky.functional.step_sizes import (
 )
 
 __all__ = [
+    "RULES",
     "Activation",
     "Bounds",
+    "Interpolation",
     "KNorm",
+    "KineticEnergyRule",
     "MomentumMoments",
+    "RelativeDistanceRule",
     "SecondMoments",
+    "StepSizeRule",
     "adaptive_step_sizes",
     "balancedness_defect",
     "bottleneck_rank",
@@ -82,6 +96,7 @@ __all__ = [
     "criticality_residual_from_moments",
     "cross_term",
     "cross_term_from_moments",
+    "discretisation_errors",
     "energy_hamiltonian",
     "energy_hamiltonian_from_moments",
     "equidistant_step_sizes",
@@ -89,6 +104,8 @@ __all__ = [
     "hamiltonian",
     "hamiltonian_from_moments",
     "hamiltonian_spread",
+    "interpolate_layers",
+    "interpolation_of",
     "irregular_step_sizes",
     "k_inner_products",
     "k_inner_products_from_moments",
@@ -107,9 +124,11 @@ __all__ = [
     "potential_energy",
     "potential_energy_from_moments",
     "rank_gap_bounds",
+    "refined_step_sizes",
     "relative_distances",
     "relative_gamma",
     "resolve_activation",
+    "resolve_rule",
     "second_moments",
     "singular_values",
     "singular_values_from_moments",

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import resolve_activation
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.leaky_step import leaky_step
-from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes, irregular_step_sizes
+from lightning_leaky.functional.step_sizes import (
+    check_step_sizes,
+    equidistant_step_sizes,
+    irregular_step_sizes,
+    normalise_step_sizes,
+)
 from lightning_leaky.layers import unwrapped
+from lightning_leaky.models.refinement import Refinement, check_layers_can_change, refinement_of
 from lightning_leaky.processes import unsharded
+from lightning_leaky.remesh import remeshed_layers
 
 MapKind = Literal["learned", "fixed", "identity"]
 
@@ -70,7 +78,8 @@ class LeakyResNet(nn.Module):
     """Leaky ResNet of constant width: L Euler steps of ``∂_pA = −L̃A + σ(A)Wᵀ`` between two linear maps.
 
     L̃ = 0 is a ResNet, and ρ_l L̃ = 1 for all l a fully-connected net with weights ρ_l W_l. The step-sizes are a buffer,
-    saved with the parameters: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`.
+    saved with the parameters: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`. The number of
+    layers may change too, with `refine`, `remesh` or a `LayerRefiner`, and `load_state_dict` takes that of the state.
 
     Args:
         in_features: Size of an input.
@@ -193,6 +202,84 @@ class LeakyResNet(nn.Module):
             ValueError: If they are no distribution over the layers.
         """
         self.step_sizes.copy_(check_step_sizes(torch.as_tensor(step_sizes), len(self.layers)))
+
+    @torch.no_grad()
+    def remesh(self, step_sizes: Tensor | Sequence[float], optimizer: Optimizer | None = None) -> None:
+        """Put the network on another mesh, of any number of layers; W moves along as a function of p [ours].
+
+        The outputs change by the order of the discretisation error. Layers that both meshes have stay as they are, see
+        `lightning_leaky.remesh.remeshed_layers`; `set_step_sizes`, in contrast, leaves each W_l with its layer. Hooks
+        on the layers (a `StepSizeHook`) stay with the modules that are kept: attach them anew.
+
+        Args:
+            step_sizes: New ρ, shape (M,), positive, summing to 1.
+            optimizer: The optimizer that trains the network. New parameters join it, with the state of those that they
+                descend from. Without it they are not trained.
+
+        Raises:
+            ValueError: If the step-sizes are no distribution, the optimizer's state cannot be moved, or the layers are
+                compiled, wrapped or sharded.
+
+        Example:
+            >>> network = LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0)
+            >>> network.remesh([0.25, 0.25, 0.25, 0.25])
+            >>> len(network.layers)
+            4
+        """
+        check_layers_can_change(self.layers)
+        rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64))
+        layers = remeshed_layers(list(self.layers), normalise_step_sizes(self.step_sizes), rho, optimizer)
+        del self.layers[:]
+        self.layers.extend(layers)
+        self.step_sizes = rho.to(self.step_sizes)
+
+    def refine(
+        self,
+        inputs: Tensor,
+        tolerance: float,
+        optimizer: Optimizer | None = None,
+        max_layers: int = 64,
+        min_layers: int = 2,
+    ) -> Refinement:
+        """Split and merge layers, towards an estimated discretisation error below a tolerance [ours].
+
+        The error is the sum over the layers of ``½ ρ_l² ‖∂²_pA‖_F/‖A_l‖_F``, see
+        `lightning_leaky.functional.discretisation_errors`; each layer is split or merged once at most, see
+        `lightning_leaky.functional.refined_step_sizes`, and none into one with ρ_l L̃ > 1. Call it again after some
+        training, or until nothing changes. Call it after an optimizer's step, not between forward and backward.
+
+        Args:
+            inputs: Inputs to estimate on, shape (N, in_features).
+            tolerance: Bound on the estimated error, > 0, no unit.
+            optimizer: The optimizer that trains the network; see `remesh`.
+            max_layers: No layer is split where there are so many.
+            min_layers: No layers are merged where there are so few; at least 2, for an estimate compares neighbours.
+
+        Returns:
+            The number of layers before and after, and the estimated error before.
+
+        Raises:
+            ValueError: If there is but one layer, a number is out of range, or as of `remesh`.
+
+        Example:
+            >>> network = LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0)
+            >>> network.refine(torch.ones(5, 2), tolerance=1e-3).new_num_layers
+            6
+        """
+        check_layers_can_change(self.layers)
+        with torch.no_grad():
+            path = self.representations(inputs)
+        refinement = refinement_of(path, self.step_sizes, self.effective_depth, tolerance, max_layers, min_layers)
+        if refinement.has_changed:
+            self.remesh(refinement.new_step_sizes, optimizer)
+        return refinement
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take the number of layers of the state, before the layers are asked for theirs."""
+        saved = state_dict.get(f"{prefix}step_sizes")
+        if isinstance(saved, Tensor) and saved.ndim == 1 and 0 < len(saved) != len(self.layers):
+            self.remesh(normalise_step_sizes(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Describe the network in `print`."""

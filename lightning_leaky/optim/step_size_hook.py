@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,25 +12,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_leaky.capture import DistanceRecorder
+from lightning_leaky.capture import SumRecorder
 from lightning_leaky.functional._checks import check_positive
-from lightning_leaky.functional.step_sizes import (
-    adaptive_step_sizes,
-    cap_step_sizes,
-    distances_are_usable,
-    relative_distances_of,
-)
-from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
-from lightning_leaky.processes import num_processes, summed
+from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
+from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
+from lightning_leaky.leaky_path import feature_settings, find_leaky_path, step_sizes_of
+from lightning_leaky.optim.rhythm import Rhythm
+from lightning_leaky.processes import first_of, is_sharded, num_processes, summed
+from lightning_leaky.remesh import move_parameters
+
+# Of the sums that a rule may ask for, the layers' own included.
+_MOST_DIMENSIONS = 4
 
 
 class StepSizeHook:
     """Adapts the layer step-sizes of a network after optimizer steps (arXiv 2405.17573, section 4).
 
-    The paper's rule ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹`` with ``c_l = ‖A_l − A_{l−1}‖_F / (ρ_l ‖A_l‖_F)``, so that in the end
-    all layers move by the same relative distance. Distances are those of every forward pass in training mode since the
-    last optimizer step: all micro-batches and, under torch.distributed, all processes. Damping, bound and guard are
-    ours.
+    ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹``, by the paper's rule with ``c_l = ‖A_l − A_{l−1}‖_F / (ρ_l ‖A_l‖_F)``, so that in the
+    end all layers move by the same relative distance. Distances are those of every forward pass in training mode since
+    the last optimizer step: all micro-batches and, under torch.distributed, all processes. Damping, bound, guard and
+    the other rules are ours.
 
     The step-sizes change in place, after an optimizer step and never between forward and backward. A float64 master
     keeps their sum at 1. If a distance is zero or not finite they stay as they are, with one warning.
@@ -40,6 +43,11 @@ class StepSizeHook:
         start_step: First optimizer step (counted from 1) after which to adapt.
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
+        rule: What c_l is: ``"relative_distance"`` (the paper's), ``"kinetic_energy"``, or a `StepSizeRule` of your own.
+        move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
+            takes what stands where it now is, with its part of the optimizer's state. [ours]
+        scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
+            Adam does not feel it. [ours]
 
     Raises:
         ValueError: If the model has no step-sizes, a number is out of range, or L̃/L exceeds `max_leak`, so that no
@@ -66,16 +74,22 @@ class StepSizeHook:
         start_step: int = 1,
         stop_step: int | None = None,
         max_leak: float | None = 1.0,
+        rule: str | StepSizeRule = "relative_distance",
+        move_weights: bool = False,
+        scale_gradients: bool = False,
     ) -> None:
         self.path = find_leaky_path(model)
-        self.every_n_steps, self.damping, self.max_leak = every_n_steps, damping, max_leak
-        self.start_step, self.stop_step = start_step, stop_step
-        check_settings(every_n_steps, damping, start_step, stop_step, max_leak)
+        self.rule = resolve_rule(rule, *feature_settings(self.path))
+        self.move_weights, self.scale_gradients = move_weights, scale_gradients
+        self.rhythm = Rhythm(every_n_steps, start_step, stop_step)
+        self.damping, self.max_leak = damping, max_leak
+        check_settings(damping, max_leak)
         self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(self.path.layers))
         self.num_steps = 0
         self._master = step_sizes_of(self.path)
-        self._recorder = DistanceRecorder(list(self.path.layers))
-        self._handle: RemovableHandle | None = None
+        self._recorder = SumRecorder(list(self.path.layers), self.rule)
+        self._handles: list[RemovableHandle] = []
+        self._shape: list[int] | None = None
         self._warned = False
 
     def attach(self, optimizer: Optimizer) -> StepSizeHook:
@@ -88,33 +102,38 @@ class StepSizeHook:
             This hook.
 
         Raises:
-            ValueError: If it follows an optimizer already.
+            ValueError: If it follows an optimizer already, or the layers cannot exchange weights or scale gradients as
+                asked.
         """
-        if self._handle is not None:
+        if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
+        if self.move_weights:  # nowhere, to complain now and not in the middle of training
+            move_parameters(list(self.path.layers), self._master, self._master, optimizer)
+        if self.scale_gradients:
+            self._handles += self._gradient_hooks()
         self._recorder.attach()
-        self._recorder.armed = self._is_due(self.num_steps + 1)
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._recorder.armed = self.rhythm.is_due(self.num_steps + 1)
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
         return self
 
     def detach(self) -> None:
         """Remove every hook; the step-sizes stay."""
         self._recorder.detach()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @property
     def is_attached(self) -> bool:
         """Whether the hook follows an optimizer."""
-        return self._handle is not None
+        return bool(self._handles)
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, master step-sizes and the distances summed so far: with them a resumed run equals the other."""
         return {
             "num_steps": self.num_steps,
             "step_sizes": self._master.clone(),
-            "squares": self._recorder.squares.clone(),
+            "sums": None if self._recorder.sums is None else self._recorder.sums.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,56 +156,88 @@ class StepSizeHook:
             self.path.step_sizes.copy_(self._master)
         self._recorder.clear()
         if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
-            self._recorder.squares = state["squares"].clone()
-        self._recorder.armed = self.is_attached and self._is_due(self.num_steps + 1)
+            self._recorder.sums = None if state["sums"] is None else state["sums"].clone()
+        self._recorder.armed = self.is_attached and self.rhythm.is_due(self.num_steps + 1)
 
     def forget(self) -> None:
         """Forget the distances since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
         self._recorder.clear()
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not _step_was_skipped(optimizer):
+        if not step_was_skipped(optimizer):
             self.num_steps += 1
-            if self._is_due(self.num_steps):
-                self._adapt()
+            if self.rhythm.is_due(self.num_steps):
+                self._adapt(optimizer)
         self._recorder.clear()
-        self._recorder.armed = self._is_due(self.num_steps + 1)
-
-    def _is_due(self, num_steps: int) -> bool:
-        after_start = num_steps - self.start_step
-        before_stop = self.stop_step is None or num_steps <= self.stop_step
-        return before_stop and after_start >= 0 and after_start % self.every_n_steps == 0
+        self._recorder.armed = self.rhythm.is_due(self.num_steps + 1)
 
     @torch.no_grad()
-    def _adapt(self) -> None:
+    def _adapt(self, optimizer: Optimizer) -> None:
         self._follow_buffer()
         complaints = self._recorder.complaints()
-        # On the network's device even where no batch has come by: a process without data joins the sum all the same.
-        squares = self._recorder.squares.to(self.path.step_sizes.device)
-        squares[:, list(complaints)] = torch.nan  # whoever complains, all processes leave their step-sizes as they are
-        squares = summed(squares).to("cpu", torch.float64)
-        distances = relative_distances_of(squares, self._master)
+        sums = self._sums_of_all(list(complaints))
+        if sums is None:
+            distances = torch.full_like(self._master, torch.nan)
+        else:
+            distances = self.rule.distances(sums, self._master, self.path.effective_depth)
         if not distances_are_usable(distances):
-            self._warn_once(squares, distances, complaints)
+            self._warn_once(sums, distances, complaints)
             return
         self._recorder.stop_checking()
-        self._master = adaptive_step_sizes(self._master, distances, self.damping)
+        before = self._master
+        self._master = adaptive_step_sizes(before, distances, self.damping)
         if self._maximum is not None:
             self._master = cap_step_sizes(self._master, self._maximum)
+        if self.move_weights:
+            move_parameters(list(self.path.layers), before, self._master, optimizer)
         self.path.step_sizes.copy_(self._master)
+
+    def _gradient_hooks(self) -> Iterator[RemovableHandle]:
+        for index, layer in enumerate(self.path.layers):
+            for parameter in layer.parameters():
+                if is_sharded(parameter):
+                    raise ValueError(
+                        "`scale_gradients` must be False for sharded parameters, got True: they take their gradients "
+                        "without the hooks that would scale them."
+                    )
+                if parameter.requires_grad:
+                    yield parameter.register_hook(partial(self._per_unit, index))  # type: ignore[no-untyped-call]
+
+    def _per_unit(self, index: int, gradient: Tensor) -> Tensor:
+        """∂/∂W_l over L ρ_l: what it is per unit of p, and unchanged where steps are equidistant."""
+        share = self.path.step_sizes[index] * len(self.path.layers)
+        return gradient / share.to(gradient)
+
+    def _sums_of_all(self, unreadable: list[int]) -> Tensor | None:
+        """Sums of all processes, shape (L, ...), in float64; ``None`` where no process has seen a pass.
+
+        NaN for layers that a process cannot read: whoever complains, all leave their step-sizes as they are.
+        """
+        sums, device = self._recorder.sums, self.path.step_sizes.device
+        if self._shape is None:  # a process without data joins the sums of the others, and must know their shape
+            own = [] if sums is None else list(sums.shape)
+            padded = torch.tensor(own + [-1] * (_MOST_DIMENSIONS - len(own)), device=device)
+            agreed = first_of(padded, sums is not None)
+            if agreed is None:
+                return None
+            self._shape = [size for size in agreed.tolist() if size >= 0]
+        sums = torch.zeros(self._shape, dtype=torch.float64) if sums is None else sums
+        sums = sums.to(device)
+        sums[unreadable] = torch.nan
+        return summed(sums).to("cpu", torch.float64)
 
     def _follow_buffer(self) -> None:
         """Start from the buffer where somebody else has changed it (a checkpoint, the user)."""
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
 
-    def _warn_once(self, squares: Tensor, distances: Tensor, complaints: dict[int, str]) -> None:
+    def _warn_once(self, sums: Tensor | None, distances: Tensor, complaints: dict[int, str]) -> None:
         if self._warned:
             return
         self._warned = True
         if complaints:
             reason = "".join(f"Layer {index + 1} {complaint}." for index, complaint in complaints.items())
-        elif squares.any():
+        elif sums is not None and sums.any():
             reason = "Look for layers that do nothing, have diverged, or overwrite their input on another process."
         else:
             reason = (
@@ -194,32 +245,25 @@ class StepSizeHook:
                 "model.train()."
             )
         reason = (
-            f"The relative distances of the layers are {distances.tolist()}, and the adaptive rule wants them positive "
-            f"and finite. {reason}"
+            f"The layers change by {distances.tolist()} per unit of p, and the adaptive rule wants that positive and "
+            f"finite. {reason}"
         )
         warnings.warn(f"Step-sizes left as they are. {reason}", stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
+        return {**self.__dict__, "_handles": []}
 
 
-def _step_was_skipped(optimizer: Optimizer) -> bool:
+def step_was_skipped(optimizer: Optimizer) -> bool:
     """Whether an AMP scaler made this step a no-op: fused optimizers are called all the same, with `found_inf` set."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)
 
 
-def check_settings(
-    every_n_steps: int, damping: float, start_step: int, stop_step: int | None, max_leak: float | None
-) -> None:
+def check_settings(damping: float, max_leak: float | None) -> None:
     """Raise ValueError where a setting is out of range, whatever the model."""
-    for name, value in (("every_n_steps", every_n_steps), ("start_step", start_step)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
     if not 0 < damping <= 1:
         raise ValueError(f"`damping` must be in (0, 1], got {damping!r}; 1 is the paper's undamped rule.")
-    if stop_step is not None and stop_step < start_step:
-        raise ValueError(f"`stop_step` must be at least `start_step` = {start_step}, got {stop_step!r}.")
     if max_leak is not None:
         check_positive("max_leak", max_leak)
 

@@ -111,3 +111,20 @@ def rows_of(log_dir: str | Path) -> list[dict[str, str]]:
 def steps_with(rows: list[dict[str, str]], key: str) -> list[int]:
     """Values of the x-axis at which a key was logged."""
     return [int(row["step"]) for row in rows if row.get(key)]
+
+
+class TwoOptimizers(LeakyResNetModule):
+    """Steps the layers in one optimizer, twice a batch, and the maps in another, once."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        maps = [*self.network.input_map.parameters(), *self.network.output_map.parameters()]
+        return [torch.optim.SGD(maps, lr=1e-2), torch.optim.SGD(self.network.layers.parameters(), lr=1e-2)]
+
+    def training_step(self, batch, batch_idx):
+        of_maps, of_layers = self.optimizers()
+        for optimizer in (of_maps, of_layers, of_layers):
+            optimizer.zero_grad()
+            self.manual_backward(self.step(batch, "train"))
+            optimizer.step()

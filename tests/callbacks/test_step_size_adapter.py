@@ -11,29 +11,21 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
-from tests.callbacks.helpers import ConstantRate, Recorder, rows_of, steps_with
-
-
-class TwoOptimizers(LeakyResNetModule):
-    """Steps the layers in one optimizer, twice a batch, and the maps in another, once."""
-
-    automatic_optimization = False
-
-    def configure_optimizers(self):
-        maps = [*self.network.input_map.parameters(), *self.network.output_map.parameters()]
-        return [torch.optim.SGD(maps, lr=1e-2), torch.optim.SGD(self.network.layers.parameters(), lr=1e-2)]
-
-    def training_step(self, batch, batch_idx):
-        of_maps, of_layers = self.optimizers()
-        for optimizer in (of_maps, of_layers, of_layers):
-            optimizer.zero_grad()
-            self.manual_backward(self.step(batch, "train"))
-            optimizer.step()
+from lightning_leaky.functional import KineticEnergyRule
+from tests.callbacks.helpers import ConstantRate, Recorder, TwoOptimizers, rows_of, steps_with
 
 
 def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
     """Six batches by hand, with the plain hook."""
-    settings = {"every_n_steps": 2, "damping": 0.3, "start_step": 2, "max_leak": 0.8}
+    settings = {
+        "every_n_steps": 2,
+        "damping": 0.3,
+        "start_step": 2,
+        "max_leak": 0.8,
+        "rule": "kinetic_energy",
+        "move_weights": True,
+        "scale_gradients": True,
+    }
     module, recorder = make_module(ConstantRate), Recorder()
     make_trainer(StepSizeAdapter(**settings), recorder).fit(module, datamodule=make_data(batch_size=8))
 
@@ -46,7 +38,22 @@ def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
         optimizer.step()
     assert len(recorder.batches) == 6
     assert torch.equal(module.network.step_sizes, twin.network.step_sizes)
+    assert torch.equal(module.network.weights(), twin.network.weights())
     assert not torch.equal(module.network.step_sizes, make_module().network.step_sizes)
+
+
+def test_a_rule_that_is_an_object_leaves_the_checkpoint_plain(make_module, make_data, make_trainer, tmp_path):
+    """It loads with `weights_only`, and says if the run goes on with another rule."""
+    adapter = StepSizeAdapter(rule=KineticEnergyRule(floor=0.5))
+    trainer = make_trainer(adapter, max_epochs=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    states = torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StepSizeAdapter(rule=KineticEnergyRule(floor=0.5)).load_state_dict(states[adapter.state_key])
+    with pytest.warns(UserWarning, match=r"saved with rule=.KineticEnergyRule\(.*floor=0.5"):
+        StepSizeAdapter().load_state_dict(states[adapter.state_key])
 
 
 def test_micro_batches_count_as_one_step(make_module, make_data, make_trainer):
@@ -70,7 +77,7 @@ def test_distances_of_a_skipped_step_are_forgotten(make_module, make_data, make_
             self.left = []
 
         def on_train_batch_end(self, *args):
-            self.left.append(bool(adapter._hook._recorder.squares.any()))
+            self.left.append(bool(adapter._hook._recorder.sums.any()))
 
     adapter, probe = StepSizeAdapter(every_n_steps=1), Probe()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_leaky.functional import RULES
 from tests.distributed import workers
 from tests.distributed.launch import launch
 
@@ -52,12 +53,13 @@ def test_where_processes_find_different_layers_those_of_the_first_are_read(proce
     assert first["otherwise"].isfinite().all()
 
 
-def test_step_sizes_adapt_to_the_batches_of_all_processes(processes):
-    expected = workers.adapted_step_sizes()
-    first = processes[0]["step_sizes"]
+@pytest.mark.parametrize("rule", RULES)
+def test_step_sizes_adapt_to_the_batches_of_all_processes(processes, rule):
+    expected = workers.adapted_step_sizes(rule)
+    first = processes[0]["step_sizes"][rule]
     torch.testing.assert_close(first, expected, rtol=1e-9, atol=0)
     assert float((first - 1 / workers.NUM_LAYERS).abs().max()) > 1e-3
-    assert all(torch.equal(found["step_sizes"], first) for found in processes)
+    assert all(torch.equal(found["step_sizes"][rule], first) for found in processes)
 
 
 def test_the_number_of_collectives_does_not_depend_on_the_number_of_layers(processes):

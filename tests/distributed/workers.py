@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
 from lightning_leaky.block_path import path_of
+from lightning_leaky.functional import RULES
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
 from tests.distributed.collectives import counted_collectives
@@ -61,13 +62,13 @@ def metric_value(name: str, rank: int = 0, world_size: int = 1) -> Tensor | dict
     return metric.compute()
 
 
-def adapted_step_sizes(rank: int = 0, world_size: int = 1) -> Tensor:
+def adapted_step_sizes(rule: str, rank: int = 0, world_size: int = 1) -> Tensor:
     """Step-sizes of a network after three adaptations to the shards of all processes."""
     torch.manual_seed(0)
     network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
     inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    hook = StepSizeHook(network, every_n_steps=1, damping=0.5).attach(optimizer)
+    hook = StepSizeHook(network, every_n_steps=1, damping=0.5, rule=rule).attach(optimizer)
     for _ in range(3):
         if len(inputs):  # else this process has no batch at all
             network(inputs).sum().backward()
@@ -204,7 +205,7 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Run everything in one of several processes."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     results: dict[str, Any] = {name: metric_value(name, rank, size) for name in METRICS}
-    results["step_sizes"] = adapted_step_sizes(rank, size)
+    results["step_sizes"] = {rule: adapted_step_sizes(rule, rank, size) for rule in RULES}
     results["complaining"] = step_sizes_of_one_that_complains(rank, size)
     results["observed"] = observed(rank, size)
     results["samples"] = observed(rank, size, "samples")

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_leaky import LeakyResNet, StepSizeHook
-from lightning_leaky.functional import adaptive_step_sizes, cap_step_sizes, relative_distances
+from lightning_leaky.functional import (
+    KineticEnergyRule,
+    adaptive_step_sizes,
+    cap_step_sizes,
+    interpolate_layers,
+    relative_distances,
+)
 
 
 def train(network, optimizer, batches):
@@ -282,7 +288,7 @@ def test_unusable_distances_change_nothing_and_warn_once(follow, value):
         for _ in range(3):
             network(torch.full((5, 3), value))
             optimizer.step()
-    assert len([one for one in caught if "relative distances" in str(one.message)]) == 1
+    assert len([one for one in caught if "per unit of p" in str(one.message)]) == 1
     assert torch.equal(network.step_sizes, before)
     assert torch.equal(hook.state_dict()["step_sizes"], master)
     train(network, optimizer, [torch.randn(5, 3)])
@@ -333,11 +339,13 @@ def test_a_state_saved_between_micro_batches_brings_their_distances(follow):
 
 def test_a_state_is_a_snapshot(follow):
     network, optimizer, hook = follow()
+    network(torch.randn(5, 3))
     state = hook.state_dict()
     before = copy.deepcopy(state)
+    assert before["sums"].any()
     train(network, optimizer, [torch.randn(5, 3)])
     assert torch.equal(state["step_sizes"], before["step_sizes"])
-    assert torch.equal(state["squares"], before["squares"])
+    assert torch.equal(state["sums"], before["sums"])
     assert not torch.equal(hook.state_dict()["step_sizes"], before["step_sizes"])
 
 
@@ -470,3 +478,111 @@ def test_iterated_adaptation_makes_relative_distances_equal(make_network):
     train(network, optimizer, [inputs] * 60)
     assert before > 0.05
     assert unevenness() < 1e-3
+
+
+# Rules, moving weights, gradients per unit of p.
+
+
+class Slowly:
+    """A rule that wants step-sizes in proportion to 1, 2, 3, …, whatever the network does."""
+
+    def sums(self, previous, current):
+        return torch.ones(2, 2)
+
+    def distances(self, sums, step_sizes, effective_depth):
+        assert sums.shape == (len(step_sizes), 2, 2)
+        return 1 / torch.arange(1, len(step_sizes) + 1, dtype=torch.float64)
+
+
+def test_a_rule_of_ones_own(follow):
+    network, optimizer, _ = follow(rule=Slowly(), damping=1.0, max_leak=None)
+    train(network, optimizer, [torch.randn(5, 3)])
+    expected = torch.arange(1, len(network.layers) + 1) / sum(range(1, len(network.layers) + 1))
+    torch.testing.assert_close(network.step_sizes, expected)
+
+
+def test_kinetic_energy_over_micro_batches(follow):
+    """Sums of micro-batches are those of the whole batch, and the update is that of the rule by hand."""
+    inputs = torch.randn(12, 3)
+    rule = KineticEnergyRule()
+    network, optimizer, _ = follow(rule="kinetic_energy", damping=1.0, max_leak=None)
+    path = network.representations(inputs).double().detach()
+    sums = torch.stack([rule.sums(before, after) for before, after in itertools.pairwise(path)])
+    speeds = rule.distances(sums, network.step_sizes, network.effective_depth)
+    expected = adaptive_step_sizes(network.step_sizes, speeds)
+    train(network, optimizer, [[inputs[:5], inputs[5:]]])
+    torch.testing.assert_close(network.step_sizes, expected.float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"activation": "gelu"}, {"constant_column": False}])
+def test_a_named_rule_takes_the_networks_features(make_network, settings):
+    assert StepSizeHook(make_network(**settings), rule="kinetic_energy").rule == KineticEnergyRule(**settings)
+
+
+def test_weights_move_with_their_place(make_network):
+    """W as a function of p stays what it was: after a step of no length each layer holds what stands where it is."""
+    network = make_network()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
+    before, weights = network.step_sizes.clone(), network.weights().detach().clone()
+    StepSizeHook(network, 1, damping=0.5, move_weights=True).attach(optimizer)
+    train(network, optimizer, [torch.randn(5, 3)])
+    assert not torch.equal(network.step_sizes, before)
+    expected = interpolate_layers(weights, before, network.step_sizes)
+    torch.testing.assert_close(network.weights().detach(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(network.weights(), weights)
+
+
+def test_moving_weights_disturbs_the_function_less(make_network):
+    """Of a network whose weights are a smooth function of p."""
+    outputs = {}
+    for moves in (False, True):
+        network = make_network(num_layers=12, effective_depth=1.0)
+        positions = torch.arange(12) / 12
+        with torch.no_grad():
+            first, last = (network.layers[0].weight.clone(), 3 * network.layers[1].weight)
+            for layer, position in zip(network.layers, positions, strict=True):
+                layer.weight.copy_((1 - position) * first + position * last)
+                layer.bias.fill_(position)
+        inputs = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+        exact = network(inputs).detach()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        StepSizeHook(network, 1, damping=1.0, move_weights=moves, max_leak=None).attach(optimizer)
+        train(network, optimizer, [inputs])
+        outputs[moves] = float((network(inputs).detach() - exact).norm())
+    assert outputs[True] < outputs[False] / 2
+
+
+def test_layers_of_several_kinds_cannot_exchange_weights(make_network):
+    network = make_network()
+    network.layers[1].bias = None
+    with pytest.raises(ValueError, match="`layers` must have parameters of the same names and shapes"):
+        StepSizeHook(network, move_weights=True).attach(torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+def test_gradients_per_unit_of_p(make_network):
+    inputs, gradients = torch.randn(5, 3), {}
+    for scales in (False, True):
+        network = make_network()
+        network.set_step_sizes(torch.arange(1, len(network.layers) + 1) / sum(range(1, len(network.layers) + 1)))
+        hook = StepSizeHook(network, scale_gradients=scales, max_leak=None)
+        hook.attach(torch.optim.SGD(network.parameters(), lr=0.1))
+        for _ in range(2):  # accumulated ones are scaled once
+            network(inputs).square().mean().backward()
+        gradients[scales] = [layer.weight.grad.clone() for layer in network.layers]
+        of_maps = network.input_map.weight.grad
+        gradients[scales].append(of_maps.clone())
+    shares = [*(network.step_sizes * len(network.layers)), 1.0]
+    for plain, scaled, share in zip(gradients[False], gradients[True], shares, strict=True):
+        torch.testing.assert_close(scaled * share, plain)
+    hook.detach()
+    network.zero_grad()
+    network(inputs).square().mean().backward()
+    torch.testing.assert_close(2 * network.layers[0].weight.grad, gradients[False][0])
+
+
+def test_an_attached_hook_that_scales_and_moves_can_be_copied(follow):
+    network, optimizer, hook = follow(scale_gradients=True, move_weights=True)
+    train(network, optimizer, [torch.randn(5, 3)])
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(hook)))
+    assert not copied.is_attached
+    assert hook.is_attached
