@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples faults long-run gpu bench bench-quick clean
+.PHONY: demo test lint types docs check examples paper faults long-run gpu bench bench-quick clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py
@@ -46,6 +46,10 @@ bench-quick: $(STAMP)
 	$(BIN)/python -W ignore -m benchmarks --quick --output runs/benchmarks_quick.json
 	$(BIN)/python -W ignore -m benchmarks.communication --quick
 
+# The studies behind docs/paper.md: what is missing is measured, for hours; STUDIES="energies meshes" chooses.
+paper: $(STAMP)
+	$(BIN)/python -W ignore -m examples.paper $(STUDIES)
+
 # Every example on reduced settings: that it runs, not what it finds.
 REDUCED := runs/reduced
 ONE_EPOCH := --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.default_root_dir ../$(REDUCED)
@@ -56,6 +60,8 @@ examples: $(STAMP)
 	$(BIN)/python examples/teacher.py --max-epochs 20 --scheme adaptive
 	$(BIN)/python examples/digits.py --max-epochs 2 --width 32 --num-layers 8 --root $(REDUCED)
 	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
+	rm -rf $(REDUCED)/paper
+	$(BIN)/python -W ignore -m examples.paper --reduced
 	cd examples && for name in digits teacher subclass leaky_transformer; do \
 	    $(abspath $(BIN))/lightning-leaky fit --config $$name.yaml $(ONE_EPOCH) || exit 1; done
 

@@ -12,7 +12,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lightning-leaky"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "paper/**/*.md"]  # those tables are included by paper.md
 
 # Single backticks in docstrings are code: they name arguments, quantities and classes alike.
 default_role = "code"

@@ -1,0 +1,47 @@
+"""What the figures of the studies share: their size, colours, and means with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.paper.statistics import summary
+from lightning_leaky.plotting import COLOURS
+
+plt.rcParams.update(
+    {"svg.hashsalt": "lightning-leaky", "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": "small"}
+)
+
+
+def panels(
+    columns: int, rows: int = 1, width: float = 4.2, height: float = 3.4, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of several panels, and these in order."""
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    plt.close(figure)  # it is saved, not shown
+    return figure, list(axes.flat)
+
+
+def draw_means(ax: Axes, table: pd.DataFrame, x: str, y: str, label: str | None = None, index: int = 0) -> None:
+    """Means of y at each x as a line, with bars for their 95 % intervals."""
+    found = summary(table, [x], y)
+    ax.errorbar(
+        found[x], found["mean"], found["half"], marker="o", markersize=4, capsize=2, label=label, color=colour(index)
+    )
+
+
+def colour(index: int) -> str:
+    """One of a palette that can be told apart with every kind of colour blindness."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def label_panels(axes: Sequence[Axes], titles: Sequence[str]) -> None:
+    """Letter the panels."""
+    for letter, ax, title in zip("abcdefghijkl", axes, titles, strict=False):
+        ax.set_title(f"{letter}  {title}", loc="left", fontsize="medium")

@@ -1,0 +1,145 @@
+"""Figures and tables of the step-size schemes: Fig. 2, paired differences, and the discrete–continuous gap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from examples.paper.drawing import colour, draw_means, label_panels, panels
+from examples.paper.statistics import interval, paired
+from examples.paper.study import RUNS
+
+Tables = Mapping[str, pd.DataFrame]
+
+NAMES = {
+    "equidistant": "equidistant",
+    "irregular": "irregular",
+    "relative_distance": "adaptive, the paper's",
+    "kinetic_energy": "adaptive, kinetic energy (ours)",
+}
+_ON = ["seed", "effective_depth", "weight_decay", "num_layers"]
+
+
+def figures(tables: Tables) -> dict[str, Figure]:
+    """All figures by name."""
+    runs = tables[RUNS]
+    return {
+        "fig2a_test_error": _grid(runs, "test_error", "test error (targets have variance 1)"),
+        "fig2a_spread": _grid(runs, "spread", "spread of H over the layers"),
+        "fig2b_spectra": _spectra(tables),
+        "fig2c_paths": _paths(tables),
+        "continuous_gap": _grid(runs, "last_error_constant", "‖A_L − A(1)‖ / ‖A(1)‖"),
+    }
+
+
+def _grid(runs: pd.DataFrame, value: str, label: str) -> Figure:
+    """A value against L, a panel for each L̃ and λ, a line for each scheme."""
+    depths, decays = sorted(runs["effective_depth"].unique()), sorted(runs["weight_decay"].unique())
+    figure, axes = panels(len(decays), len(depths), width=3.8, height=3.0, sharex=True)
+    places = [(depth, decay) for depth in depths for decay in decays]
+    for ax, (depth, decay) in zip(axes, places, strict=True):
+        of_panel = runs[(runs["effective_depth"] == depth) & (runs["weight_decay"] == decay)]
+        for index, (scheme, name) in enumerate(NAMES.items()):
+            of_scheme = of_panel[of_panel["scheme"] == scheme]
+            if len(of_scheme):
+                draw_means(ax, of_scheme, "num_layers", value, name, index)
+        ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale="log")
+    for ax in axes[:: len(decays)]:
+        ax.set_ylabel(label)
+    axes[0].legend()
+    label_panels(axes, [f"L̃ = {depth:g}, λ = {decay:g}" for depth, decay in places])
+    return figure
+
+
+def _shown(tables: Tables) -> pd.DataFrame:
+    """Runs of the first seed at L̃ = 3 and the middle L and λ, as in the paper's pictures."""
+    runs = tables[RUNS]
+    depths = sorted(runs["effective_depth"].unique())
+    depth = 3.0 if 3.0 in depths else depths[0]
+    middle = {name: sorted(runs[name].unique()) for name in ("num_layers", "weight_decay")}
+    chosen = runs[(runs["seed"] == runs["seed"].min()) & (runs["effective_depth"] == depth)]
+    for name, values in middle.items():
+        chosen = chosen[chosen[name] == values[len(values) // 2]]
+    return chosen
+
+
+def _spectra(tables: Tables) -> Figure:
+    shown = _shown(tables)
+    figure, axes = panels(len(shown), 2, sharex=True)
+    for column, (_, run) in enumerate(shown.iterrows()):
+        of_run = tables["spectra"][tables["spectra"]["run"] == run["run"]]
+        rho = tables["layers"][tables["layers"]["run"] == run["run"]]["step_size"].to_numpy()
+        ends = np.concatenate([[0.0], rho.cumsum()])
+        for row, name in enumerate(("A", "W")):
+            ax = axes[row * len(shown) + column]
+            table = of_run[of_run["matrix"] == name].pivot_table(index="layer", columns="index", values="value")
+            for number in table.columns:
+                ax.plot(
+                    ends if name == "A" else ends[:-1], table[number], marker=".", color=colour(0 if number <= 3 else 6)
+                )
+            ax.plot(ends, [0] * len(ends), "|", color="black", transform=ax.get_xaxis_transform())
+            ax.set(xlabel="position p", yscale="log", ylabel=f"singular values of {name}")
+    label_panels(axes, [NAMES[scheme] for scheme in shown["scheme"]])
+    return figure
+
+
+def _paths(tables: Tables) -> Figure:
+    shown = _shown(tables)
+    figure, axes = panels(len(shown))
+    for ax, (_, run) in zip(axes, shown.iterrows(), strict=True):
+        _draw_paths(ax, tables["paths"][tables["paths"]["run"] == run["run"]])
+    label_panels(axes, [NAMES[scheme] for scheme in shown["scheme"]])
+    return figure
+
+
+def _draw_paths(ax: Axes, paths: pd.DataFrame) -> None:
+    for sample, points in paths.groupby("sample"):
+        ax.plot(points["x"], points["y"], marker=".", markersize=3, linewidth=0.7, color=colour(int(sample)))
+    ends = paths[paths["layer"] == paths["layer"].max()]
+    ax.plot(ends["x"], ends["y"], "k.", markersize=5)
+    ax.set(xlabel="first direction of the path", ylabel="second direction")
+
+
+def tables_for_readers(tables: Tables) -> dict[str, pd.DataFrame]:
+    """Paired differences at equal L, and against equidistant steps with twice the layers."""
+    runs = tables[RUNS]
+    equidistant = runs[runs["scheme"] == "equidistant"]
+    doubled = equidistant.assign(num_layers=equidistant["num_layers"] // 2)
+    return {
+        "schemes_same_layers": _differences(runs[runs["scheme"] != "equidistant"], equidistant),
+        "schemes_half_the_layers": _differences(runs, doubled),
+        "test_errors": _means(runs),
+    }
+
+
+def _differences(runs: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (depth, decay, num_layers, scheme), group in runs.groupby(
+        ["effective_depth", "weight_decay", "num_layers", "scheme"]
+    ):
+        row = {"L̃": depth, "λ": decay, "L": num_layers, "scheme": NAMES[scheme]}
+        for value, label in (
+            ("test_error", "Δ test error"),
+            ("spread", "Δ spread of H"),
+            ("last_error_constant", "Δ gap"),
+        ):
+            row["n"], mean, half = paired(group, against, _ON, value)
+            row[label] = f"{mean:+.4f} ± {half:.4f}"
+        if row["n"]:
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _means(runs: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (depth, decay, num_layers), group in runs.groupby(["effective_depth", "weight_decay", "num_layers"]):
+        row = {"L̃": depth, "λ": decay, "L": num_layers, "n": group["seed"].nunique()}
+        for scheme, name in NAMES.items():
+            row[name] = "{:.4f} ± {:.4f}".format(*interval(group[group["scheme"] == scheme]["test_error"].to_numpy()))
+        row["median residual"] = f"{group['criticality_residual'].median():.3f}"
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,139 @@
+"""A tolerance, not a depth: training cost and final error of refined nets beside nets of a fixed depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from examples.paper.continuous import gap
+from examples.paper.drawing import colour, draw_means, label_panels, panels
+from examples.paper.statistics import interval
+from examples.paper.study import RUNS, Rows, Study
+from examples.paper.training import Setting, data_of, errors, network_of, stop_step, training
+from lightning_leaky import LeakyResNet
+from lightning_leaky.functional import discretisation_errors
+
+DEPTHS = (3.0, 7.0)
+NUM_LAYERS = (4, 6, 8, 12, 16, 24)
+TOLERANCES = (1.0, 0.7, 0.5, 0.35, 0.25)
+FIRST_LAYERS, MOST_LAYERS = 4, 40
+EVERY_N_STEPS = 100
+GAP_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Refined(Setting):
+    """A run that may change its number of layers.
+
+    Args:
+        tolerance: Of the estimated discretisation error; 0 keeps the number of layers.
+    """
+
+    tolerance: float = 0.0
+
+
+def settings(reduced: bool) -> Sequence[Refined]:
+    """Fixed depths and tolerances; all of one seed before the next."""
+    if reduced:
+        sizes = {"num_steps": 60, "width": 16, "num_points": 100}
+        return [_setting(0, 3.0, layers, tolerance, **sizes) for layers, tolerance in ((4, 0.0), (8, 0.0), (4, 0.5))]
+    kinds = [*((layers, 0.0) for layers in NUM_LAYERS), *((FIRST_LAYERS, tolerance) for tolerance in TOLERANCES)]
+    return [
+        _setting(seed, depth, layers, tolerance, num_steps=3000, width=50)
+        for seed in range(5)
+        for depth in DEPTHS
+        for layers, tolerance in kinds
+    ]
+
+
+def _setting(seed: int, depth: float, layers: int, tolerance: float, **sizes: int) -> Refined:
+    task = {"weight_decay": 0.03, "dims": "30-6-3-30", "teacher": "resnet", "tolerance": tolerance}
+    return Refined(seed, depth, layers, **task, **sizes)  # type: ignore[arg-type]
+
+
+def measure(setting: Refined) -> dict[str, Rows]:
+    """Train, count what training cost, and measure errors."""
+    data = data_of(setting)
+    network = network_of(setting)
+    counts = []
+    for step, optimizer in training(setting, data, network):
+        counts.append(len(network.layers))
+        if setting.tolerance and step % EVERY_N_STEPS == 0 and step <= stop_step(setting):
+            network.refine(data["train"][0], setting.tolerance, optimizer, max_layers=MOST_LAYERS)
+    inputs = data["train"][0]
+    row = {
+        **errors(network, data),
+        "final_layers": len(network.layers),
+        "training_flops": training_flops(network, inputs, sum(counts)),
+        "estimated_error": float(discretisation_errors(network.representations(inputs), network.step_sizes).sum()),
+        "gap": gap(network, data["test"][0][:GAP_POINTS], "linear")["output_error"],
+    }
+    history = [{"step": step, "num_layers": counts[step - 1]} for step in range(1, len(counts) + 1, EVERY_N_STEPS)]
+    return {RUNS: [row], "history": history}
+
+
+def training_flops(network: LeakyResNet, inputs: Tensor, layer_steps: int) -> float:
+    """Floating-point operations of the matrix products: three of 2Nw² a layer and step, forward and backward.
+
+    Refining adds one forward pass each time, which is not counted: at most a third of a percent.
+    """
+    return 6.0 * len(inputs) * network.width**2 * layer_steps
+
+
+def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
+    """Test error and gap against what training cost, and the number of layers over training."""
+    runs, history = tables[RUNS], tables["history"].merge(tables[RUNS], on="run", suffixes=("", "_first"))
+    depths = sorted(runs["effective_depth"].unique())
+    figure, axes = panels(3, len(depths))
+    for row, depth in enumerate(depths):
+        for ax, value in zip(axes[3 * row :], ("test_error", "gap"), strict=False):
+            of_depth = runs[runs["effective_depth"] == depth]
+            _draw_costs(ax, of_depth[of_depth["tolerance"] == 0], value, "num_layers", "fixed, L = {:g}", 0)
+            _draw_costs(ax, of_depth[of_depth["tolerance"] > 0], value, "tolerance", "tolerance {:g}", 1)
+            ax.set(xlabel="training cost (TFLOP)", xscale="log", yscale="log")
+        axes[3 * row].set_ylabel("test error (targets have variance 1)")
+        axes[3 * row + 1].set_ylabel("gap of the outputs to the continuous limit")
+        of_depth = history[(history["effective_depth"] == depth) & (history["tolerance"] > 0)]
+        for index, (tolerance, group) in enumerate(of_depth.groupby("tolerance")):
+            draw_means(axes[3 * row + 2], group, "step", "num_layers", f"tolerance {tolerance:g}", index)
+        axes[3 * row + 2].set(xlabel="optimizer step", ylabel="layers")
+        axes[3 * row + 2].legend()
+    label_panels(axes, [f"{title}, L̃ = {depth:g}" for depth in depths for title in ("error", "gap", "layers")])
+    return {"refinement": figure}
+
+
+def _draw_costs(ax: Axes, runs: pd.DataFrame, value: str, by: str, label: str, index: int) -> None:
+    """Mean of a value against mean cost, a point for each kind of run, with the interval of the value."""
+    points = []
+    for kind, group in runs.groupby(by):
+        points.append((group["training_flops"].mean() / 1e12, *interval(group[value].to_numpy()), kind))
+    for cost, mean, _, kind in points:
+        ax.annotate(label.format(kind), (cost, mean), textcoords="offset points", xytext=(4, 4), fontsize=6)
+    costs, means, halves, _ = zip(*points, strict=True)
+    ax.errorbar(costs, means, halves, marker="o", markersize=4, capsize=2, color=colour(index))
+
+
+def tables_for_readers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What each kind of run cost and reached."""
+    rows = []
+    for (depth, tolerance, layers), group in tables[RUNS].groupby(["effective_depth", "tolerance", "num_layers"]):
+        row = {"L̃": depth, "tolerance": tolerance or "–", "first L": layers, "n": len(group)}
+        for name, label, form in (
+            ("final_layers", "final L", "{:.1f} ± {:.1f}"),
+            ("training_flops", "training TFLOP", "{:.3f} ± {:.3f}"),
+            ("estimated_error", "estimated error", "{:.2f} ± {:.2f}"),
+            ("gap", "gap of the outputs", "{:.3f} ± {:.3f}"),
+            ("test_error", "test error", "{:.4f} ± {:.4f}"),
+        ):
+            scale = 1e-12 if name == "training_flops" else 1.0
+            row[label] = form.format(*interval(scale * group[name].to_numpy()))
+        rows.append(row)
+    return {"refinement": pd.DataFrame(rows)}
+
+
+STUDY = Study("refinement", settings, measure, figures, tables_for_readers)
