@@ -8,11 +8,11 @@ from pathlib import Path
 
 import matplotlib
 
-from examples.paper import convergence, cross_entropy, energies, meshes, real_data, refinement, rules
+from examples.paper import convergence, cross_entropy, energies, meshes, options, real_data, refinement, rules
 from examples.paper.study import Results, Study, run
 
 ROOT = Path(__file__).parents[2]
-_MODULES = (energies, meshes, rules, convergence, refinement, real_data, cross_entropy)
+_MODULES = (energies, rules, options, meshes, convergence, refinement, real_data, cross_entropy)
 STUDIES = {module.STUDY.name: module.STUDY for module in _MODULES}
 
 

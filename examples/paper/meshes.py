@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def settings(reduced: bool) -> Sequence[Setting]:
     ]
 
 
-def _setting(seed: int, depth: float, decay: float, num_layers: int, scheme: str, **sizes: int) -> Setting:
+def _setting(seed: int, depth: float, decay: float, num_layers: int, scheme: str, **sizes: Any) -> Setting:
     # Steps may leak more than everything, as the paper's in a bottleneck: with L = 5 < L̃ = 7 they must.
     return Setting(seed, depth, num_layers, decay, dims="30-6-3-30", teacher="resnet", scheme=scheme, **sizes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -85,8 +86,9 @@ def layer_rows(columns: Mapping[str, torch.Tensor]) -> Rows:
 
 
 def name_of(setting: Any) -> str:
-    """Name of a run: the values of its setting."""
-    return "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in vars(setting).values())
+    """Name of a run: ten characters that stand for all values of its setting."""
+    values = [f"{value:g}" if isinstance(value, float) else str(value) for value in vars(setting).values()]
+    return hashlib.sha256("_".join(values).encode()).hexdigest()[:10]
 
 
 def run(study: Study, folder: Path, reduced: bool, workers: int) -> Results:

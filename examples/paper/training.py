@@ -35,6 +35,11 @@ class Setting:
         damping: How far each goes.
         max_leak: Bound on ρ_l L̃; 0 for none.
         num_points: Points of each split.
+        width: w.
+        optimizer: ``"adam"`` or ``"sgd"``, with a momentum of 0.9.
+        learning_rate: At the start; 0 for `default_learning_rate`, which is Adam's.
+        move_weights: As of `StepSizeHook`.
+        scale_gradients: As of `StepSizeHook`.
     """
 
     seed: int
@@ -51,6 +56,10 @@ class Setting:
     max_leak: float = 0.0
     num_points: int = 1000
     width: int = 100
+    optimizer: str = "adam"
+    learning_rate: float = 0.0
+    move_weights: bool = False
+    scale_gradients: bool = False
 
 
 def data_of(setting: Setting) -> Data:
@@ -96,7 +105,17 @@ def hook_of(setting: Setting, network: LeakyResNet) -> StepSizeHook | None:
         stop_step=stop_step(setting),
         max_leak=setting.max_leak or None,
         rule=setting.scheme,
+        move_weights=setting.move_weights,
+        scale_gradients=setting.scale_gradients,
     )
+
+
+def optimizer_of(setting: Setting, network: LeakyResNet) -> torch.optim.Optimizer:
+    """The optimizer, at the learning rate that a run starts with."""
+    rate = setting.learning_rate or default_learning_rate(setting.effective_depth)
+    if setting.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=rate, fused=True)
+    return torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
 
 
 def train(setting: Setting, data: Data) -> LeakyResNet:
@@ -121,9 +140,9 @@ def training(
     Yields:
         The number of the step, counted from 1, and the optimizer.
     """
-    rate = default_learning_rate(setting.effective_depth)
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting.num_steps, rate / 100)
+    optimizer = optimizer_of(setting, network)
+    last_rate = optimizer.param_groups[0]["lr"] / 100
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, setting.num_steps, last_rate)
     hook = hook_of(setting, network)
     if hook is not None:
         hook.attach(optimizer)

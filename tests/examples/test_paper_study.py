@@ -60,7 +60,7 @@ def test_rows_of_a_run_that_has_no_summary_do_not_count(tmp_path):
 
 
 def test_a_run_is_named_by_its_whole_setting():
-    assert name_of(Setting(3, 0.25)) == "3_0.25"
+    assert name_of(Setting(3, 0.25)) == name_of(Setting(3, 0.25)) != name_of(Setting(3, 0.5))
     for study in STUDIES.values():
         for reduced in (False, True):
             settings = study.settings(reduced)
