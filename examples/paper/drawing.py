@@ -36,6 +36,12 @@ def draw_means(ax: Axes, table: pd.DataFrame, x: str, y: str, label: str | None 
     )
 
 
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, below them, where it hides nothing."""
+    entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
+
+
 def colour(index: int) -> str:
     """One of a palette that can be told apart with every kind of colour blindness."""
     return COLOURS[index % len(COLOURS)]

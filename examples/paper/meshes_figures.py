@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.paper.drawing import colour, draw_means, label_panels, panels
+from examples.paper.drawing import colour, draw_means, label_panels, legend_below, panels
 from examples.paper.statistics import interval, paired
 from examples.paper.study import RUNS
 
@@ -50,7 +50,7 @@ def _grid(runs: pd.DataFrame, value: str, label: str) -> Figure:
         ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale="log")
     for ax in axes[:: len(decays)]:
         ax.set_ylabel(label)
-    axes[0].legend()
+    legend_below(figure, axes[:1])
     label_panels(axes, [f"L̃ = {depth:g}, λ = {decay:g}" for depth, decay in places])
     return figure
 

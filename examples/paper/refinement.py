@@ -22,7 +22,8 @@ DEPTHS = (3.0, 7.0)
 NUM_LAYERS = (4, 6, 8, 12, 16, 24)
 TOLERANCES = (1.0, 0.7, 0.5, 0.35, 0.25)
 FIRST_LAYERS, MOST_LAYERS = 4, 40
-EVERY_N_STEPS = 100
+NUM_REFINEMENTS = 30
+"""If training went on refining to its end; the last 30 % of it keep the mesh."""
 GAP_POINTS = 200
 
 
@@ -60,10 +61,10 @@ def measure(setting: Refined) -> dict[str, Rows]:
     """Train, count what training cost, and measure errors."""
     data = data_of(setting)
     network = network_of(setting)
-    counts = []
+    counts, period = [], max(1, setting.num_steps // NUM_REFINEMENTS)
     for step, optimizer in training(setting, data, network):
         counts.append(len(network.layers))
-        if setting.tolerance and step % EVERY_N_STEPS == 0 and step <= stop_step(setting):
+        if setting.tolerance and step % period == 0 and step <= stop_step(setting):
             network.refine(data["train"][0], setting.tolerance, optimizer, max_layers=MOST_LAYERS)
     inputs = data["train"][0]
     row = {
@@ -73,7 +74,7 @@ def measure(setting: Refined) -> dict[str, Rows]:
         "estimated_error": float(discretisation_errors(network.representations(inputs), network.step_sizes).sum()),
         "gap": gap(network, data["test"][0][:GAP_POINTS], "linear")["output_error"],
     }
-    history = [{"step": step, "num_layers": counts[step - 1]} for step in range(1, len(counts) + 1, EVERY_N_STEPS)]
+    history = [{"step": step, "num_layers": counts[step - 1]} for step in range(1, len(counts) + 1, period)]
     return {RUNS: [row], "history": history}
 
 
