@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from examples.paper.drawing import colour, draw_means, label_panels, legend_below, panels
 from examples.paper.statistics import interval
@@ -229,6 +230,7 @@ def _theorem(tables: Tables) -> Figure:
         draw_means(pace, table, x, "speed_upper", "upper bound", 3)
         for ax in (gap, pace):
             ax.set(yscale="symlog", xlabel="effective depth L̃" if row == 0 else "γ0")
+            ax.yaxis.set_major_locator(SymmetricalLogLocator(base=1000, linthresh=1))  # not a label for each decade
             if row == 1:
                 ax.set_xscale("log")
         gap.set_ylabel("rank (no unit)")
