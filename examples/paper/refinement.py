@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from examples.paper.continuous import gap
-from examples.paper.drawing import colour, draw_means, label_panels, panels
-from examples.paper.statistics import interval
+from examples.paper.drawing import colour, draw_means, label_panels, legend_below, panels
+from examples.paper.statistics import interval, paired
 from examples.paper.study import RUNS, Rows, Study
 from examples.paper.training import Setting, data_of, errors, network_of, stop_step, training
 from lightning_leaky import LeakyResNet
@@ -94,34 +94,39 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     for row, depth in enumerate(depths):
         for ax, value in zip(axes[3 * row :], ("test_error", "gap"), strict=False):
             of_depth = runs[runs["effective_depth"] == depth]
-            _draw_costs(ax, of_depth[of_depth["tolerance"] == 0], value, "num_layers", "fixed, L = {:g}", 0)
-            _draw_costs(ax, of_depth[of_depth["tolerance"] > 0], value, "tolerance", "tolerance {:g}", 1)
-            ax.set(xlabel="training cost (TFLOP)", xscale="log", yscale="log")
+            _draw_costs(ax, of_depth[of_depth["tolerance"] == 0], value, "num_layers", "fixed, by L", 0)
+            _draw_costs(ax, of_depth[of_depth["tolerance"] > 0], value, "tolerance", "refined, by tolerance", 1)
+            ax.set(xlabel="training cost (TFLOP)")
+        axes[3 * row + 1].set_yscale("log")
+        axes[3 * row].legend()
         axes[3 * row].set_ylabel("test error (targets have variance 1)")
         axes[3 * row + 1].set_ylabel("gap of the outputs to the continuous limit")
         of_depth = history[(history["effective_depth"] == depth) & (history["tolerance"] > 0)]
         for index, (tolerance, group) in enumerate(of_depth.groupby("tolerance")):
             draw_means(axes[3 * row + 2], group, "step", "num_layers", f"tolerance {tolerance:g}", index)
         axes[3 * row + 2].set(xlabel="optimizer step", ylabel="layers")
-        axes[3 * row + 2].legend()
+    legend_below(figure, axes[2:3])
     label_panels(axes, [f"{title}, L̃ = {depth:g}" for depth in depths for title in ("error", "gap", "layers")])
     return {"refinement": figure}
 
 
 def _draw_costs(ax: Axes, runs: pd.DataFrame, value: str, by: str, label: str, index: int) -> None:
     """Mean of a value against mean cost, a point for each kind of run, with the interval of the value."""
-    points = []
-    for kind, group in runs.groupby(by):
-        points.append((group["training_flops"].mean() / 1e12, *interval(group[value].to_numpy()), kind))
-    for cost, mean, _, kind in points:
-        ax.annotate(label.format(kind), (cost, mean), textcoords="offset points", xytext=(4, 4), fontsize=6)
-    costs, means, halves, _ = zip(*points, strict=True)
-    ax.errorbar(costs, means, halves, marker="o", markersize=4, capsize=2, color=colour(index))
+    for number, (kind, group) in enumerate(runs.groupby(by)):
+        cost, (mean, half) = group["training_flops"].mean() / 1e12, interval(group[value].to_numpy())
+        ax.errorbar(
+            cost, mean, half, fmt="o", markersize=4, capsize=2, color=colour(index), label="" if number else label
+        )
+        place = (3, 5) if index else (3, -10)
+        ax.annotate(
+            f"{kind:g}", (cost, mean), textcoords="offset points", xytext=place, fontsize=7, color=colour(index)
+        )
 
 
 def tables_for_readers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """What each kind of run cost and reached."""
-    rows = []
+    """What each kind of run cost and reached; test errors also beside those of the deepest fixed net, in pairs."""
+    rows, fixed = [], tables[RUNS][tables[RUNS]["tolerance"] == 0]
+    deepest = fixed[fixed["num_layers"] == fixed["num_layers"].max()]
     for (depth, tolerance, layers), group in tables[RUNS].groupby(["effective_depth", "tolerance", "num_layers"]):
         row = {"L̃": depth, "tolerance": tolerance or "–", "first L": layers, "n": len(group)}
         for name, label, form in (
@@ -133,6 +138,8 @@ def tables_for_readers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataF
         ):
             scale = 1e-12 if name == "training_flops" else 1.0
             row[label] = form.format(*interval(scale * group[name].to_numpy()))
+        _, mean, half = paired(group, deepest, ["seed", "effective_depth"], "test_error")
+        row[f"less that of L = {deepest['num_layers'].iloc[0]}"] = f"{1e4 * mean:+.1f} ± {1e4 * half:.1f} (1e-4)"
         rows.append(row)
     return {"refinement": pd.DataFrame(rows)}
 
