@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.capture import SumRecorder
-from lightning_leaky.functional._checks import check_positive
+from lightning_leaky.functional._checks import check_positive, working_dtype
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
 from lightning_leaky.leaky_path import feature_settings, find_leaky_path, step_sizes_of
@@ -221,8 +221,7 @@ class StepSizeHook:
             if agreed is None:
                 return None
             self._shape = [size for size in agreed.tolist() if size >= 0]
-        sums = torch.zeros(self._shape, dtype=torch.float64) if sums is None else sums
-        sums = sums.to(device)
+        sums = torch.zeros(self._shape, dtype=working_dtype(device), device=device) if sums is None else sums.to(device)
         sums[unreadable] = torch.nan
         return summed(sums).to("cpu", torch.float64)
 
