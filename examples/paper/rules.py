@@ -17,6 +17,7 @@ from lightning_leaky import LeakyResNet, adaptive_step_sizes, equidistant_step_s
 from lightning_leaky.functional import (
     cap_step_sizes,
     cost_of_identity,
+    discretisation_errors,
     hamiltonian,
     hamiltonian_spread,
     kinetic_energy,
@@ -48,6 +49,7 @@ class Path:
 
     representations: Tensor
     momenta: Tensor
+    weights: Tensor
     step_sizes: Tensor
     effective_depth: float
 
@@ -82,6 +84,24 @@ def _curvature(path: Path) -> Tensor:
     """Root of ‖∂_pV‖: what equalises Euler's local errors."""
     bend = _norms(path.velocities.diff(dim=0)) / path.step_sizes[1:]
     return _raised(torch.cat([bend[:1], bend])).sqrt()
+
+
+def _relative_curvature(path: Path) -> Tensor:
+    """What equalises the errors by which `LeakyResNet.refine` splits and merges layers."""
+    return _raised(discretisation_errors(path.representations, path.step_sizes).sqrt() / path.step_sizes)
+
+
+def _switches(path: Path) -> Tensor:
+    """Share of the activations that switch on or off in a layer: where none does two layers could be one."""
+    active = path.representations > 0
+    return _raised((active[1:] != active[:-1]).double().mean((1, 2)) / path.step_sizes)
+
+
+def _change_of_weights(path: Path) -> Tensor:
+    """‖∂_pW‖: each step holds W constant."""
+    distances = (path.step_sizes[1:] + path.step_sizes[:-1]) / 2
+    rates = _norms(path.weights.diff(dim=0)) / distances
+    return _raised((torch.cat([rates[:1], rates]) + torch.cat([rates, rates[-1:]])) / 2)
 
 
 def _goal(path: Path) -> Tensor:
@@ -124,13 +144,17 @@ def _change(name: str, strength: float = 1.0) -> Callable[[Path], Tensor]:
 
 CHANGES: dict[str, Callable[[Path], Tensor]] = {
     "relative distance": lambda path: relative_distances(path.representations, path.step_sizes),
+    "relative distance of features": lambda path: relative_distances(path.representations.relu(), path.step_sizes),
     "distance": lambda path: _norms(path.velocities),
     "kinetic energy": lambda path: path.speeds + 0.1,
     "potential energy": lambda path: cost_of_identity(path.before).sqrt(),
     "curvature": _curvature,
+    "relative curvature": _relative_curvature,
     "curvature felt by the cost": _goal,
     "change of H": _hamiltonian_change,
     "phase space": _phase_space,
+    "switches": _switches,
+    "change of weights": _change_of_weights,
     "equal H, objective down": partial(_equaliser, 1.0),
     "equal H, objective up": partial(_equaliser, -1.0),
 }
@@ -148,7 +172,7 @@ FIXED: dict[str, Callable[[int], Tensor]] = {
     "equidistant": equidistant_step_sizes,
     "twice the layers": equidistant_step_sizes,
     **{f"irregular, a = {a:g}": partial(irregular_step_sizes, unevenness=a) for a in (0.3, 0.6, 0.9)},
-    **{f"graded, q = {q:g}": partial(_graded, growth=q) for q in (1.3, 1.6)},
+    **{f"graded, q = {q:g}": partial(_graded, growth=q) for q in (0.77, 1.3, 1.6)},
     "last step three times the others": lambda num_layers: normalise_step_sizes(
         torch.tensor([1.0] * (num_layers - 1) + [3.0])
     ),
@@ -205,7 +229,8 @@ def _adapt(setting: RuleSetting, data: Data, network: LeakyResNet) -> None:
     """What `StepSizeHook` does, with whatever an idea wants to look at."""
     rho = normalise_step_sizes(network.step_sizes)
     representations, momenta = trajectory(network, data, setting.weight_decay)
-    path = Path(representations.double(), momenta.double(), rho, setting.effective_depth)
+    weights = network.weights().detach().double()
+    path = Path(representations.double(), momenta.double(), weights, rho, setting.effective_depth)
     adapted = adaptive_step_sizes(rho, ADAPTIVE[setting.idea](path), setting.damping)
     network.set_step_sizes(
         cap_step_sizes(adapted, setting.max_leak / setting.effective_depth) if setting.max_leak else adapted
