@@ -154,6 +154,9 @@ CHANGES: dict[str, Callable[[Path], Tensor]] = {
     "change of H": _hamiltonian_change,
     "phase space": _phase_space,
     "switches": _switches,
+    "switches and relative distance": lambda path: (
+        _switches(path) * relative_distances(path.representations, path.step_sizes)
+    ).sqrt(),
     "change of weights": _change_of_weights,
     "equal H, objective down": partial(_equaliser, 1.0),
     "equal H, objective up": partial(_equaliser, -1.0),
@@ -164,10 +167,13 @@ ADAPTIVE = {
     **{name: _change(name) for name in CHANGES},
     **{
         f"{name}, strength {strength:g}": _change(name, strength)
-        for name in ("relative distance", "kinetic energy")
+        for name in ("relative distance", "kinetic energy", "switches")
         for strength in (0.5, 1.5)
     },
 }
+BOUNDED = ("relative distance", "kinetic energy", "phase space", "switches", "switches and relative distance")
+"""Ideas that are also tried with the bound."""
+
 FIXED: dict[str, Callable[[int], Tensor]] = {
     "equidistant": equidistant_step_sizes,
     "twice the layers": equidistant_step_sizes,
@@ -200,7 +206,7 @@ def settings(reduced: bool) -> Sequence[RuleSetting]:
         for decay in decays
         for leak in (0.0, 1.0)
         for idea in (*FIXED, *ADAPTIVE)
-        if leak == 0 or idea in ("relative distance", "kinetic energy", "phase space")
+        if leak == 0 or idea in BOUNDED
     ]
 
 
