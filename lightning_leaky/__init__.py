@@ -1,6 +1,6 @@
 """Leaky ResNets for PyTorch Lightning: the model, its energies layer by layer, and adaptive layer step-sizes."""
 
-from lightning_leaky.callbacks import EnergyMonitor, LayerRefiner, StepSizeAdapter
+from lightning_leaky.callbacks import EnergyMonitor, LayerRefiner, PathFigures, StepSizeAdapter
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
 from lightning_leaky.functional import (
     KNorm,
@@ -31,6 +31,7 @@ __all__ = [
     "LeakyResNet",
     "LeakyResNetModule",
     "LeakyResidual",
+    "PathFigures",
     "Readings",
     "StepSizeAdapter",
     "StepSizeHook",

@@ -1,16 +1,23 @@
-"""Console script `lightning-leaky`: `fit`, `validate`, `test` and `predict` on LightningCLI."""
+"""Console script `lightning-leaky`: `fit`, `validate`, `test`, `predict` on LightningCLI; `report` and `compare`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from lightning_leaky.module import LeakyResNetModule
+from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
+from lightning_leaky.report.comparison import table_of
+from lightning_leaky.report.page import name_of
+
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; every argument can also be set from YAML with ``--config``.
+    """Run the command line; every argument of a fit can also be set from YAML with ``--config``.
 
     Args:
         args: Arguments in place of those of the process.
@@ -18,6 +25,17 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If jsonargparse is missing, or the arguments are wrong.
     """
+    given = list(sys.argv[1:] if args is None else args)
+    # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
+    sys.path.insert(0, os.getcwd())
+    commands: dict[str, Callable[[Sequence[str]], None]] = {"report": _report, "compare": _compare}
+    try:
+        commands.get(given[0] if given else "", _lightning)(given)
+    except ModuleNotFoundError as error:
+        raise SystemExit(str(error)) from error
+
+
+def _lightning(args: Sequence[str]) -> None:
     # Imported here: Lightning needs jsonargparse for its command line, which nothing else of this package does.
     try:
         from lightning.pytorch.cli import LightningCLI
@@ -25,8 +43,6 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{error}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'."
         ) from error
-    # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
-    sys.path.insert(0, os.getcwd())
     LightningCLI(
         LightningModule,  # anybody's: the callbacks attach to any
         LightningDataModule,
@@ -34,5 +50,101 @@ def main(args: Sequence[str] | None = None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        args=None if args is None else list(args),
+        args=list(args),
     )
+
+
+def _parser(command: str, description: str) -> Any:
+    try:
+        from jsonargparse import ArgumentParser
+    except ModuleNotFoundError as error:
+        raise SystemExit("The command line needs jsonargparse: pip install 'lightning-leaky[cli]'.") from error
+    return ArgumentParser(prog=f"lightning-leaky {command}", description=description)
+
+
+def _report(args: Sequence[str]) -> None:
+    parser = _parser("report", "Write a report on a trained model: one page of HTML, and the numbers as JSON.")
+    parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
+    parser.add_function_arguments(write_report, skip={"ckpt"})
+    given = parser.instantiate_classes(parser.parse_args(list(args[1:])))
+    write_report(**given)
+
+
+def write_report(
+    ckpt: str,
+    data: LightningDataModule,
+    model: type[LightningModule] = LeakyResNetModule,
+    split: Literal["train", "val", "test"] = "train",
+    layers: str | None = None,
+    effective_depth: float = 0.0,
+    weight_decay: float | None = None,
+    max_batches: int | None = None,
+    output: str = "report",
+    weights_only: bool | None = None,
+) -> None:
+    """Read a trained model over a data set, and write ``index.html`` and ``report.json``.
+
+    Args:
+        ckpt: Checkpoint of a LightningModule.
+        data: Data module, by class path.
+        model: Class of the LightningModule, with ``save_hyperparameters``, as ours.
+        split: Which of its data to read.
+        layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
+        effective_depth: L̃ of such layers.
+        weight_decay: λ for the momentum readings, where the module has none of its own; it needs a method ``cost``.
+        max_batches: Read so many batches at most; all by default.
+        output: Folder to write to.
+        weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
+    """
+    module = model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
+    cost, decay = getattr(module, "cost", None), weight_decay or getattr(module, "weight_decay", None)
+    reads_momenta = callable(cost) and bool(decay)
+    report = report_on(
+        module,
+        _batches(data, split, max_batches),
+        title=f"{name_of(module)}, {Path(ckpt).name}",
+        facts={"checkpoint": ckpt, "data": f"{type(data).__name__}, {split}"},
+        layers=layers,
+        effective_depth=effective_depth,
+        **({"cost": cost, "weight_decay": decay} if reads_momenta else {}),
+    )
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(as_json(report), encoding="utf-8")
+    (folder / "index.html").write_text(as_html(report), encoding="utf-8")
+    sentences = [sentence for diagnosis in report.diagnoses for sentence in diagnosis.sentences]
+    _say(*sentences, f"Report: {folder / 'index.html'}")
+
+
+def _batches(data: LightningDataModule, split: str, most: int | None) -> Iterable[Any]:
+    """Batches of a split, behind a progress bar where somebody watches."""
+    from itertools import islice
+
+    from tqdm import tqdm
+
+    data.prepare_data()
+    data.setup("test" if split == "test" else "fit")
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    length = min(len(loader), most) if most else len(loader)
+    watched: Iterable[Any] = tqdm(islice(loader, most), "reading", length, disable=None, leave=False)
+    return watched
+
+
+def _compare(args: Sequence[str]) -> None:
+    parser = _parser("compare", "Lay runs side by side: their last numbers, and their layers as lines.")
+    parser.add_argument("runs", nargs="+", help="Folders with logs of TensorBoard or CSV, or JSON of reports.")
+    parser.add_argument("--output", default="comparison.html", help="Page of HTML to write.")
+    given = parser.parse_args(list(args[1:]))
+    try:
+        runs = [read_run(run) for run in given.runs]
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    Path(given.output).write_text(compare(runs), encoding="utf-8")
+    rows = [["", *(run.name for run in runs)], *table_of(runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
+    _say(f"Page: {given.output}")
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")

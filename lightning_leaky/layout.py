@@ -73,9 +73,13 @@ class Layout:
         """Return the number of channels of a representation, or raise ValueError where its axes are others."""
         return tensor.shape[self._axes(tensor).index("c")]
 
+    def batch_axis(self, tensor: Tensor) -> int:
+        """Return which axis of a representation is that of the batch, or raise ValueError where its axes are others."""
+        return self._axes(tensor).index("n")
+
     def num_samples(self, tensor: Tensor) -> int:
         """Return the length of the batch axis of a representation, or raise ValueError where its axes are others."""
-        return tensor.shape[self._axes(tensor).index("n")]
+        return tensor.shape[self.batch_axis(tensor)]
 
     def rows(self, tensor: Tensor, keep: Tensor | None = None, fresh: Tensor | None = None) -> Tensor:
         """Return a representation as a matrix, shape (N, w).

@@ -15,6 +15,7 @@ from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
+from lightning_leaky.sample import PathSample
 
 
 def measure_path(
@@ -87,22 +88,76 @@ def measure_path(
     )
     if observer.reads_momenta and cost is None:
         raise ValueError(f"`cost` must be given to read {sorted(set(MOMENTA) & set(quantities))}, got None.")
+    _observe(observer, model, batches, cost if observer.reads_momenta else None)
+    readings = observer.compute()
+    if readings is None:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    return readings
+
+
+def sample_path(
+    model: nn.Module,
+    batch: Any,
+    num_samples: int = 200,
+    layers: LayerChoice | None = None,
+    effective_depth: float = 0.0,
+    layout: Layout | None = None,
+    padding_mask: PaddingMask = ATTENTION_MASK,
+) -> list[PathSample]:
+    """A few samples on their way through a network, for pictures.
+
+    Args:
+        model: Any network, a LightningModule included; it is left as it was.
+        batch: A pair (inputs, targets), or bare inputs, as one of `measure_path`.
+        num_samples: Rows to keep at most.
+        layers: As of `measure_path`, and so are the others.
+        effective_depth: L̃ of layers that are no leaky path's.
+        layout: How a representation becomes a matrix.
+        padding_mask: Where the inputs say which positions are real.
+
+    Returns:
+        One sample a segment of the path.
+
+    Raises:
+        ValueError: If the batch cannot be read.
+
+    Example:
+        >>> from lightning_leaky import LeakyResNet
+        >>> network = LeakyResNet(3, 3, width=8, num_layers=4, effective_depth=2.0)
+        >>> sample_path(network, (torch.eye(3), torch.arange(3)))[0].labels
+        tensor([0, 1, 2])
+    """
+    path = path_of(model, layers, effective_depth)
+    observer = PathObserver(
+        model,
+        path,
+        ["cost_of_identity"],
+        effective_depth=effective_depth,
+        layout=layout,
+        padding_mask=padding_mask,
+        strict=True,
+    )
+    observer.num_shown = num_samples
+    _observe(observer, model, [batch], cost=None)
+    return observer.samples
+
+
+def _observe(
+    observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
+) -> None:
+    """Run batches through a model in evaluation mode, and its observer with them."""
     was_training = model.training
     model.eval()
     observer.attach()
     try:
         for batch in batches:
             inputs, targets = _inputs_and_targets(batch)
-            observer.arm(inputs)
-            _run_batch(model, inputs, targets, cost if observer.reads_momenta else None)
+            observer.arm(inputs, targets=targets)
+            _run_batch(model, inputs, targets, cost)
             observer.drain()
     finally:
         observer.detach()
         model.train(was_training)
-    readings = observer.compute()
-    if readings is None:
-        raise ValueError("`batches` must hold at least one batch, got none.")
-    return readings
 
 
 def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:

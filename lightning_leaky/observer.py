@@ -23,6 +23,7 @@ from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
 from lightning_leaky.processes import first_of
+from lightning_leaky.sample import PathSample, label_rows, labels_of, segments_of
 from lightning_leaky.segmentation import Segmentation
 
 
@@ -47,6 +48,10 @@ class PathObserver:
         form: Second moments, the samples themselves, or whichever fits; see `SegmentReaders`.
         padding_mask: Where a batch says which positions are real, see `real_positions`; ``None`` reads padding too.
         strict: Whether what cannot be read is an error.
+
+    Attributes:
+        num_shown: Rows of each batch to keep in `samples`, for pictures; 0 for none.
+        samples: Those of the last batch that was read, one entry a segment.
 
     Raises:
         ValueError: If a quantity is not known, or a momentum quantity is wanted without a weight decay or of a part of
@@ -77,10 +82,13 @@ class PathObserver:
         self.form: Form = check_form(form)
         self.padding_mask = padding_mask
         self._batch: Any = None
+        self._targets: Any = None
         self._fresh: Tensor | None = None
         self.strict = strict
         self.has_given_up = False
         self.notes: list[str] = []
+        self.num_shown = 0
+        self.samples: list[PathSample] = []
         self.reads_momenta = bool(set(MOMENTA) & set(self.quantities))
         if self.reads_momenta:
             check_momenta(self.quantities, weight_decay or optimizer_weight_decay, self.layout)
@@ -109,15 +117,16 @@ class PathObserver:
         self.capture.detach()
         self._clear()
 
-    def arm(self, batch: Any = None, fresh: Tensor | None = None) -> None:
+    def arm(self, batch: Any = None, fresh: Tensor | None = None, targets: Any = None) -> None:
         """Keep what passes from now on.
 
         Args:
             batch: What passes, to know its padding.
             fresh: Which of its samples are no repeats, see `Layout.rows`; ``None`` for all.
+            targets: What belongs to it, where the batch is inputs alone; for the labels of pictures.
         """
         self.capture.clear()
-        self._batch, self._fresh = batch, fresh
+        self._batch, self._fresh, self._targets = batch, fresh, targets
         self.capture.armed = True
         if self.path is not None:
             self._step_sizes = step_sizes_of(self.path)
@@ -251,6 +260,21 @@ class PathObserver:
             previous, current = self._path_rows(keeps, self.layout.limited(room))
         momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
         readers.update(previous, current, self._step_sizes_read(), momenta)
+        self.samples = self._shown(keeps) if self.num_shown else []
+
+    def _shown(self, keeps: list[Tensor | None]) -> list[PathSample]:
+        """A few rows of this batch, along each segment."""
+        layout = self.layout.limited(self.num_shown)
+        previous, current = self._path_rows(keeps, layout)
+        batch = self._batch if self._targets is None else (self._batch, self._targets)
+        labels, numbers = labels_of(batch), [segment for segment in self._segmentation.segments if segment]
+        firsts = [self._segmentation.layers[numbers.index(number)] for number in dict.fromkeys(numbers)]
+        rows = [
+            label_rows(labels, tensor, layout, keeps[first], self._fresh)
+            for first, tensor in ((first, self.capture.previous[first]) for first in firsts)
+            if tensor is not None
+        ]
+        return [PathSample(*pair) for pair in zip(segments_of(previous, current, numbers), rows, strict=True)]
 
     def _real_positions(self) -> list[Tensor | None]:
         """Which positions of each layer are real, by the batch or, where that does not say, by what it was told."""
@@ -269,7 +293,7 @@ class PathObserver:
         return DECODER_ATTENTION_MASK if is_decoder and self.padding_mask == ATTENTION_MASK else self.padding_mask
 
     def _clear(self) -> None:
-        self._batch = self._fresh = None
+        self._batch = self._fresh = self._targets = None
         self.capture.clear()
 
     def _check_passes(self) -> None:

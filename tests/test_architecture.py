@@ -23,6 +23,11 @@ ALLOWED = {
     "layers": {"imports"},
     "remesh": {"functional", "layers"},
     "layout": {"imports"},
+    "sample": {"layout"},
+    "history": set(),
+    "guide": {"metrics"},
+    "diagnosis": {"metrics"},
+    "console": {"metrics", "diagnosis"},
     "segmentation": {"layout"},
     "leaky_path": {"functional", "layers"},
     "compiled": set(),
@@ -41,9 +46,11 @@ ALLOWED = {
         "layers",
         "layout",
         "processes",
+        "sample",
         "segmentation",
     },
-    "measure": {"metrics", "observer", "block_path", "layers", "leaky_path", "layout"},
+    "report": {"functional", "metrics", "diagnosis", "guide", "leaky_path", "measure", "plotting", "sample"},
+    "measure": {"metrics", "sample", "observer", "block_path", "layers", "leaky_path", "layout"},
     "callbacks": {
         "functional",
         "metrics",
@@ -55,10 +62,17 @@ ALLOWED = {
         "leaky_path",
         "curvature",
         "remesh",
+        "sample",
+        "history",
+        "guide",
+        "diagnosis",
+        "plotting",
+        "processes",
+        "console",
     },
     "module": {"functional", "metrics", "models", "processes"},
     "data": set(),
-    "cli": set(),
+    "cli": {"module", "report"},
 }
 # The only places of heavy packages.
 HOMES = {
@@ -67,8 +81,10 @@ HOMES = {
     "matplotlib": {"plotting"},
     "mlxtend": {"data"},
     "sklearn": set(),
-    "jsonargparse": set(),
+    "jsonargparse": {"cli"},
     "numpy": set(),
+    "jinja2": {"report"},
+    "rich": {"console"},
 }
 
 

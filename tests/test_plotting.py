@@ -1,12 +1,22 @@
 """Figures: what is drawn, what it is called, and what is said where matplotlib is missing."""
 
 import builtins
+import math
 
 import pytest
 import torch
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from lightning_leaky.plotting import plot_along_path, plot_energies
+from lightning_leaky.plotting import (
+    pixels,
+    plot_along_path,
+    plot_energies,
+    plot_heat_map,
+    plot_paths,
+    plot_singular_values,
+)
+from lightning_leaky.plotting.style import new_figure
 
 
 def drawn(axes):
@@ -71,3 +81,91 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(ModuleNotFoundError, match=r"lightning-leaky\[plot\]"):
         plot_along_path({"speed": torch.ones(3)})
+
+
+# Spectra, heat maps, paths.
+
+
+def test_singular_values_are_lines_over_positions_and_noise_is_left_out():
+    values = torch.tensor([[4.0, 2.0, 1e-9], [3.0, 1.0, 0.5]])
+    axes = plot_singular_values(values, torch.tensor([0.0, 0.75]), "W").axes[0]
+    lines = {tuple(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 2 and line.get_marker() == "."}
+    assert {(4.0, 3.0), (2.0, 1.0)} <= lines
+    (noise,) = lines - {(4.0, 3.0), (2.0, 1.0)}
+    assert (math.isnan(noise[0]), noise[1]) == (True, 0.5)
+    assert (axes.get_yscale(), axes.get_ylabel()) == ("log", "singular values of W")
+
+
+def test_only_the_largest_singular_values_are_drawn():
+    values = torch.arange(30.0, 0.0, -1.0).repeat(2, 1)
+    lines = plot_singular_values(values, torch.tensor([0.0, 0.5]), "A", most=4).axes[0].lines
+    assert sorted(line.get_ydata()[0] for line in lines if line.get_marker() == ".") == [27.0, 28.0, 29.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([[1.0, 29.0]], "linear"), ([[1.0, 30.0]], "log"), ([[-1.0, 90.0]], "linear")]
+)
+def test_a_heat_map_is_logarithmic_where_values_reach_far(values, scale):
+    figure = plot_heat_map(torch.tensor(values), torch.tensor([10]), "cost")
+    mesh = figure.axes[0].collections[0]
+    assert isinstance(mesh.norm, LogNorm) == (scale == "log")
+
+
+def test_a_heat_map_has_layers_upwards_and_steps_to_the_right():
+    values = torch.tensor([[1.0, 2.0, torch.nan], [4.0, 5.0, 6.0]])
+    figure = plot_heat_map(values, torch.tensor([10, 30]), "cost of identity")
+    mesh = figure.axes[0].collections[0]
+    assert mesh.get_array().filled(-1).tolist() == [[1.0, 4.0], [2.0, 5.0], [-1.0, 6.0]]
+    corners = mesh.get_coordinates()
+    assert corners[0, :, 0].tolist() == [10.0, 30.0, 50.0]
+    assert corners[:, 0, 1].tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert figure.axes[1].get_ylabel() == "cost of identity"
+
+
+def test_each_sample_has_a_path_in_the_colour_of_its_class():
+    points, labels = torch.rand(3, 4, 2), torch.tensor([5, 9, 5, 9])
+    axes = plot_paths(points, labels).axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["5", "9"]
+    paths = [line for line in axes.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"]
+    colours = [line.get_color() for line in paths]
+    assert colours[0] == colours[2] != colours[1] == colours[3]
+    for sample, line in enumerate(paths):
+        assert line.get_xydata().tolist() == points[:, sample].double().tolist()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.5, 0.7]), torch.arange(2), None])
+def test_targets_have_a_bar_classes_a_legend_and_one_colour_neither(labels):
+    figure = plot_paths(torch.rand(3, 2, 2), labels)
+    has_bar, has_legend = len(figure.axes) == 2, figure.axes[0].get_legend() is not None
+    assert (has_bar, has_legend) == (
+        labels is not None and labels.is_floating_point(),
+        labels is not None and not labels.is_floating_point(),
+    )
+
+
+def test_more_classes_than_colours_have_a_bar():
+    figure = plot_paths(torch.rand(3, 20, 2), torch.arange(20))
+    assert figure.axes[1].get_ylabel() == "class"
+
+
+def test_pixels_are_those_of_the_figure():
+    figure = new_figure(1.0, 0.5)
+    figure.set_facecolor("red")
+    image = pixels(figure, dpi=40)
+    assert image.shape == (20, 40, 3)
+    assert (image == torch.tensor([255, 0, 0])).all()
+
+
+@pytest.mark.parametrize(
+    ("draw", "argument"),
+    [
+        (lambda: plot_heat_map(torch.ones(2, 3), torch.arange(3), "x"), "`values`"),
+        (lambda: plot_heat_map(torch.ones(0, 3), torch.arange(0), "x"), "`values`"),
+        (lambda: plot_singular_values(torch.ones(2, 3), torch.arange(3), "A"), "`values`"),
+        (lambda: plot_paths(torch.ones(2, 3, 3)), "`points`"),
+        (lambda: plot_paths(torch.ones(2, 3, 2), torch.ones(2)), "`labels`"),
+    ],
+)
+def test_refuses_shapes_that_do_not_fit(draw, argument):
+    with pytest.raises(ValueError, match=argument):
+        draw()

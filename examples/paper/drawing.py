@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.paper.statistics import summary
-from lightning_leaky.plotting import COLOURS
+from lightning_leaky.plotting.style import COLOURS
 
 plt.rcParams.update(
     {"svg.hashsalt": "lightning-leaky", "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": "small"}

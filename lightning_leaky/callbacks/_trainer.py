@@ -23,13 +23,18 @@ def log_period(trainer: Trainer) -> int:
     return int(_untyped(trainer).log_every_n_steps)
 
 
+def num_steps(trainer: Trainer) -> int:
+    """Optimizer steps taken, as loggers count them: the x-axis of the loss."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def is_due(trainer: Trainer, period: int) -> bool:
     """Whether the optimizer step that the present batch is part of is a multiple of a period.
 
     The step is counted as loggers count it, so that what is logged lands on the x-axis of the loss, whatever the number
     of micro-batches and of optimizers.
     """
-    return period > 0 and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % period == 0
+    return period > 0 and (num_steps(trainer) + 1) % period == 0
 
 
 def is_accumulating(trainer: Trainer) -> bool:
@@ -108,7 +113,7 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
     values = torch.stack(list(scalars.values())).cpu()
     numbers = dict(zip(scalars, values.tolist(), strict=True))
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        logger.log_metrics(numbers, step=num_steps(trainer))
     trainer.callback_metrics.update(zip(scalars, values.to(torch.float32), strict=True))
 
 

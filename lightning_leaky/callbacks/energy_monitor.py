@@ -10,7 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_leaky.block_path import path_of
+from lightning_leaky.callbacks._loggers import log_final, log_layout, log_text
 from lightning_leaky.callbacks._trainer import (
+    callbacks_of,
     check_strategy,
     fresh_samples,
     gradient_scale,
@@ -20,10 +22,14 @@ from lightning_leaky.callbacks._trainer import (
     log_period,
     log_scalars,
     may_skip_evaluation,
+    num_steps,
     optimizer_weight_decay,
 )
+from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
+from lightning_leaky.console import check_rich, print_layers
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.guide import chart_layout, page
 from lightning_leaky.layers import LayerChoice
 from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.leaky_path import LeakyPath, knows_weights
@@ -31,12 +37,25 @@ from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
 from lightning_leaky.observer import PathObserver
+from lightning_leaky.sample import PathSample
 
 # No stable rank: it needs the whole spectrum of every layer, which takes several times as long as all of these.
 _DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy")
 # Without a leak the one is 0 and the other the kinetic energy once more.
 _DEFAULT_OF_LEAKS = ("potential_energy", "energy_hamiltonian")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
+_SETTINGS = (
+    "layers",
+    "quantities",
+    "every_n_steps",
+    "gamma",
+    "gamma_rel",
+    "weight_decay",
+    "effective_depth",
+    "loss_reduction",
+    "layout",
+    "form",
+)
 
 
 class EnergyMonitor(Callback):
@@ -54,29 +73,33 @@ class EnergyMonitor(Callback):
 
     Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3:
 
-    ======================================  ======  ============================================================
-    key                                     unit    meaning
-    ======================================  ======  ============================================================
-    ``cost_of_identity/layer_*``            –       ‖A‖²_K: soft count of the dimensions in use
-    ``cost_of_identity/min``                –       least over the layers: bounds the bottleneck rank from above
-    ``kinetic_energy/layer_*``              energy  (1/(2L̃))‖∂_pA‖²_K: how much the layer works
-    ``potential_energy/layer_*``            energy  −(L̃/2)‖A‖²_K
-    ``cross_term/layer_*``                  –       ⟨∂_pA, A⟩_K
-    ``lagrangian/layer_*``                  energy  least weight cost of the step per unit of p
-    ``energy_hamiltonian/layer_*``          energy  kinetic plus potential energy
-    ``energy_hamiltonian/bottleneck_rank``  –       median of −2H/L̃ over the layers (L̃ > 0)
-    ``energy_hamiltonian/spread``           energy  max − min over the layers
-    ``speed/layer_*``                       –       ‖∂_pA‖_K
-    ``speed/path_length``                   –       Σ_l ρ_l ‖∂_pA‖_K
-    ``stable_rank/layer_*``                 –       ‖A‖²_*/‖A‖²_F
-    ``hamiltonian/layer_*``                 energy  momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA)
-    ``hamiltonian/bottleneck_rank``         –       median of −2H/L̃ (L̃ > 0): bounds the rank from below
-    ``hamiltonian/spread``                  energy  max − min over the layers
-    ``criticality_residual/layer_*``        –       ‖W − L̃Bᵀσ(A)‖/‖W‖: near 0 the Hamiltonian can be trusted
-    ``criticality_residual/max``            –       greatest over the layers
-    ``momentum_norm/layer_*``               –       ‖B‖_F
-    ``features_momentum_norm/layer_*``      –       ‖Bᵀσ(A)‖_F
-    ======================================  ======  ============================================================
+    ==========================================  ======  ================================================================
+    key                                         unit    meaning
+    ==========================================  ======  ================================================================
+    ``cost_of_identity/layer_*``                –       ‖A‖²_K: soft count of the dimensions in use
+    ``cost_of_identity/min``                    –       least over the layers: bounds the bottleneck rank from above
+    ``kinetic_energy/layer_*``                  energy  (1/(2L̃))‖∂_pA‖²_K: how much the layer works
+    ``potential_energy/layer_*``                energy  −(L̃/2)‖A‖²_K
+    ``cross_term/layer_*``                      –       ⟨∂_pA, A⟩_K
+    ``lagrangian/layer_*``                      energy  least weight cost of the step per unit of p
+    ``energy_hamiltonian/layer_*``              energy  kinetic plus potential energy
+    ``energy_hamiltonian/bottleneck_rank``      –       median of −2H/L̃ over the layers (L̃ > 0)
+    ``energy_hamiltonian/bottleneck_rank_min``  –       least of −2H/L̃ over the layers
+    ``energy_hamiltonian/bottleneck_rank_max``  –       greatest of −2H/L̃ over the layers
+    ``energy_hamiltonian/spread``               energy  max − min over the layers
+    ``speed/layer_*``                           –       ‖∂_pA‖_K
+    ``speed/path_length``                       –       Σ_l ρ_l ‖∂_pA‖_K
+    ``stable_rank/layer_*``                     –       ‖A‖²_*/‖A‖²_F
+    ``hamiltonian/layer_*``                     energy  momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA)
+    ``hamiltonian/bottleneck_rank``             –       median of −2H/L̃ (L̃ > 0): bounds the rank from below
+    ``hamiltonian/bottleneck_rank_min``         –       least of −2H/L̃ over the layers
+    ``hamiltonian/bottleneck_rank_max``         –       greatest of −2H/L̃ over the layers
+    ``hamiltonian/spread``                      energy  max − min over the layers
+    ``criticality_residual/layer_*``            –       ‖W − L̃Bᵀσ(A)‖/‖W‖: near 0 the Hamiltonian can be trusted
+    ``criticality_residual/max``                –       greatest over the layers
+    ``momentum_norm/layer_*``                   –       ‖B‖_F
+    ``features_momentum_norm/layer_*``          –       ‖Bᵀσ(A)‖_F
+    ==========================================  ======  ================================================================
 
     Where the path has several segments, summaries are per segment, as ``cost_of_identity/segment_2/min``.
 
@@ -110,8 +133,10 @@ class EnergyMonitor(Callback):
             ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
             while those of all processes are at most w and then sums moments, or, where moments would take more than
             1 GiB, keeps as many samples as fill it, which is said once.
+        print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
 
     Raises:
+        ModuleNotFoundError: If a table is wanted and rich is missing.
         ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, one that does
             contains another, or momentum quantities are asked for without a weight decay.
 
@@ -134,7 +159,10 @@ class EnergyMonitor(Callback):
         layout: Layout | None = None,
         padding_mask: PaddingMask = ATTENTION_MASK,
         form: Form = "auto",
+        print_layers: bool = False,
     ) -> None:
+        if print_layers:
+            check_rich()  # here, and not after an hour of training
         KNorm(gamma, gamma_rel)  # refuses bad stabilisers here, where the traceback shows the caller
         if quantities is not None:
             check_quantities(quantities)
@@ -153,18 +181,32 @@ class EnergyMonitor(Callback):
         self.layout = layout
         self.padding_mask = padding_mask
         self.form: Form = check_form(form)
+        self.print_layers = print_layers
         self.readings: dict[str, Readings] = {}
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None
         self._is_collecting = False
+        self.num_shown = 0
         self._said: set[str] = set()
         self._unlogged: Readings | None = None
+        self._is_explained = False
         self._warned_of_nan = False
+
+    @property
+    def path(self) -> LeakyPath | None:
+        """The layers that are read in a fit; ``None`` outside of one, and where none has been found yet."""
+        return None if self._train is None else self._train.path
+
+    @property
+    def samples(self) -> list[PathSample]:
+        """`num_shown` samples of the last training batch that was read, one entry a segment: for pictures."""
+        return [] if self._train is None else self._train.samples
 
     # Hooks exist between the start of a run and its end, or its exception.
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
+        self._is_explained = False
         self._detach()
         self._start(trainer, pl_module)
         self._warn_of_settings(trainer)
@@ -231,10 +273,18 @@ class EnergyMonitor(Callback):
             else:  # manual optimization around Lightning's optimizers: no hook was called before the step
                 self._finish(trainer)
         if self._unlogged is not None:
-            self._publish("train", self._unlogged)
+            readings, self._unlogged = self._unlogged, None
             if log_period(trainer):
-                log_scalars(trainer, self._unlogged.scalars())
-            self._unlogged = None
+                log_scalars(trainer, readings.scalars())
+            self._publish(trainer, pl_module, "train", readings)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the last summaries beside the hyper-parameters of the run, and print the table that was asked for."""
+        if self.print_layers and "train" in self.readings and trainer.is_global_zero:
+            print_layers(self.readings["train"])
+        finals = {f"final_{key}": float(value) for key, value in self._last_summaries().items()}
+        if finals and log_period(trainer):
+            log_final(trainer, finals, num_steps(trainer))
 
     # Evaluation: armed for every batch, computed once over the whole data set.
 
@@ -280,6 +330,7 @@ class EnergyMonitor(Callback):
         quantities = self._wanted(trainer, path, weight_decay, decay)
         if trainer.state.fn == "fit":
             self._train = self._observe(pl_module, path, quantities, weight_decay, decay)
+            self._train.num_shown = self.num_shown
         readable = [name for name in quantities if name not in MOMENTA]
         if not (self.on_validation and readable):
             return
@@ -381,12 +432,28 @@ class EnergyMonitor(Callback):
             return
         readings = self._evaluation.compute()
         if readings is not None:
-            self._publish(stage, readings)
             log_scalars(trainer, readings.layers(prefix))
             # What `validate` and `test` print and return. They are of all processes already: the two flags together
             # reduce nothing and keep Lightning from advising to, once a key.
             summaries = {key: value.to(torch.float32) for key, value in readings.summaries(prefix).items()}
             pl_module.log_dict(summaries, batch_size=1, sync_dist=True, rank_zero_only=True)
+            self._publish(trainer, pl_module, stage, readings)
+
+    def _explain(self, trainer: Trainer) -> None:
+        """Write once what the tags of this run mean, and which of them belong into one chart."""
+        if self._is_explained or not log_period(trainer):
+            return
+        self._is_explained = True
+        training, evaluation = (
+            () if observer is None else observer.quantities for observer in (self._train, self._evaluation)
+        )
+        adapts = ("step_size",) if any(isinstance(other, StepSizeAdapter) for other in callbacks_of(trainer)) else ()
+        log_layout(trainer, chart_layout((*training, *adapts), evaluation))
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        log_text(trainer, "layers/guide", page((*training, *evaluation, *adapts), settings))
+
+    def _last_summaries(self) -> dict[str, torch.Tensor]:
+        return self.readings["train"].summaries() if "train" in self.readings else {}
 
     def _say(self, observer: PathObserver) -> None:
         """Log once what is read, and how."""
@@ -396,8 +463,14 @@ class EnergyMonitor(Callback):
                 rank_zero_info(f"EnergyMonitor: {note}")
         observer.notes.clear()
 
-    def _publish(self, stage: str, readings: Readings) -> None:
+    def _publish(self, trainer: Trainer, pl_module: LightningModule, stage: str, readings: Readings) -> None:
+        """Keep the readings, warn once of what is not finite, and tell callbacks that look at readings."""
         self.readings[stage] = readings
+        self._explain(trainer)
+        for callback in callbacks_of(trainer):
+            tell = getattr(callback, "on_readings", None)
+            if callable(tell):
+                tell(trainer, pl_module, self, stage)
         if not self._warned_of_nan and not readings.is_finite():
             self._warned_of_nan = True
             broken = [name for name, values in readings.quantities.items() if not torch.isfinite(values).all()]

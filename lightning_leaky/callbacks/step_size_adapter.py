@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_leaky.callbacks._loggers import log_histogram
 from lightning_leaky.callbacks._trainer import (
     callbacks_of,
     check_strategy,
@@ -16,6 +17,7 @@ from lightning_leaky.callbacks._trainer import (
     log_period,
     log_scalars,
     may_skip_steps,
+    num_steps,
 )
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.leaky_path import step_sizes_of
@@ -30,7 +32,8 @@ class StepSizeAdapter(Callback):
     The only callback here that changes a model. The step-sizes are saved with the model, the adapter's own state with
     the checkpoint: a resumed run equals an uninterrupted one. Each fit that is not resumed counts its own steps.
 
-    Log keys: ``step_size/layer_*`` (ρ_l, no unit), those that the logged step ran with.
+    Log keys: ``step_size/layer_*`` (ρ_l, no unit), those that the logged step ran with, and for TensorBoard their
+    histogram, ``step_sizes``.
 
     Args:
         every_n_steps: Optimizer steps between two adaptations.
@@ -111,6 +114,7 @@ class StepSizeAdapter(Callback):
             rho = step_sizes_of(self._hook.path)
             keys = [f"step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
             log_scalars(trainer, dict(zip(keys, rho, strict=True)))
+            log_histogram(trainer, "step_sizes", rho, num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""

@@ -50,6 +50,7 @@ from lightning_leaky.functional.lagrangian import (
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
+from lightning_leaky.functional.projection import path_projection
 from lightning_leaky.functional.refinement import discretisation_errors, refined_step_sizes
 from lightning_leaky.functional.spectrum import (
     singular_values,
@@ -121,6 +122,7 @@ __all__ = [
     "operator_norm",
     "path_length",
     "path_length_from_moments",
+    "path_projection",
     "potential_energy",
     "potential_energy_from_moments",
     "rank_gap_bounds",

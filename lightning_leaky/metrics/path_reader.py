@@ -52,8 +52,8 @@ class Readings:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
         >>> readings.positions
         tensor([0.0000, 0.2500])
-        >>> {key: float(value) for key, value in readings.summaries().items()}
-        {'hamiltonian/bottleneck_rank': 2.5, 'hamiltonian/spread': 1.0}
+        >>> readings.summaries()["hamiltonian/bottleneck_rank"]
+        tensor(2.5000)
     """
 
     quantities: dict[str, Tensor]
@@ -123,7 +123,10 @@ class Readings:
         for name in ("hamiltonian", "energy_hamiltonian"):
             if name in self.quantities:
                 if self.effective_depth > 0:
-                    found[f"{name}/bottleneck_rank"] = bottleneck_rank(self[name].quantile(0.5), self.effective_depth)
+                    ranks = bottleneck_rank(self[name], self.effective_depth)
+                    found[f"{name}/bottleneck_rank"] = ranks.quantile(0.5)
+                    found[f"{name}/bottleneck_rank_min"] = ranks.amin()
+                    found[f"{name}/bottleneck_rank_max"] = ranks.amax()
                 found[f"{name}/spread"] = hamiltonian_spread(self[name])
         return found
 

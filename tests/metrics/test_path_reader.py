@@ -197,8 +197,12 @@ SUMMARIES_BY_HAND = {
     "speed/path_length": 0.125 * 2 + 0.5 * 1 + 0.125 * 4,
     "criticality_residual/max": 0.4,
     "hamiltonian/bottleneck_rank": -2 * -1.5 / 4,
+    "hamiltonian/bottleneck_rank_min": -2 * 1.0 / 4,
+    "hamiltonian/bottleneck_rank_max": -2 * -3.0 / 4,
     "hamiltonian/spread": 4.0,
     "energy_hamiltonian/bottleneck_rank": -2 * -5.0 / 4,
+    "energy_hamiltonian/bottleneck_rank_min": -2 * -2.0 / 4,
+    "energy_hamiltonian/bottleneck_rank_max": -2 * -8.0 / 4,
     "energy_hamiltonian/spread": 6.0,
 }
 
@@ -215,8 +219,7 @@ def test_summaries_of_what_was_not_read_are_left_out():
     assert Readings({"stable_rank": torch.ones(2)}, torch.tensor([0.5, 0.5]), 1.0).summaries() == {}
     resnet = Readings(BY_HAND.quantities, BY_HAND.step_sizes, effective_depth=0.0)
     assert SUMMARIES_BY_HAND.keys() - resnet.summaries().keys() == {
-        "hamiltonian/bottleneck_rank",
-        "energy_hamiltonian/bottleneck_rank",
+        f"{form}/bottleneck_rank{end}" for form in ("hamiltonian", "energy_hamiltonian") for end in ("", "_min", "_max")
     }
 
 

@@ -1,18 +1,19 @@
-"""Matplotlib figures from plain tensors."""
+"""Quantities against the position p of their layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from lightning_leaky.plotting.style import COLOURS, SEQUENTIAL, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-# Okabe and Ito's palette, distinguishable with every kind of colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # More names than this hide the curves that they explain.
 _MAX_LEGEND = 12
 _ENERGY_LABELS = {
@@ -46,12 +47,12 @@ def plot_along_path(
         >>> axes.get_xlabel()
         'layer'
     """
-    ax = _new_figure().add_subplot() if ax is None else ax
+    ax = new_figure().add_subplot() if ax is None else ax
     for colour, (name, values) in zip(COLOURS * (1 + len(curves) // len(COLOURS)), curves.items(), strict=False):
-        x = range(1, len(values) + 1) if positions is None else positions.cpu()
-        ax.plot(x, values.detach().cpu(), marker="o", markersize=4, color=colour, label=name)
+        x = range(1, len(values) + 1) if positions is None else positions.tolist()
+        ax.plot(x, values.tolist(), marker="o", markersize=4, color=colour, label=name)
     if positions is not None:
-        ax.plot(positions.cpu(), [0] * len(positions), "|", color="grey", transform=ax.get_xaxis_transform())
+        ax.plot(positions.tolist(), [0] * len(positions), "|", color="grey", transform=ax.get_xaxis_transform())
     ax.set_xlabel("layer" if positions is None else "position p")
     if ylabel is not None:
         ax.set_ylabel(ylabel)
@@ -82,7 +83,7 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     curves = {label: readings[name] for name, label in _ENERGY_LABELS.items() if name in readings}
     if not curves:
         raise ValueError(f"`readings` must contain one of {list(_ENERGY_LABELS)}, got {sorted(readings)}.")
-    figure = _new_figure()
+    figure = new_figure()
     _, axes = plot_along_path(curves, positions, ylabel="energy", ax=figure.add_subplot())
     # Energies at the ends are hundreds of times those of a bottleneck; linear up to 10, logarithmic beyond.
     axes.set_yscale("symlog", linthresh=10)
@@ -90,10 +91,47 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     return figure
 
 
-def _new_figure() -> Figure:
-    try:
-        # Figure, not pyplot: no global state, no window, no backend to choose, nothing to close.
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Figures need matplotlib: pip install 'lightning-leaky[plot]'.") from error
-    return Figure(figsize=(6.4, 4.0), layout="constrained")
+def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int = 20) -> Figure:
+    """Draw the leading singular values of A_p or W_p along p, as in Fig. 1b of arXiv 2405.17573.
+
+    Those that stay while the others fall are the dimensions of the bottleneck.
+
+    Args:
+        values: Largest first, shape (L, k); values below 1e-6 of the largest of all are left out.
+        positions: p of each row, shape (L,), shown as ticks along the bottom.
+        name: Of what: ``"A"`` or ``"W"``.
+        most: How many values to draw.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> figure = plot_singular_values(torch.tensor([[3.0, 1.0], [2.0, 0.1]]), torch.tensor([0.0, 0.5]), "A")
+        >>> figure.axes[0].get_ylabel()
+        'singular values of A'
+    """
+    if values.ndim != 2 or values.shape[:1] != positions.shape:
+        raise ValueError(
+            f"`values` must have shape (L, k) and `positions` (L,), got {tuple(values.shape)} and "
+            f"{tuple(positions.shape)}."
+        )
+    import matplotlib
+
+    figure = new_figure()
+    axes = figure.add_subplot()
+    shown = values[:, :most].detach().to("cpu", torch.float64)
+    shown = torch.where(shown > 1e-6 * shown.nan_to_num().max(), shown, torch.nan)
+    # The largest are darkest; the lightest end of the scale would be lost on white.
+    shades = matplotlib.colormaps[SEQUENTIAL]
+    for index in reversed(range(shown.shape[1])):
+        colour = shades(0.85 * index / max(1, shown.shape[1] - 1))
+        axes.plot(positions.tolist(), shown[:, index].tolist(), ".-", color=colour, linewidth=1.2, markersize=4)
+    axes.plot(positions.tolist(), [0] * len(positions), "|", color="grey", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="position p", ylabel=f"singular values of {name}", yscale="log")
+    axes.set_title(f"{shown.shape[1]} largest singular values of {name}")
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,76 @@
+"""How each logger takes what is no number: figures, pages of text, histograms, a layout of charts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_leaky.plotting import pixels
+
+ChartLayout: TypeAlias = Mapping[str, Mapping[str, list[Any]]]
+
+
+def log_figure(trainer: Trainer, key: str, figure: Any, step: int) -> None:
+    """Hand a matplotlib figure to every logger that shows pictures: TensorBoard, Weights & Biases, MLflow.
+
+    Args:
+        trainer: Whose loggers; on its first process only.
+        key: Tag of the figure.
+        figure: The figure.
+        step: Optimizer steps taken.
+    """
+    image: Tensor | None = None
+    for kind, logger in _loggers(trainer):
+        if kind == "MLFlowLogger":
+            logger.experiment.log_figure(logger.run_id, figure, f"{key}/step_{step:08d}.png")
+            continue
+        image = pixels(figure) if image is None else image
+        if kind == "TensorBoardLogger":
+            logger.experiment.add_image(key, image, step, dataformats="HWC")
+        else:
+            logger.log_image(key, [image.numpy()], step)
+
+
+def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
+    """Hand a page of Markdown to every logger that keeps text: TensorBoard, MLflow."""
+    for kind, logger in _loggers(trainer):
+        if kind == "TensorBoardLogger":
+            logger.experiment.add_text(key, text, step)
+        elif kind == "MLFlowLogger":
+            logger.experiment.log_text(logger.run_id, text, f"{key}/step_{step:08d}.md")
+
+
+def log_histogram(trainer: Trainer, key: str, values: Tensor, step: int) -> None:
+    """Hand a histogram to TensorBoard."""
+    for kind, logger in _loggers(trainer):
+        if kind == "TensorBoardLogger":
+            logger.experiment.add_histogram(key, values, step)
+
+
+def log_layout(trainer: Trainer, layout: ChartLayout) -> None:
+    """Hand a layout of charts to TensorBoard."""
+    for kind, logger in _loggers(trainer):
+        if kind == "TensorBoardLogger":
+            logger.experiment.add_custom_scalars(layout)
+
+
+def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
+    """Show final numbers beside the hyper-parameters of the run in TensorBoard's table of runs."""
+    for kind, logger in _loggers(trainer):
+        if kind == "TensorBoardLogger":
+            logger.log_hyperparams(logger.hparams, dict(metrics), step)
+
+
+def _loggers(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+    """Loggers of the known kinds, on the first process."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        # By name: Lightning exists in two packages, and a stand-in of a disabled logger answers to anything.
+        names = [cls.__name__ for cls in type(logger).__mro__]
+        kind = next((name for name in ("TensorBoardLogger", "WandbLogger", "MLFlowLogger") if name in names), None)
+        if kind is not None:
+            yield kind, logger

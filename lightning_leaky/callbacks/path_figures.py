@@ -1,0 +1,175 @@
+"""The callback that draws what an EnergyMonitor reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_leaky.callbacks._loggers import log_figure, log_text
+from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters, num_steps
+from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
+from lightning_leaky.diagnosis import diagnose
+from lightning_leaky.functional.projection import path_projection
+from lightning_leaky.functional.spectrum import singular_values
+from lightning_leaky.history import History
+from lightning_leaky.leaky_path import knows_weights
+from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.plotting import (
+    Limits,
+    plot_energies,
+    plot_heat_map,
+    plot_paths,
+    plot_singular_values,
+)
+from lightning_leaky.plotting.style import new_figure
+from lightning_leaky.processes import is_sharded
+
+_HEAT_MAPS = {"cost_of_identity": "cost of identity", "step_size": "step-size ρ"}
+
+
+class PathFigures(Callback):
+    """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
+
+    Figures, each of one scale over the whole run:
+
+    ==============================  ==============================================================================
+    tag                             what it shows
+    ==============================  ==============================================================================
+    ``layers/energies``             kinetic and potential energy and the Hamiltonian along p, a tick for each layer
+    ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
+    ``layers/singular_values_of_W``  those of W_p, of a `LeakyResNet` that is not sharded
+    ``layers/path``                 the way of some samples through the layers, coloured by class or target
+    ``layers/cost_of_identity``     cost of identity, layer × training step
+    ``layers/step_size``            ρ, layer × training step
+    ==============================  ==============================================================================
+
+    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnosis.diagnose`). They are
+    made of training readings, on the first process. Where the path has several segments energies are drawn of all, and
+    spectra and path of the longest.
+
+    Args:
+        every_n_steps: Optimizer steps between two drawings; the first reading after so many is drawn, and the last one
+            of a fit. A drawing takes about a second.
+        num_samples: How many samples to draw the path and to take the spectra of A of, at most.
+
+    Raises:
+        ValueError: If an argument is below 1; at the start of a fit without an `EnergyMonitor`.
+        ModuleNotFoundError: If matplotlib is missing.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[EnergyMonitor(), PathFigures(every_n_steps=200)], logger=False)
+    """
+
+    def __init__(self, every_n_steps: int = 500, num_samples: int = 200) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+        new_figure()  # complains here, not after an hour of training, where matplotlib is missing
+        self.every_n_steps, self.num_samples = every_n_steps, num_samples
+        self._limits = Limits()
+        self._history = {name: History() for name in _HEAT_MAPS}
+        self._drawn_at = -every_n_steps  # the first reading is drawn
+        self._undrawn: tuple[EnergyMonitor, Readings, int] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the monitor to keep samples, and forget the last fit; a checkpoint brings its own back afterwards."""
+        if stage != "fit":
+            return
+        monitor = next((other for other in callbacks_of(trainer) if isinstance(other, EnergyMonitor)), None)
+        if monitor is None:
+            raise ValueError(
+                "`callbacks` must hold an EnergyMonitor for PathFigures to draw what it reads, got "
+                f"{[type(other).__name__ for other in callbacks_of(trainer)]}; add EnergyMonitor()."
+            )
+        monitor.num_shown = self.num_samples
+        self._limits, self._drawn_at, self._undrawn = Limits(), -self.every_n_steps, None
+        self._history = {name: History() for name in _HEAT_MAPS}
+
+    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
+        """Remember a training reading, and draw where it is time to."""
+        if stage != "train" or not trainer.is_global_zero:
+            return
+        readings, step = monitor.readings["train"], num_steps(trainer)
+        self._undrawn = (monitor, readings, step)
+        for name, history in self._history.items():
+            values = readings.step_sizes if name == "step_size" else readings.quantities.get(name)
+            if values is not None:
+                history.add(step, values)
+        if step - self._drawn_at >= self.every_n_steps:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the last reading."""
+        self._draw(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the figures of a resumed run need."""
+        return {
+            "limits": self._limits.known,
+            "history": {name: history.state_dict() for name, history in self._history.items()},
+            "drawn_at": self._drawn_at,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with scale and history of the run that is resumed."""
+        self._limits = Limits(state_dict["limits"])
+        self._history = {name: History.of(state) for name, state in state_dict["history"].items()}
+        self._drawn_at = int(state_dict["drawn_at"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the monitor behind."""
+        return {**self.__dict__, "_undrawn": None}
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self._undrawn is None:
+            return
+        (monitor, readings, self._drawn_at), self._undrawn = self._undrawn, None
+        for name, figure in self._figures(trainer, monitor, readings):
+            if name not in self._history:  # whose axes are training and layers
+                self._limits.widen(name, figure.axes[0])
+            log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
+        parts = [sentence for part in diagnose(readings) for sentence in part.sentences]
+        log_text(trainer, "layers/diagnosis", "\n\n".join(parts), self._drawn_at)
+
+    def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
+        """Each figure by name."""
+        if {"kinetic_energy", "potential_energy", "hamiltonian", "energy_hamiltonian"} & set(readings.quantities):
+            yield "energies", plot_energies(readings.quantities, readings.positions)
+        yield from _figures_of_samples(monitor, readings)
+        weights = None if has_flat_parameters(trainer) else _weights_of(monitor)
+        if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
+            yield "singular_values_of_W", plot_singular_values(singular_values(weights), readings.positions, "W")
+        for name, history in self._history.items():
+            if len(history):
+                steps, rows = history.table()
+                yield name, plot_heat_map(rows, steps, _HEAT_MAPS[name], f"{_HEAT_MAPS[name]} over training")
+
+
+def _figures_of_samples(monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
+    """Spectra and path of the samples that the monitor has kept, along the longest segment."""
+    if not monitor.samples:
+        return
+    pairs = list(zip(monitor.samples, readings.split(), strict=True))
+    longest, part = max(pairs, key=lambda pair: len(pair[1].step_sizes))
+    path = longest.representations
+    if not bool(torch.isfinite(path).all()):
+        rank_zero_warn("PathFigures: a representation is not finite; path and spectra are not drawn.")
+        return
+    ends = torch.cat([part.positions, part.step_sizes.sum()[None]])
+    yield "singular_values_of_A", plot_singular_values(singular_values(path), ends, "A")
+    yield "path", plot_paths(path_projection(path), longest.labels, "the way through the layers")
+
+
+def _weights_of(monitor: EnergyMonitor) -> Tensor | None:
+    """All W_l, shape (L, w, d), where the path knows them and this process alone holds them."""
+    path: Any = monitor.path
+    if not knows_weights(path) or any(is_sharded(parameter) for parameter in path.layers.parameters()):
+        return None
+    weights: Tensor = path.weights().detach()
+    return weights if bool(torch.isfinite(weights).all()) else None

@@ -1,0 +1,38 @@
+"""The path of a representation in a plane, to look at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_layers, check_matrix
+
+
+def path_projection(representations: Tensor) -> Tensor:
+    """Coordinates of all A_p in the plane of the whole path's two leading directions (Fig. 2c of arXiv 2405.17573).
+
+    The directions are the first two right singular vectors of A_0, …, A_L, stacked. They are not centred: the origin
+    stays the origin, which a leaky path is pulled to. Signs are such that the path is on average on
+    the positive side of each.
+
+    Args:
+        representations: A_0, …, A_L, shape (L + 1, N, w).
+
+    Returns:
+        Shape (L + 1, N, 2), float64, in the units of A; the second coordinate is 0 where w or all samples together
+        have one dimension only.
+
+    Raises:
+        ValueError: If `representations` is not floating-point, finite and of three dimensions.
+
+    Example:
+        >>> path_projection(torch.tensor([[[0.0, 4.0]], [[0.0, 2.0]], [[0.0, 1.0]]]))[:, 0, 0]
+        tensor([4., 2., 1.], dtype=torch.float64)
+    """
+    wide = check_layers("representations", check_matrix("representations", representations))
+    # By the w × w matrix, for N (L + 1) rows are many; leading directions do not feel its rounding.
+    stacked = wide.flatten(0, 1)
+    leading = torch.linalg.eigh(stacked.mT @ stacked).eigenvectors[:, -2:].flip(-1)
+    points = wide @ leading
+    points = points * torch.where(points.mean((0, 1)) < 0, -1.0, 1.0)
+    return torch.nn.functional.pad(points, (0, 2 - points.shape[-1]))

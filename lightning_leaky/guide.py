@@ -1,0 +1,176 @@
+"""What a board of charts needs to be read: a card for each quantity, the layout of charts, and a page of text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_leaky.metrics.path_reader import QUANTITIES
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a quantity is, in two lines.
+
+    Attributes:
+        title: Its name, as a chart's title.
+        formula: In plain text.
+        unit: ``"energy"`` or ``"–"``.
+        says: What a reader learns from it.
+    """
+
+    title: str
+    formula: str
+    unit: str
+    says: str
+
+
+CARDS: dict[str, Card] = {
+    "cost_of_identity": Card(
+        "cost of identity",
+        "‖A‖²_K",
+        "–",
+        "Soft count of the dimensions in use where a layer starts; its least value bounds the rank from above.",
+    ),
+    "kinetic_energy": Card(
+        "kinetic energy",
+        "‖∂_pA‖²_K / (2L̃)",
+        "energy",
+        "How much a layer works. Near 0 it is idle: the representation passes as it is.",
+    ),
+    "potential_energy": Card(
+        "potential energy", "−(L̃/2) ‖A‖²_K", "energy", "The pull towards few dimensions: low where there are many."
+    ),
+    "cross_term": Card("cross term", "⟨∂_pA, A⟩_K", "–", "Above 0 the dimensions in use grow, below 0 they shrink."),
+    "lagrangian": Card(
+        "Lagrangian", "‖L̃A + ∂_pA‖²_K / (2L̃)", "energy", "Least cost in weight decay of the step, per unit of p."
+    ),
+    "energy_hamiltonian": Card(
+        "Hamiltonian, energy form",
+        "kinetic + potential energy",
+        "energy",
+        "Constant along the path of an optimum. Needs no loss, but feels the stabiliser γ.",
+    ),
+    "speed": Card("speed", "‖∂_pA‖_K", "–", "How fast the representation moves; its integral is the path's length."),
+    "stable_rank": Card("stable rank", "‖A‖²_* / ‖A‖²_F", "–", "Dimensions, each weighed by its size."),
+    "hamiltonian": Card(
+        "Hamiltonian, momentum form",
+        "(L̃/2) ‖Bᵀσ(A)‖² − L̃ tr(BᵀA)",
+        "energy",
+        "Constant along the path of an optimum. −2H/L̃ bounds the rank of the bottleneck from below.",
+    ),
+    "criticality_residual": Card(
+        "criticality residual",
+        "‖W − L̃Bᵀσ(A)‖ / ‖W‖",
+        "–",
+        "Near 0 the Hamiltonian can be trusted, near 1 it says nothing yet: training is far from an optimum.",
+    ),
+    "momentum_norm": Card(
+        "momentum", "‖B‖_F = ‖∂C/∂A‖_F / λ", "–", "How strongly the cost asks a representation to change."
+    ),
+    "features_momentum_norm": Card(
+        "momentum of the features", "‖Bᵀσ(A)‖_F", "–", "What an optimal weight is made of: W = L̃Bᵀσ(A)."
+    ),
+    "step_size": Card("step-size", "ρ_l, summing to 1", "–", "A layer's share of the path: small where it moves fast."),
+}
+"""One card a quantity, by the first part of its log keys."""
+
+_OF_A_HAMILTONIAN = {
+    "bottleneck_rank": "Median over the layers of −2H/L̃: approaches the rank of the bottleneck from below as L̃ grows.",
+    "bottleneck_rank_min": "Least of −2H/L̃ over the layers.",
+    "bottleneck_rank_max": "Greatest of −2H/L̃: far from the least, there are too few layers or training is no optimum.",
+    "spread": "Greatest minus least H over the layers: 0 on an exact optimum of many layers.",
+}
+SUMMARIES: dict[str, dict[str, str]] = {
+    "cost_of_identity": {"min": "Least over the layers: bounds the rank of the bottleneck from above."},
+    "energy_hamiltonian": _OF_A_HAMILTONIAN,
+    "speed": {"path_length": "Length of the path: integral of the speed over p."},
+    "hamiltonian": _OF_A_HAMILTONIAN,
+    "criticality_residual": {"max": "Greatest over the layers."},
+}
+"""What each summary of a quantity says, by the last part of its key."""
+
+_SEGMENT = r"(segment_\d+/)?"
+
+
+def chart_layout(training: Collection[str], evaluation: Collection[str] = ()) -> dict[str, dict[str, list[Any]]]:
+    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, bounds of the rank beside it.
+
+    Tags are regular expressions, so that the number of layers may change.
+
+    Args:
+        training: Quantities of the training readings, as `EnergyMonitor` takes them; ``step_size`` too where it adapts.
+        evaluation: Those of the validation readings.
+
+    Returns:
+        What ``SummaryWriter.add_custom_scalars`` takes.
+
+    Example:
+        >>> list(chart_layout(["hamiltonian", "criticality_residual"])["Is there a bottleneck?"])
+        ['rank, between its bounds', 'rank by −2H/L̃: median, least and greatest over the layers']
+    """
+    first, trust = "Is there a bottleneck?", "Can the reading be trusted?"
+    layout: dict[str, dict[str, list[Any]]] = {first: {}, trust: {}}
+    of_rank = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training]
+    bounds = [rf"^{name}/{_SEGMENT}bottleneck_rank$" for name in of_rank]
+    if "cost_of_identity" in training:
+        bounds.append(rf"^cost_of_identity/{_SEGMENT}min$")
+    layout[first]["rank, between its bounds"] = ["Multiline", bounds]
+    if of_rank:
+        tags = [f"{of_rank[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
+        layout[first]["rank by −2H/L̃: median, least and greatest over the layers"] = ["Margin", tags]
+        layout[trust]["spread of the Hamiltonian"] = ["Multiline", [rf"^{name}/{_SEGMENT}spread$" for name in of_rank]]
+    if "criticality_residual" in training:
+        layout[trust]["criticality residual, each layer"] = ["Multiline", [r"^criticality_residual/layer_"]]
+    layout["Which layers do the work?"] = _charts(training, "")
+    if evaluation:
+        layout["On validation data"] = _charts(evaluation, "val_")
+    return {category: charts for category, charts in layout.items() if any(tags for _, tags in charts.values())}
+
+
+def _charts(quantities: Collection[str], prefix: str) -> dict[str, list[Any]]:
+    """A chart with all layers for each quantity."""
+    return {
+        f"{card.title}, each layer": ["Multiline", [rf"^{prefix}{name}/layer_"]]
+        for name, card in CARDS.items()
+        if name in quantities and name != "criticality_residual"
+    }
+
+
+def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
+    """Markdown page that explains the tags of a run in two lines each, and states the settings.
+
+    Args:
+        quantities: What is read.
+        settings: Arguments of the callback by name.
+
+    Example:
+        >>> print(page(["kinetic_energy"], {"gamma_rel": 0.001}).splitlines()[2])
+        | tag | what it is | what it says |
+    """
+    known = [name for name in (*QUANTITIES, "step_size") if name in quantities]
+    rows = [(f"`{name}/layer_*`", _what(CARDS[name]), CARDS[name].says) for name in known]
+    rows += [
+        (f"`{name}/{end}`", f"summary of {CARDS[name].title}", says)
+        for name in known
+        for end, says in SUMMARIES.get(name, {}).items()
+    ]
+    return "\n".join(
+        [
+            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets.",
+            "",
+            "| tag | what it is | what it says |",
+            "| --- | --- | --- |",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            "| setting | value |",
+            "| --- | --- |",
+            *(f"| `{name}` | `{value}` |" for name, value in settings.items()),
+        ]
+    )
+
+
+def _what(card: Card) -> str:
+    unit = "" if card.unit == "–" else f" ({card.unit})"
+    return f"{card.title}: {card.formula}{unit}"

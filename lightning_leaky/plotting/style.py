@@ -1,0 +1,99 @@
+"""What all figures share: colours, size, and a scale that holds over a run."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, distinguishable with every kind of colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Paul Tol's muted scheme with its grey: as many as ten classes, for the same readers.
+CLASS_COLOURS = (
+    "#332288", "#88CCEE", "#117733", "#CC6677", "#DDCC77", "#AA4499", "#44AA99", "#999933", "#882255", "#BBBBBB",
+)  # fmt: skip
+SEQUENTIAL = "cividis"
+
+
+def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
+    """Return an empty figure, in inches; at 100 dots per inch its text is legible in a card of TensorBoard."""
+    try:
+        # Figure, not pyplot: no global state, no window, no backend to choose, nothing to close.
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Figures need matplotlib: pip install 'lightning-leaky[plot]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def pixels(figure: Figure, dpi: int = 100) -> Tensor:
+    """Return a figure as an image, shape (height, width, 3), uint8.
+
+    Args:
+        figure: The figure.
+        dpi: Pixels per inch.
+
+    Example:
+        >>> pixels(new_figure(2.0, 1.0)).shape
+        torch.Size([100, 200, 3])
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    width, height = canvas.get_width_height()
+    buffer = bytearray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return torch.frombuffer(buffer, dtype=torch.uint8).reshape(height, width, 4)[..., :3]
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG element, to stand inside of a page; text stays text, to be found and read aloud.
+
+    Example:
+        >>> svg(new_figure()).startswith("<svg")
+        True
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # From the element on: the declaration before it belongs to a file, and names an address.
+    return "<svg" + buffer.getvalue().split("<svg", maxsplit=1)[1]
+
+
+class Limits:
+    """Limits of axes that only ever grow, so that the pictures of a run can be compared over time.
+
+    Args:
+        known: Limits (x0, x1, y0, y1) by the name of a figure, as of `known`.
+
+    Attributes:
+        known: The widest limits so far.
+
+    Example:
+        >>> limits, axes = Limits(), new_figure().add_subplot()
+        >>> _ = axes.set(xlim=(0, 1), ylim=(-3, 2))
+        >>> limits.widen("energies", axes)
+        >>> _ = axes.set(ylim=(0, 5))
+        >>> limits.widen("energies", axes)
+        >>> [float(limit) for limit in axes.get_ylim()]
+        [-3.0, 5.0]
+    """
+
+    def __init__(self, known: dict[str, tuple[float, ...]] | None = None) -> None:
+        self.known: dict[str, tuple[float, ...]] = dict(known or {})
+
+    def widen(self, name: str, axes: Axes) -> None:
+        """Give axes the widest limits that a figure of this name has had, their present ones included."""
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        x0, x1, y0, y1 = self.known.get(name, (left, right, bottom, top))
+        widest = (min(x0, left), max(x1, right), min(y0, bottom), max(y1, top))
+        self.known[name] = tuple(float(limit) for limit in widest)
+        axes.set(xlim=widest[:2], ylim=widest[2:])

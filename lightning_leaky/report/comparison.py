@@ -1,0 +1,156 @@
+"""Several runs side by side, from their logs or reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lightning_leaky.guide import CARDS
+from lightning_leaky.plotting import plot_along_path, svg
+from lightning_leaky.plotting.style import new_figure
+from lightning_leaky.report.html import render
+
+_LAYER = re.compile(r"(?P<name>.+)/layer_(?P<number>\d+)$")
+# What a logger adds for itself.
+_NO_RESULTS = ("epoch", "step", "hp_metric")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The last numbers of a run.
+
+    Attributes:
+        name: Its folder or file.
+        numbers: Last value by key: summaries, losses, metrics.
+        layers: One number a layer by quantity.
+    """
+
+    name: str
+    numbers: Mapping[str, float]
+    layers: Mapping[str, list[float]]
+
+
+def read_run(path: Path | str) -> Run:
+    """Read the last numbers of a run.
+
+    Args:
+        path: A folder that a logger of TensorBoard or CSV wrote to, or the JSON of a report.
+
+    Raises:
+        ValueError: If nothing there can be read.
+
+    Example:
+        >>> read_run("no/such/run")
+        Traceback (most recent call last):
+        ...
+        ValueError: `run` must be a report's JSON or a folder with logs of TensorBoard or CSV, got 'no/such/run'.
+    """
+    place = Path(path)
+    if place.suffix == ".json" and place.is_file():
+        return _of_report(place)
+    if (place / "metrics.csv").is_file():
+        return _of_numbers(str(path), _last_of_csv(place / "metrics.csv"))
+    if place.is_dir() and any(place.glob("events.out.tfevents.*")):
+        return _of_numbers(str(path), _last_of_events(place))
+    raise ValueError(f"`run` must be a report's JSON or a folder with logs of TensorBoard or CSV, got {str(path)!r}.")
+
+
+def _of_report(file: Path) -> Run:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not {"summaries", "layers", "title"} <= set(content):
+        raise ValueError(f"`run` must be a JSON of `lightning-leaky report`, got {str(file)!r} of another kind.")
+    layers = {name: values for name, values in content["layers"].items() if name in CARDS}
+    return Run(str(file), content["summaries"], layers)
+
+
+def _last_of_csv(file: Path) -> dict[str, float]:
+    """Last entry of each column."""
+    last: dict[str, float] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            last |= {key: float(value) for key, value in row.items() if value}
+    return last
+
+
+def _last_of_events(folder: Path) -> dict[str, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # One of each is enough; 0 would keep all.
+    events = EventAccumulator(str(folder), size_guidance={"images": 1, "histograms": 1, "tensors": 1, "scalars": 1})
+    events.Reload()
+    return {key: float(events.Scalars(key)[-1].value) for key in events.Tags()["scalars"]}
+
+
+def _of_numbers(name: str, last: Mapping[str, float]) -> Run:
+    layers: dict[str, dict[int, float]] = {}
+    numbers: dict[str, float] = {}
+    for key, value in last.items():
+        match = _LAYER.match(key)
+        if match:
+            layers.setdefault(match["name"], {})[int(match["number"])] = value
+        elif key not in _NO_RESULTS and not key.startswith("final_"):
+            numbers[key] = value
+    return Run(name, numbers, {quantity: [row[n] for n in sorted(row)] for quantity, row in layers.items()})
+
+
+def compare(runs: Sequence[Run]) -> str:
+    """Lay runs side by side on one page of HTML: their last numbers in columns, their layers as lines.
+
+    Args:
+        runs: At least one run.
+
+    Raises:
+        ValueError: If there is none.
+        ModuleNotFoundError: If matplotlib or jinja2 is missing.
+    """
+    if not runs:
+        raise ValueError("`runs` must be at least one, got none.")
+    quantities = [name for name in dict.fromkeys(name for run in runs for name in run.layers) if _title(name)]
+    figures = []
+    for name in quantities:
+        curves = {run.name: torch.tensor(_numbers(run.layers[name])) for run in runs if name in run.layers}
+        figure = new_figure()
+        _, axes = plot_along_path(curves, ylabel=_title(name), ax=figure.add_subplot())
+        if all(bool((values > 0).all()) for values in curves.values()):
+            axes.set_yscale("log")
+        figures.append((f"{_title(name)}, at the end", svg(figure)))
+    return render(
+        "comparison.html.j2",
+        title="Runs side by side",
+        names=[run.name for run in runs],
+        rows=table_of(runs),
+        figures=figures,
+    )
+
+
+def table_of(runs: Sequence[Run]) -> list[list[str]]:
+    """Rows of a table: a key, and what each run ended with.
+
+    Example:
+        >>> table_of([Run("a", {"loss": 0.25}, {}), Run("b", {"loss": 0.5, "accuracy": 1.0}, {})])
+        [['accuracy', '–', '1'], ['loss', '0.25', '0.5']]
+    """
+    keys = sorted({key for run in runs for key in run.numbers})
+    return [[key, *(_written(run.numbers.get(key)) for run in runs)] for key in keys]
+
+
+def _written(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _title(name: str) -> str:
+    """Title of a quantity, of a data set where the key says so; nothing where it is none of ours."""
+    for prefix, where in (("val_", ", validation data"), ("test_", ", test data"), ("", "")):
+        if name.startswith(prefix) and name.removeprefix(prefix) in CARDS:
+            return CARDS[name.removeprefix(prefix)].title + where
+    return ""

@@ -1,0 +1,208 @@
+"""The report on one network: readings, figures and what they mean, as HTML without a network and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_leaky.diagnosis import Diagnosis, diagnose
+from lightning_leaky.functional.projection import path_projection
+from lightning_leaky.functional.spectrum import singular_values
+from lightning_leaky.guide import CARDS, SUMMARIES
+from lightning_leaky.leaky_path import leaky_paths
+from lightning_leaky.measure import measure_path, sample_path
+from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.plotting import plot_along_path, plot_energies, plot_paths, plot_singular_values, svg
+from lightning_leaky.report.html import render
+from lightning_leaky.sample import PathSample
+
+FORMAT = 1
+"""Version of the JSON."""
+
+_OF_PATH = ("layers", "effective_depth", "layout", "padding_mask")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, before it is written.
+
+    Attributes:
+        title: Name of the network.
+        readings: Of every layer, over the whole data.
+        samples: A few samples on their way, one entry a segment.
+        facts: What else a reader wants to know, by name: class, data, sizes.
+    """
+
+    title: str
+    readings: Readings
+    samples: list[PathSample]
+    facts: Mapping[str, Any]
+
+    @property
+    def diagnoses(self) -> list[Diagnosis]:
+        """What the readings mean, segment by segment."""
+        return diagnose(self.readings)
+
+
+def report_on(
+    model: nn.Module, batches: Iterable[Any], title: str, facts: Mapping[str, Any] | None = None, **settings: Any
+) -> Report:
+    """Read a network over a data set and gather a report.
+
+    Args:
+        model: Any network.
+        batches: As of `measure_path`; they are gone through once, and the last one shows a few samples on their way.
+        title: Name of the network.
+        facts: What else to say, by name.
+        **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` where the
+            network has no leaky path.
+
+    Raises:
+        ValueError: As `measure_path` does.
+
+    Example:
+        >>> from lightning_leaky import LeakyResNet
+        >>> network = LeakyResNet(3, 3, width=8, num_layers=4, effective_depth=2.0)
+        >>> report = report_on(network, [torch.eye(3)], "three points")
+        >>> len(report.samples[0].representations)
+        5
+    """
+    last: list[Any] = [None]
+    readings = measure_path(model, _remembering(batches, last), **settings)
+    of_path = {name: settings[name] for name in _OF_PATH if name in settings}
+    samples = sample_path(model, last[0], **of_path)
+    found = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth, **(facts or {})}
+    return Report(title, readings, samples, found)
+
+
+def _remembering(batches: Iterable[Any], last: list[Any]) -> Iterable[Any]:
+    for batch in batches:
+        last[0] = batch
+        yield batch
+
+
+def as_json(report: Report) -> str:
+    """Everything that a report says in numbers and words, as JSON; what is not finite is ``null``.
+
+    Example:
+        >>> report = Report("net", Readings({}, torch.ones(1), 0.0), [], {})
+        >>> json.loads(as_json(report))["title"]
+        'net'
+    """
+    readings = report.readings
+    columns = {name: values.tolist() for name, values in readings.quantities.items()}
+    content = {
+        "format": FORMAT,
+        "title": report.title,
+        "facts": dict(report.facts),
+        "summaries": {key: float(value) for key, value in readings.summaries().items()},
+        "layers": {
+            "name": list(readings.names),
+            "step_size": readings.step_sizes.tolist(),
+            "position": readings.positions.tolist(),
+            **columns,
+        },
+        "segments": list(readings.segments),
+        "diagnosis": [list(diagnosis.sentences) for diagnosis in report.diagnoses],
+    }
+    return json.dumps(_finite(content), ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not -float("inf") < content < float("inf") else content
+
+
+def as_html(report: Report) -> str:
+    """The report as one HTML file, figures and style inside: it opens without a network.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib or jinja2 is missing.
+    """
+    readings = report.readings
+    names = [name for name in CARDS if name in readings.quantities]
+    return render(
+        "report.html.j2",
+        title=report.title,
+        facts=report.facts,
+        diagnoses=[diagnosis.sentences for diagnosis in report.diagnoses],
+        rows=_rows(report, names),
+        names=names,
+        cards=CARDS,
+        summaries=[
+            (key, f"{float(value):.4g}", SUMMARIES[key.split("/")[0]][key.split("/")[-1]])
+            for key, value in readings.summaries().items()
+        ],
+        figures=[(caption, svg(figure)) for caption, figure in _figures(report, names)],
+    )
+
+
+def _rows(report: Report, names: Collection[str]) -> list[dict[str, Any]]:
+    """One row a layer: its number, name, step-size, place, share of the work, whether it is idle, and quantities."""
+    readings, first, rows = report.readings, 0, []
+    for part, diagnosis in zip(readings.split(), report.diagnoses, strict=True):
+        for index in range(len(part.step_sizes)):
+            layer = first + index
+            rows.append(
+                {
+                    "number": layer + 1,
+                    "name": readings.names[layer] if readings.names else "",
+                    "step_size": f"{readings.step_sizes[layer]:.4f}",
+                    "position": f"{readings.positions[layer]:.3f}",
+                    "work": float(diagnosis.work[index]) if len(diagnosis.work) else None,
+                    "is_idle": index + 1 in diagnosis.idle,
+                    "values": [f"{readings[name][layer]:.4g}" for name in names],
+                }
+            )
+        first += len(part.step_sizes)
+    return rows
+
+
+def _figures(report: Report, names: Collection[str]) -> Iterable[tuple[str, Any]]:
+    """Each figure with its caption."""
+    readings = report.readings
+    if {"kinetic_energy", "potential_energy", "hamiltonian", "energy_hamiltonian"} & set(names):
+        yield (
+            "Energies along the path. In a bottleneck kinetic energy is large near the two ends only.",
+            plot_energies(readings.quantities, readings.positions),
+        )
+    for name in ("cost_of_identity", "criticality_residual"):
+        if name in names:
+            figure, axes = plot_along_path({name: readings[name]}, readings.positions, ylabel=CARDS[name].title)
+            if name == "cost_of_identity":
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+            yield f"{CARDS[name].title.capitalize()}. {CARDS[name].says}", figure
+    for sample, part in zip(report.samples, readings.split(), strict=True):
+        ends = torch.cat([part.positions, part.step_sizes.sum()[None]])
+        if bool(torch.isfinite(sample.representations).all()):
+            yield (
+                "Singular values of the representations of a few samples: those that stay are the bottleneck's "
+                "dimensions.",
+                plot_singular_values(singular_values(sample.representations), ends, "A"),
+            )
+            yield (
+                "The way of a few samples through the layers, in the two leading directions of the path; a dot is a "
+                "layer, a black one the last.",
+                plot_paths(path_projection(sample.representations), sample.labels),
+            )
+
+
+def name_of(model: nn.Module) -> str:
+    """What a reader calls a network: the class of the module, and of its path where that is another.
+
+    Example:
+        >>> name_of(nn.Linear(2, 2))
+        'Linear'
+    """
+    inner = {type(path).__name__ for path in leaky_paths(model).values()} - {type(model).__name__}
+    return type(model).__name__ + (f" with {', '.join(sorted(inner))}" if inner else "")

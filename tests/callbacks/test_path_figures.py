@@ -1,0 +1,249 @@
+"""PathFigures and what else is no number: what each logger gets, when, and that training does not feel it."""
+
+import itertools
+import pickle
+import re
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_leaky import EnergyMonitor, LayerRefiner, PathFigures, StepSizeAdapter
+from lightning_leaky.callbacks import path_figures
+from tests.callbacks.helpers import NoisyModule, Recorder, rows_of
+
+FIGURES = {
+    "layers/energies",
+    "layers/singular_values_of_A",
+    "layers/singular_values_of_W",
+    "layers/path",
+    "layers/cost_of_identity",
+    "layers/step_size",
+}
+
+
+def events_of(logger: TensorBoardLogger) -> EventAccumulator:
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "tensors": 0, "histograms": 0})
+    return events.Reload()
+
+
+def text_of(events: EventAccumulator, key: str) -> list[str]:
+    return [event.tensor_proto.string_val[0].decode() for event in events.Tensors(f"{key}/text_summary")]
+
+
+@pytest.fixture
+def fitted(make_module, make_data, make_trainer, tmp_path):
+    """Events of a fit of 8 steps with everything attached."""
+
+    def fit(*callbacks, **changes):
+        logger = TensorBoardLogger(tmp_path)
+        trainer = make_trainer(*callbacks, logger=logger, **({"max_epochs": 8} | changes))
+        trainer.fit(make_module(), datamodule=make_data())
+        return events_of(logger)
+
+    return fit
+
+
+def test_tensorboard_gets_every_figure_at_its_rhythm(fitted):
+    """Eight steps, counted from 0 as the loss is: the first, every third from there, and the last."""
+    events = fitted(EnergyMonitor(), StepSizeAdapter(), PathFigures(every_n_steps=3))
+    assert set(events.Tags()["images"]) == FIGURES
+    losses = [event.step for event in events.Scalars("train/loss")]
+    for key in FIGURES:
+        steps = [event.step for event in events.Images(key)]
+        assert steps == [losses[0], losses[3], losses[6], losses[7]]
+        assert all(event.width == 640 for event in events.Images(key))
+    assert len(text_of(events, "layers/diagnosis")) == 4
+    assert text_of(events, "layers/diagnosis")[-1].startswith("Bottleneck:")
+
+
+def test_layout_page_and_final_numbers_are_written_once(fitted):
+    events = fitted(EnergyMonitor(), StepSizeAdapter())
+    (layout,) = events.Tensors("custom_scalars__config__")
+    config = layout.tensor_proto.string_val[0]
+    for pattern in (b"^cost_of_identity/layer_", b"^step_size/layer_", b"hamiltonian/bottleneck_rank_max", b"^val_"):
+        assert pattern in config
+    (page,) = text_of(events, "layers/guide")
+    assert "`criticality_residual/layer_*`" in page
+    assert "| `gamma_rel` | `0.001` |" in page
+    for name in ("hamiltonian/bottleneck_rank", "cost_of_identity/min"):
+        assert events.Scalars(f"final_{name}")[-1].value == pytest.approx(events.Scalars(name)[-1].value)
+    assert len(events.Histograms("step_sizes")) == len(events.Scalars("step_size/layer_01")) == 8
+
+
+def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
+    (layout,) = fitted(EnergyMonitor()).Tensors("custom_scalars__config__")
+    assert b"step_size" not in layout.tensor_proto.string_val[0]
+
+
+def test_weights_and_biases_gets_the_figures(make_module, make_data, make_trainer, tmp_path):
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    trainer = make_trainer(EnergyMonitor(), PathFigures(), logger=logger, max_epochs=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    logger.experiment.finish()
+    # Named by tag, step of W&B's own count, and a hash.
+    pictures = {
+        re.sub(r"_\d+_[0-9a-f]+\.png$", "", str(file.relative_to(file.parents[1]))) for file in tmp_path.rglob("*.png")
+    }
+    assert pictures == FIGURES
+
+
+def test_mlflow_gets_figures_and_texts(make_module, make_data, make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its database needs the whole of mlflow
+    logger = MLFlowLogger(tracking_uri=f"file:{tmp_path}/runs", artifact_location=str(tmp_path / "artifacts"))
+    trainer = make_trainer(EnergyMonitor(), PathFigures(), logger=logger, max_epochs=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    found = {str(file.parent.relative_to(file.parents[2])) for file in tmp_path.rglob("*.png")}
+    assert found == FIGURES
+    texts = {file.parent.name for file in tmp_path.rglob("*.md")}
+    assert texts == {"guide", "diagnosis"}
+
+
+def test_csv_gets_its_numbers_and_no_logger_is_no_error(make_module, make_data, make_trainer, tmp_path):
+    logger = CSVLogger(tmp_path)
+    make_trainer(EnergyMonitor(), PathFigures(), logger=logger).fit(make_module(), datamodule=make_data())
+    assert rows_of(logger.log_dir)[0]["cost_of_identity/layer_01"]
+    make_trainer(EnergyMonitor(), PathFigures()).fit(make_module(), datamodule=make_data())
+
+
+def test_training_does_not_feel_the_figures(make_module, make_data, make_trainer, tmp_path):
+    runs = []
+    for callbacks in ([], [EnergyMonitor(), PathFigures(every_n_steps=1)]):
+        module, recorder = make_module(NoisyModule), Recorder()
+        make_trainer(*callbacks, recorder, logger=TensorBoardLogger(tmp_path)).fit(module, datamodule=make_data())
+        runs.append((recorder.losses, torch.get_rng_state()))
+    assert all(map(torch.equal, runs[0][0], runs[1][0]))
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+class Kept(PathFigures):
+    """Keeps what it draws."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.drawn = []
+
+    def _figures(self, trainer, monitor, readings):
+        for name, figure in super()._figures(trainer, monitor, readings):
+            yield name, figure
+            self.drawn.append((name, figure, readings))
+
+
+def test_figures_show_what_was_read(make_module, make_data, make_trainer):
+    """The path of the batch's samples in float64 and the readings of the step, on the right axes."""
+    figures, recorder = Kept(every_n_steps=100, num_samples=5), Recorder()
+    trainer = make_trainer(EnergyMonitor(), recorder, figures, max_epochs=1, precision="64-true")
+    trainer.fit(make_module(), datamodule=make_data())
+    drawn = {name: figure.axes[0] for name, figure, _ in figures.drawn}
+    readings = figures.drawn[0][2]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in drawn["energies"].lines}
+    assert lines["kinetic energy"] == readings["kinetic_energy"].tolist()
+    module = make_module().double()
+    module.load_state_dict(recorder.states[0])
+    inputs = recorder.batch(0)[0][::5]  # the stride that leaves at most 5 of 24
+    path = module.network.representations(inputs).detach()
+    firsts = [line.get_ydata()[0] for line in drawn["singular_values_of_A"].lines]
+    values = torch.linalg.svdvals(path[0])
+    shown = sorted((float(first) for first in firsts if first > 0), reverse=True)
+    assert shown == pytest.approx(values[: len(shown)].tolist())
+    assert len(shown) == 3  # of six neurons: A_0 has as many dimensions as there are inputs
+    ends = drawn["path"].lines[-1].get_xdata()
+    assert len(ends) == len(inputs)
+    assert torch.as_tensor(ends).abs().max() <= path[-1].norm(dim=1).max() + 1e-9
+
+
+def test_the_scale_of_a_figure_only_grows(make_module, make_data, make_trainer):
+    figures = Kept(every_n_steps=1)
+    make_trainer(EnergyMonitor(), figures, max_epochs=6).fit(make_module(), datamodule=make_data())
+    for name in ("energies", "path", "singular_values_of_A", "singular_values_of_W"):
+        limits = [figure.axes[0].get_ylim() for drawn, figure, _ in figures.drawn if drawn == name]
+        assert len(limits) >= 6
+        assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(limits))
+
+
+def test_the_heat_map_goes_on_after_a_resume(make_module, make_data, make_trainer, tmp_path):
+    whole = PathFigures()
+    make_trainer(EnergyMonitor(), whole, max_epochs=4).fit(make_module(), datamodule=make_data())
+    trainer = make_trainer(EnergyMonitor(), PathFigures(), max_epochs=2)
+    trainer.fit(make_module(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = PathFigures()
+    trainer = make_trainer(EnergyMonitor(), resumed, max_epochs=4)
+    trainer.fit(make_module(), datamodule=make_data(), ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    state, expected = resumed.state_dict()["history"], whole.state_dict()["history"]
+    for name in ("cost_of_identity", "step_size"):
+        assert torch.equal(state[name]["steps"], expected[name]["steps"])
+        assert len(state[name]["steps"]) == 4
+
+
+def test_layers_that_come_and_go_are_drawn(fitted):
+    refiner = LayerRefiner(tolerance=1e-3, every_n_steps=2, start_step=2, max_layers=8)
+    events = fitted(EnergyMonitor(), refiner, PathFigures(every_n_steps=1))
+    assert set(events.Tags()["images"]) == FIGURES
+
+
+def test_convolutional_networks_and_classes(make_trainer):
+    """Two segments: spectra and path are of the longest, coloured by class."""
+    blocks = [torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU()) for _ in range(4)]
+    wide = [torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), torch.nn.ReLU())]
+    more = [torch.nn.Sequential(torch.nn.Conv2d(6, 6, 3, padding=1), torch.nn.ReLU()) for _ in range(2)]
+    stack = torch.nn.Sequential(*blocks, *wide, *more)
+
+    class Net(NoisyModule):
+        def __init__(self):
+            super().__init__(3, 2, 6, 4, 2.0)
+            self.stack, self.head = stack, torch.nn.Linear(6, 2)
+            del self.network
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.head(self.stack(batch[0]).mean((2, 3))), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = TensorDataset(torch.randn(6, 3, 4, 4), torch.arange(6) % 2)
+    figures = Kept()
+    monitor = EnergyMonitor("stack.*", on_validation=False)
+    make_trainer(monitor, figures, max_epochs=1).fit(Net(), DataLoader(data, batch_size=6))
+    drawn = {name: figure.axes[0] for name, figure, _ in figures.drawn}
+    assert "singular_values_of_W" not in drawn
+    assert [text.get_text() for text in drawn["path"].get_legend().get_texts()] == ["0", "1"]
+    assert len(drawn["singular_values_of_A"].lines[0].get_xdata()) == 5
+
+
+def test_a_path_that_diverged_is_not_drawn(make_module, make_data, make_trainer):
+    figures, module = Kept(), make_module()
+    with torch.no_grad():
+        module.network.layers[1].weight.fill_(torch.inf)
+    with pytest.warns(UserWarning, match="not finite"):
+        make_trainer(EnergyMonitor(), figures, max_epochs=1).fit(module, datamodule=make_data())
+    assert not {"path", "singular_values_of_A", "singular_values_of_W"} & {name for name, _, _ in figures.drawn}
+
+
+def test_wants_a_monitor(make_module, make_data, make_trainer):
+    with pytest.raises(ValueError, match=r"`callbacks` must hold an EnergyMonitor .* add EnergyMonitor\(\)"):
+        make_trainer(PathFigures()).fit(make_module(), datamodule=make_data())
+
+
+@pytest.mark.parametrize("argument", ["every_n_steps", "num_samples"])
+def test_refuses_numbers_below_one(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+        PathFigures(**{argument: 0})
+
+
+def test_says_at_once_where_matplotlib_is_missing(monkeypatch):
+    def missing(*args):
+        raise ModuleNotFoundError("pip install 'lightning-leaky[plot]'")
+
+    monkeypatch.setattr(path_figures, "new_figure", missing)
+    with pytest.raises(ModuleNotFoundError, match="plot"):
+        PathFigures()
+
+
+def test_can_be_pickled_after_a_fit(make_module, make_data, make_trainer):
+    figures = PathFigures()
+    make_trainer(EnergyMonitor(), figures).fit(make_module(), datamodule=make_data())
+    copy = pickle.loads(pickle.dumps(figures))
+    assert torch.equal(*(each.state_dict()["history"]["step_size"]["rows"] for each in (copy, figures)))

@@ -1,0 +1,49 @@
+"""The plane of a path: what it keeps, and how it is turned."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_leaky.functional import path_projection
+
+
+def random_path(seed: int, samples: int = 7, width: int = 5) -> torch.Tensor:
+    return torch.randn(4, samples, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.integers(0, 1000))
+def test_a_path_in_a_plane_keeps_all_its_inner_products(seed):
+    flat = random_path(seed, width=2) @ torch.linalg.qr(random_path(seed + 1)[0][:5].mT)[0][:, :2].mT
+    points, rows = path_projection(flat).flatten(0, 1), flat.flatten(0, 1)
+    assert torch.allclose(points @ points.mT, rows @ rows.mT)
+
+
+@given(st.integers(0, 1000))
+def test_the_plane_holds_as_much_as_the_two_largest_singular_values(seed):
+    path = random_path(seed)
+    largest = torch.linalg.svdvals(path.flatten(0, 1))[:2]
+    assert torch.allclose(path_projection(path).square().sum((0, 1)), largest.square())
+
+
+@given(st.integers(0, 1000))
+def test_turning_the_neurons_changes_nothing(seed):
+    path, turn = random_path(seed), torch.linalg.qr(random_path(seed + 1)[0][:5, :5])[0]
+    torch.testing.assert_close(path_projection(path @ turn), path_projection(path))
+
+
+def test_the_path_is_on_the_positive_side():
+    path = random_path(3) + 1
+    assert (path_projection(path).mean((0, 1)) >= 0).all()
+    torch.testing.assert_close(path_projection(-path), path_projection(path))
+
+
+def test_one_neuron_has_a_second_coordinate_of_zero():
+    points = path_projection(torch.ones(3, 2, 1))
+    assert points.shape == (3, 2, 2)
+    assert not points[..., 1].any()
+
+
+def test_refuses_what_is_no_path():
+    with pytest.raises(ValueError, match="`representations` must have shape"):
+        path_projection(torch.ones(3, 2))

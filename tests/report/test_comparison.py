@@ -1,0 +1,95 @@
+"""Runs side by side: what is read of logs, and what stands on the page."""
+
+import json
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_leaky import EnergyMonitor, StepSizeAdapter
+from lightning_leaky.cli import main
+from lightning_leaky.report import Run, as_json, compare, read_run, report_on
+from tests.callbacks.helpers import rows_of
+from tests.report.test_report import BATCHES, Page
+
+
+@pytest.fixture
+def fitted(make_module, make_data, make_trainer, tmp_path):
+    """A fit whose log is read, and the folder of that log."""
+
+    def fit(kind):
+        logger, monitor = kind(tmp_path), EnergyMonitor()
+        trainer = make_trainer(monitor, StepSizeAdapter(every_n_steps=1), logger=logger, max_epochs=3)
+        trainer.fit(make_module(), datamodule=make_data())
+        return logger.log_dir, monitor.readings
+
+    return fit
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, CSVLogger])
+def test_the_last_readings_are_read_from_a_log(fitted, kind):
+    folder, readings = fitted(kind)
+    run = read_run(folder)
+    assert run.name == str(folder)
+    for prefix, stage in (("", "train"), ("val_", "validate")):
+        for name, values in readings[stage].quantities.items():
+            assert run.layers[prefix + name] == pytest.approx(values.tolist(), rel=1e-6)
+        for key, value in readings[stage].summaries(prefix).items():
+            assert run.numbers[key] == pytest.approx(float(value), rel=1e-6)
+    assert len(run.layers["step_size"]) == 4
+    assert not [key for key in run.numbers if key.startswith("final_") or key in ("epoch", "step", "hp_metric")]
+
+
+def test_losses_are_read_too(fitted):
+    folder, _ = fitted(CSVLogger)
+    last = [row["train/loss"] for row in rows_of(folder) if row["train/loss"]][-1]
+    assert read_run(folder).numbers["train/loss"] == float(last)
+
+
+def test_the_json_of_a_report_is_a_run(make_network, tmp_path):
+    report = report_on(make_network(), BATCHES, "net")
+    (tmp_path / "report.json").write_text(as_json(report))
+    run = read_run(tmp_path / "report.json")
+    assert run.numbers == {key: float(value) for key, value in report.readings.summaries().items()}
+    assert run.layers["kinetic_energy"] == report.readings["kinetic_energy"].tolist()
+    assert "position" not in run.layers
+
+
+def test_the_page_has_a_column_a_run_and_a_line_a_run():
+    runs = [
+        Run("first", {"loss": 0.25}, {"kinetic_energy": [1.0, 2.0], "val_kinetic_energy": [1.0, 2.0], "other": [1.0]}),
+        Run("second", {"loss": 0.5, "accuracy": 1.0}, {"kinetic_energy": [3.0, None, 4.0]}),
+    ]
+    text = compare(runs)
+    page = Page(text)
+    words = [word.strip() for word in page.words if word.strip()]
+    place = words.index("accuracy")
+    assert words[place : place + 6] == ["accuracy", "–", "1", "loss", "0.25", "0.5"]
+    assert text.count("<svg") == 2
+    assert [word for word in words if word.endswith(", at the end")] == [
+        "kinetic energy, at the end",
+        "kinetic energy, validation data, at the end",
+    ]
+
+
+def test_the_command_prints_a_table_and_writes_the_page(fitted, tmp_path, capsys):
+    folder, _ = fitted(CSVLogger)
+    main(["compare", str(folder), str(folder), f"--output={tmp_path / 'both.html'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [str(folder)] * 2
+    assert any(line.startswith("hamiltonian/bottleneck_rank ") for line in lines)
+    Page((tmp_path / "both.html").read_text())
+
+
+@pytest.mark.parametrize("content", [None, {"other": 1}])
+def test_refuses_what_is_no_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="`run` must be a"):
+        read_run(tmp_path / "other.json")
+    with pytest.raises(SystemExit, match="`run` must be a"):
+        main(["compare", str(tmp_path / "other.json")])
+
+
+def test_refuses_nothing():
+    with pytest.raises(ValueError, match="at least one"):
+        compare([])

@@ -1,0 +1,174 @@
+"""The report on one network: what stands on the page and in the JSON, and that the page needs nothing else."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_leaky import EnergyMonitor, LeakyResNet, measure_path
+from lightning_leaky.cli import main
+from lightning_leaky.report import as_html, as_json, report_on
+from lightning_leaky.report.page import name_of
+
+BATCHES = [(torch.randn(9, 3), torch.arange(9) % 2) for _ in range(2)]
+
+
+@pytest.fixture
+def network(make_network) -> LeakyResNet:
+    return make_network(out_features=2)
+
+
+def cost(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+class Page(HTMLParser):
+    """Text and addresses of a page; complains where tags do not close."""
+
+    VOID = ("meta", "br", "img", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.words, self.addresses = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_json_holds_the_readings(network):
+    report = report_on(network, BATCHES, "net", {"data": "points"}, cost=cost, weight_decay=0.1)
+    content = json.loads(as_json(report))
+    readings = measure_path(network, BATCHES, cost=cost, weight_decay=0.1)
+    for name, values in readings.quantities.items():
+        assert content["layers"][name] == values.tolist()
+    assert content["summaries"] == {key: float(value) for key, value in readings.summaries().items()}
+    assert content["facts"] == {"layers": 4, "effective depth L̃": 2.0, "data": "points"}
+    assert content["diagnosis"] == [list(diagnosis.sentences) for diagnosis in report.diagnoses]
+
+
+def test_the_page_shows_every_layer_and_needs_no_network(network):
+    text = as_html(report_on(network, BATCHES, "net <1>", cost=cost, weight_decay=0.1))
+    page = Page(text)
+    assert "net <1>" in page.words
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert "<script" not in text
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert text.count("<svg") == text.count("<figure>") == 5
+    assert re.findall(r"<tr><td>(\d+)</td>", text) == ["1", "2", "3", "4"]
+    for sentence in ("Bottleneck:", "Rank:", "Layers:", "Trust:"):
+        assert any(word.startswith(sentence) for word in page.words)
+
+
+def test_samples_are_of_the_last_batch_with_their_classes(network):
+    report = report_on(network, BATCHES, "net")
+    assert report.samples[0].labels.tolist() == BATCHES[1][1].tolist()
+    path = network.representations(BATCHES[1][0]).detach()
+    torch.testing.assert_close(report.samples[0].representations, path)
+
+
+def test_a_diverged_network_has_a_report(network):
+    with torch.no_grad():
+        network.layers[2].weight.fill_(torch.inf)
+    report = report_on(network, BATCHES, "net")
+    assert None in json.loads(as_json(report))["layers"]["cost_of_identity"]
+    Page(as_html(report))
+
+
+def test_blocks_of_any_network_by_pattern():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(3)))
+    report = report_on(model, BATCHES, "blocks", layers="*")
+    content = json.loads(as_json(report))
+    assert content["layers"]["name"] == ["0", "1", "2"]
+    assert "hamiltonian" not in content["layers"]
+    Page(as_html(report))
+
+
+def test_names(network, make_module):
+    assert name_of(network) == "LeakyResNet"
+    assert name_of(make_module()) == "LeakyResNetModule with LeakyResNet"
+
+
+# The command.
+
+
+@pytest.fixture
+def checkpoint(make_module, make_data, make_trainer, tmp_path):
+    trainer = make_trainer(EnergyMonitor(), max_epochs=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    return tmp_path / "net.ckpt"
+
+
+DATA = [
+    "--data=lightning_leaky.TeacherDataModule",
+    "--data.dims=[3,1,2]",
+    "--data.num_train=24",
+    "--data.num_val=10",
+    "--data.num_test=7",
+    "--data.hidden=5",
+]
+
+
+@pytest.mark.parametrize(("split", "num"), [("train", 24), ("val", 10), ("test", 7)])
+def test_report_of_a_checkpoint(checkpoint, tmp_path, capsys, make_module, make_data, split, num):
+    main(["report", str(checkpoint), *DATA, f"--split={split}", f"--output={tmp_path / 'out'}"])
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    module, data = type(make_module()).load_from_checkpoint(checkpoint), make_data()
+    data.setup("fit")
+    data.setup("test")
+    loader = getattr(data, f"{split}_dataloader")()
+    assert sum(len(inputs) for inputs, _ in loader) == num
+    expected = measure_path(module, loader, cost=module.cost, weight_decay=module.weight_decay)
+    assert content["layers"]["hamiltonian"] == pytest.approx(expected["hamiltonian"].tolist(), rel=1e-9)
+    assert content["title"] == "LeakyResNetModule with LeakyResNet, net.ckpt"
+    Page((tmp_path / "out" / "index.html").read_text())
+    output = capsys.readouterr().out
+    assert output.startswith("Bottleneck:")
+    assert str(tmp_path / "out" / "index.html") in output
+
+
+def test_report_of_a_model_of_ones_own(tmp_path, make_data, make_trainer, monkeypatch):
+    (tmp_path / "own_module.py").write_text(
+        "import torch, lightning as L\n"
+        "class Own(L.LightningModule):\n"
+        "    def __init__(self, width=3):\n"
+        "        super().__init__()\n"
+        "        self.save_hyperparameters()\n"
+        "        self.blocks = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))\n"
+        "        self.head = torch.nn.Linear(width, 2)\n"
+        "    def forward(self, inputs):\n"
+        "        return self.head(self.blocks(inputs))\n"
+        "    def training_step(self, batch):\n"
+        "        return (self(batch[0]) - batch[1]).square().mean()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from own_module import Own
+
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(Own(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    arguments = ["--model=own_module.Own", "--layers=blocks.*", "--max_batches=1", f"--output={tmp_path / 'out'}"]
+    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments])
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["layers"]["name"] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_the_command_says_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "no.ckpt"])
+    assert "data" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""What readings are said to mean."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_leaky import Readings
+from lightning_leaky.diagnosis import diagnose, ranges
+
+
+def readings(depth: float = 2.0, step_sizes=(0.25, 0.25, 0.25, 0.25), segments=(), **quantities) -> Readings:
+    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in quantities.items()}
+    return Readings(columns, torch.tensor(step_sizes, dtype=torch.float64), depth, segments=segments)
+
+
+def said(**quantities) -> tuple[str, ...]:
+    (found,) = diagnose(readings(**quantities))
+    return found.sentences
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "answer"),
+    [
+        ((10.0, 5.0, 5.1, 8.0), "Bottleneck: yes; at its narrowest, before layer 2, 5.0 dimensions are in use."),
+        ((10.0, 5.1, 6.0, 8.0), "Bottleneck: no; at its narrowest, before layer 2, 5.1 dimensions are in use."),
+        ((10.0, 3.0, 0.1, 8.0), "Bottleneck: the path has collapsed; before layer 3 no dimension is left."),
+    ],
+)
+def test_says_whether_there_is_a_bottleneck(dimensions, answer):
+    assert said(cost_of_identity=dimensions)[0] == answer
+
+
+def test_the_rank_is_enclosed_by_both_bounds():
+    """The median of −2H/L̃ = −H is 2.5, and the momentum form comes first."""
+    energies = {"hamiltonian": (-9.0, -2.0, -3.0, 0.0), "energy_hamiltonian": (0.0, 0.0, 0.0, 0.0)}
+    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].startswith(
+        "Rank: between 2.5 (−2H/L̃, from below)"
+    )
+    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].endswith(
+        "4.0 (least cost of identity, from above)."
+    )
+
+
+def test_work_is_kinetic_energy_times_step_size():
+    (found,) = diagnose(readings(step_sizes=(0.1, 0.2, 0.3, 0.4), kinetic_energy=(6.0, 1.0, 1.0, 0.25)))
+    assert found.work.tolist() == pytest.approx([0.6 / 1.2, 0.2 / 1.2, 0.3 / 1.2, 0.1 / 1.2])
+    assert found.working == (1, 2, 3)
+
+
+def test_a_layer_is_idle_by_its_share_of_the_way():
+    """Speeds are roots of kinetic energies: 1, 0.1 and 0.01 of the way a layer."""
+    (found,) = diagnose(readings(kinetic_energy=(1.0, 1.0, 1e-2, 1e-4)))
+    assert found.idle == (4,)
+    assert said(kinetic_energy=(1.0, 1.0, 1e-2, 1e-4))[2].endswith("is done in layers 1–2; idle: layer 4.")
+
+
+@pytest.mark.parametrize(
+    ("residuals", "trust"), [((0.05, 0.09, 0.09, 5.0), "yes"), ((0.4,) * 4, "partly"), ((0.6,) * 4, "no")]
+)
+def test_trust_is_by_the_median_residual(residuals, trust):
+    (found,) = diagnose(readings(criticality_residual=residuals))
+    assert found.trust == trust
+
+
+def test_what_was_not_read_is_not_known():
+    (found,) = diagnose(readings(speed=(1.0,) * 4))
+    assert (found.has_bottleneck, found.trust, found.working, found.idle) == (None, "unknown", (), ())
+    assert math.isnan(found.least_dimensions)
+    assert [sentence.split(":")[0] for sentence in found.sentences] == ["Bottleneck", "Rank", "Layers", "Trust"]
+    assert "not known" in found.sentences[0]
+
+
+def test_segments_are_told_apart():
+    parts = diagnose(readings(segments=(1, 3), cost_of_identity=(8.0, 6.0, 2.0, 5.0)))
+    assert [(part.narrowest, part.least_dimensions) for part in parts] == [(1, 8.0), (2, 2.0)]
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
+def test_the_working_layers_do_four_fifths_and_none_can_be_spared(kinetic):
+    (found,) = diagnose(readings(step_sizes=(1 / len(kinetic),) * len(kinetic), kinetic_energy=kinetic))
+    chosen = found.work[[layer - 1 for layer in found.working]]
+    assert chosen.sum() >= 0.8 - 1e-12
+    assert chosen.sum() - chosen.min() < 0.8 + 1e-12
+    assert not set(found.working) & set(found.idle)
+
+
+@given(st.sets(st.integers(1, 40), min_size=1))
+def test_ranges_can_be_read_back(numbers):
+    text = ranges(tuple(sorted(numbers))).removeprefix("layers ").removeprefix("layer ")
+    ends = [[int(end) for end in part.split("–")] for part in text.split(", ")]
+    assert {number for part in ends for number in range(part[0], part[-1] + 1)} == numbers

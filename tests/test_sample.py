@@ -1,0 +1,63 @@
+"""Samples for pictures: their labels, their rows, their segments."""
+
+import pytest
+import torch
+
+from lightning_leaky import Layout
+from lightning_leaky.sample import label_rows, labels_of, segments_of
+
+
+def test_labels_are_the_classes_of_a_batch():
+    classes = torch.tensor([2, 0, 1])
+    for batch in (
+        (torch.zeros(3, 4), classes),
+        [torch.zeros(3, 4), classes],
+        {"x": torch.zeros(3, 4), "labels": classes},
+    ):
+        assert labels_of(batch).tolist() == [2, 0, 1]
+
+
+def test_labels_of_vectors_are_along_the_direction_of_most_variance():
+    along, direction = torch.tensor([-3.0, 1.0, 2.0]), torch.tensor([0.6, 0.8])
+    found = labels_of((None, along[:, None] * direction + 5.0))
+    torch.testing.assert_close(found.abs(), along.double().abs(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(3, 4), (torch.zeros(3),), {"x": 1}, (None, "text"), (None, torch.zeros(2, 3, 4))]
+)
+def test_what_a_batch_does_not_say_is_not_known(batch):
+    assert labels_of(batch) is None
+
+
+def test_every_position_has_the_label_of_its_sample():
+    labels, hidden = torch.tensor([7, 8]), torch.zeros(2, 3, 5)
+    assert label_rows(labels, hidden, Layout()).tolist() == [7, 7, 7, 8, 8, 8]
+    assert label_rows(labels, hidden.transpose(0, 1), Layout("tnc")).tolist() == [7, 7, 7, 8, 8, 8]
+
+
+def test_padding_and_repeats_have_no_label():
+    labels, hidden = torch.tensor([7, 8, 9]), torch.zeros(3, 2, 5)
+    keep, fresh = torch.tensor([[1, 1], [1, 0], [1, 1]]), torch.tensor([True, True, False])
+    assert label_rows(labels, hidden, Layout(), keep, fresh).tolist() == [7, 7, 8]
+
+
+def test_labels_go_with_the_rows_that_a_layout_chooses():
+    values = torch.arange(50.0)
+    layout = Layout().limited(7)
+    assert torch.equal(label_rows(values, values[:, None], layout), layout.rows(values[:, None])[:, 0])
+
+
+def test_labels_of_another_number_of_samples_say_nothing():
+    assert label_rows(torch.zeros(3), torch.zeros(4, 5), Layout()) is None
+    assert label_rows(None, torch.zeros(4, 5), Layout()) is None
+
+
+def test_segments_end_with_what_their_last_layer_returned():
+    previous, current = (
+        [torch.full((1, 2), float(i)) for i in range(3)],
+        [torch.full((1, 2), 10.0 + i) for i in range(3)],
+    )
+    first, second = segments_of(previous, current, [1, 1, 2])
+    assert first[:, 0, 0].tolist() == [0.0, 1.0, 11.0]
+    assert second[:, 0, 0].tolist() == [2.0, 12.0]
