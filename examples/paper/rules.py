@@ -158,6 +158,10 @@ CHANGES: dict[str, Callable[[Path], Tensor]] = {
         _switches(path) * relative_distances(path.representations, path.step_sizes)
     ).sqrt(),
     "change of weights": _change_of_weights,
+    "kinetic energy and change of weights": lambda path: (
+        CHANGES["kinetic energy"](path) * _change_of_weights(path)
+    ).sqrt(),
+    "switches and change of weights": lambda path: (_switches(path) * _change_of_weights(path)).sqrt(),
     "equal H, objective down": partial(_equaliser, 1.0),
     "equal H, objective up": partial(_equaliser, -1.0),
 }
@@ -171,7 +175,16 @@ ADAPTIVE = {
         for strength in (0.5, 1.5)
     },
 }
-BOUNDED = ("relative distance", "kinetic energy", "phase space", "switches", "switches and relative distance")
+BOUNDED = (
+    "relative distance",
+    "kinetic energy",
+    "kinetic energy, strength 0.5",
+    "phase space",
+    "switches",
+    "switches and relative distance",
+    "kinetic energy and change of weights",
+    "switches and change of weights",
+)
 """Ideas that are also tried with the bound."""
 
 FIXED: dict[str, Callable[[int], Tensor]] = {
