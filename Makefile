@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples paper faults long-run gpu bench bench-quick clean
+.PHONY: demo test lint types docs check examples paper faults long-run gpu bench bench-quick package clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py
@@ -46,6 +46,10 @@ bench-quick: $(STAMP)
 	$(BIN)/python -W ignore -m benchmarks --quick --output runs/benchmarks_quick.json
 	$(BIN)/python -W ignore -m benchmarks.communication --quick
 
+# The wheel in an environment that holds nothing else; archives that have passed are left in dist/.
+package: $(STAMP)
+	$(BIN)/python -m tests.packaging.check --dist dist
+
 # The studies behind docs/paper.md: what is missing is measured, for hours; STUDIES="energies meshes" chooses.
 paper: $(STAMP)
 	$(BIN)/python -W ignore -m examples.paper $(STUDIES)
@@ -60,6 +64,7 @@ examples: $(STAMP)
 	$(BIN)/python examples/teacher.py --max-epochs 20 --scheme adaptive
 	$(BIN)/python examples/digits.py --max-epochs 2 --width 32 --num-layers 8 --root $(REDUCED)
 	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
+	$(BIN)/python examples/gallery.py --max-epochs 20 --width 16 --root $(REDUCED)/gallery --pictures $(REDUCED)/pictures
 	rm -rf $(REDUCED)/paper
 	$(BIN)/python -W ignore -m examples.paper --reduced
 	cd examples && for name in digits teacher subclass leaky_transformer; do \

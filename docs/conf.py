@@ -26,10 +26,10 @@ napoleon_use_ivar = True  # attributes of records are documented once, in their 
 
 # Types of other projects: their inventories are on the network, and a strict build must not need it.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pytorch_lightning)\..*"),
+    (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure)",
+        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console)",
     ),
     (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|measure|leaky_path)\..*"),
     (

@@ -27,13 +27,13 @@ class Diagnosis:
     """Readings of one segment of a path, in plain words [ours].
 
     Attributes:
-        least_dimensions: Least cost of identity over the layers; bounds the bottleneck's rank from above. NaN where it
-            was not read.
+        least_dimensions: Least cost of identity over the layers, the soft count of dimensions; bounds the bottleneck's
+            rank from above. NaN where it was not read.
         narrowest: The layer that starts there, counted from 1.
         rank_from_below: Median of −2H/L̃, by the momentum form where it was read; NaN where neither was.
         has_bottleneck: Whether the least cost of identity is at most half of the first layer's; ``None`` where it was
-            not read.
-        has_collapsed: Whether no dimension is left somewhere on the path.
+            not read, and without a leak, where the theory of bottlenecks says nothing.
+        has_collapsed: Whether no dimension is left somewhere on a leaky path.
         residual: Median criticality residual; NaN where it was not read.
         trust: Whether the Hamiltonian can be trusted, by that residual: below 0.1 yes, below 0.5 partly.
         work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
@@ -59,24 +59,30 @@ class Diagnosis:
         return (self._of_bottleneck(), self._of_rank(), self._of_work(), self._of_trust())
 
     def _of_bottleneck(self) -> str:
-        if self.has_bottleneck is None:
+        if self.least_dimensions != self.least_dimensions:
             return "Bottleneck: not known, for the cost of identity was not read."
+        if self.has_bottleneck is None:
+            return (
+                f"Bottleneck: not judged without a leak (L̃ = 0); the cost of identity is least, "
+                f"{self.least_dimensions:.1f}, before layer {self.narrowest}."
+            )
         if self.has_collapsed:
             return f"Bottleneck: the path has collapsed; before layer {self.narrowest} no dimension is left."
-        found = f"at its narrowest, before layer {self.narrowest}, {self.least_dimensions:.1f} dimensions are in use"
+        found = f"the cost of identity is least, {self.least_dimensions:.1f}, before layer {self.narrowest}"
         return f"Bottleneck: {'yes' if self.has_bottleneck else 'no'}; {found}."
 
     def _of_rank(self) -> str:
         if self.rank_from_below != self.rank_from_below:
             return "Rank: no estimate, for no Hamiltonian was read, or there is no leak (L̃ = 0)."
-        return (
-            f"Rank: between {self.rank_from_below:.1f} (−2H/L̃, from below) and {self.least_dimensions:.1f} (least cost "
-            "of identity, from above)."
-        )
+        below = round(self.rank_from_below, 1) + 0.0  # no −0.0
+        above = f"{self.least_dimensions:.1f} (least cost of identity, from above)"
+        return f"Rank: between {below:.1f} (−2H/L̃, from below) and {above}."
 
     def _of_work(self) -> str:
         if not len(self.work):
             return "Layers: not known, for the kinetic energy was not read."
+        if self.has_collapsed:
+            return "Layers: there is nothing left to work on."
         idle = f"idle: {ranges(self.idle)}" if self.idle else "none is idle"
         return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
 
@@ -106,7 +112,7 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         >>> quantities = {"cost_of_identity": torch.tensor([9.0, 2.0]), "kinetic_energy": torch.tensor([5.0, 0.001])}
         >>> for sentence in diagnose(Readings(quantities, torch.tensor([0.5, 0.5]), effective_depth=2.0))[0].sentences:
         ...     print(sentence)
-        Bottleneck: yes; at its narrowest, before layer 2, 2.0 dimensions are in use.
+        Bottleneck: yes; the cost of identity is least, 2.0, before layer 2.
         Rank: no estimate, for no Hamiltonian was read, or there is no leak (L̃ = 0).
         Layers: 80% of the work is done in layer 1; idle: layer 2.
         Trust: the energies are exact; that training is at an optimum was not read, so H says little.
@@ -121,12 +127,13 @@ def _diagnose(part: Readings) -> Diagnosis:
     form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
     rank = part.summaries().get(f"{form}/bottleneck_rank", torch.tensor(float("nan")))
     work, way = _shares(part)
+    leaks = part.effective_depth > 0
     return Diagnosis(
         least_dimensions=least,
         narrowest=narrowest,
         rank_from_below=float(rank),
-        has_bottleneck=bool(least <= _NARROW * float(dimensions[0])) if len(dimensions) else None,
-        has_collapsed=least < _COLLAPSED,
+        has_bottleneck=bool(least <= _NARROW * float(dimensions[0])) if len(dimensions) and leaks else None,
+        has_collapsed=leaks and least < _COLLAPSED,
         residual=residual,
         trust=_trust(residual),
         work=work,

@@ -91,6 +91,7 @@ SUMMARIES: dict[str, dict[str, str]] = {
 }
 """What each summary of a quantity says, by the last part of its key."""
 
+_FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
 _SEGMENT = r"(segment_\d+/)?"
 
 
@@ -108,25 +109,25 @@ def chart_layout(training: Collection[str], evaluation: Collection[str] = ()) ->
 
     Example:
         >>> list(chart_layout(["hamiltonian", "criticality_residual"])["Is there a bottleneck?"])
-        ['rank, between its bounds', 'rank by −2H/L̃: median, least and greatest over the layers']
+        ['rank, between its bounds', 'rank by −2H/L̃, over the layers (momentum form)']
     """
     first, trust = "Is there a bottleneck?", "Can the reading be trusted?"
     layout: dict[str, dict[str, list[Any]]] = {first: {}, trust: {}}
-    of_rank = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training]
-    bounds = [rf"^{name}/{_SEGMENT}bottleneck_rank$" for name in of_rank]
-    if "cost_of_identity" in training:
-        bounds.append(rf"^cost_of_identity/{_SEGMENT}min$")
-    layout[first]["rank, between its bounds"] = ["Multiline", bounds]
-    if of_rank:
-        tags = [f"{of_rank[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
-        layout[first]["rank by −2H/L̃: median, least and greatest over the layers"] = ["Margin", tags]
-        layout[trust]["spread of the Hamiltonian"] = ["Multiline", [rf"^{name}/{_SEGMENT}spread$" for name in of_rank]]
+    forms = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training]
+    # The same tags whatever is read: TensorBoard shows a chart twice where two runs lay it out differently.
+    if forms or "cost_of_identity" in training:
+        bounds = [rf"^(energy_)?hamiltonian/{_SEGMENT}bottleneck_rank$", rf"^cost_of_identity/{_SEGMENT}min$"]
+        layout[first]["rank, between its bounds"] = ["Multiline", bounds]
+    if forms:
+        tags = [f"{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
+        layout[first][f"rank by −2H/L̃, over the layers ({_FORMS[forms[0]]})"] = ["Margin", tags]
+        layout[trust]["spread of the Hamiltonian"] = ["Multiline", [rf"^(energy_)?hamiltonian/{_SEGMENT}spread$"]]
     if "criticality_residual" in training:
         layout[trust]["criticality residual, each layer"] = ["Multiline", [r"^criticality_residual/layer_"]]
     layout["Which layers do the work?"] = _charts(training, "")
     if evaluation:
         layout["On validation data"] = _charts(evaluation, "val_")
-    return {category: charts for category, charts in layout.items() if any(tags for _, tags in charts.values())}
+    return {category: charts for category, charts in layout.items() if charts}
 
 
 def _charts(quantities: Collection[str], prefix: str) -> dict[str, list[Any]]:
@@ -136,6 +137,16 @@ def _charts(quantities: Collection[str], prefix: str) -> dict[str, list[Any]]:
         for name, card in CARDS.items()
         if name in quantities and name != "criticality_residual"
     }
+
+
+def summary_keys(quantities: Collection[str]) -> list[str]:
+    """Keys of the summaries of some quantities, of a path in one piece.
+
+    Example:
+        >>> summary_keys(["cost_of_identity"])
+        ['cost_of_identity/min']
+    """
+    return [f"{name}/{end}" for name in SUMMARIES if name in quantities for end in SUMMARIES[name]]
 
 
 def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:

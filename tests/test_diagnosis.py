@@ -24,8 +24,8 @@ def said(**quantities) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("dimensions", "answer"),
     [
-        ((10.0, 5.0, 5.1, 8.0), "Bottleneck: yes; at its narrowest, before layer 2, 5.0 dimensions are in use."),
-        ((10.0, 5.1, 6.0, 8.0), "Bottleneck: no; at its narrowest, before layer 2, 5.1 dimensions are in use."),
+        ((10.0, 5.0, 5.1, 8.0), "Bottleneck: yes; the cost of identity is least, 5.0, before layer 2."),
+        ((10.0, 5.1, 6.0, 8.0), "Bottleneck: no; the cost of identity is least, 5.1, before layer 2."),
         ((10.0, 3.0, 0.1, 8.0), "Bottleneck: the path has collapsed; before layer 3 no dimension is left."),
     ],
 )
@@ -42,6 +42,10 @@ def test_the_rank_is_enclosed_by_both_bounds():
     assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].endswith(
         "4.0 (least cost of identity, from above)."
     )
+
+
+def test_a_collapsed_path_has_no_work():
+    assert said(cost_of_identity=(1.0, 0.1, 0.1, 0.1), kinetic_energy=(1.0,) * 4)[2].endswith("nothing left to work on.")
 
 
 def test_work_is_kinetic_energy_times_step_size():
@@ -71,6 +75,12 @@ def test_what_was_not_read_is_not_known():
     assert math.isnan(found.least_dimensions)
     assert [sentence.split(":")[0] for sentence in found.sentences] == ["Bottleneck", "Rank", "Layers", "Trust"]
     assert "not known" in found.sentences[0]
+
+
+def test_without_a_leak_a_bottleneck_is_not_judged():
+    (found,) = diagnose(readings(depth=0.0, cost_of_identity=(9.0, 0.1, 1.0, 1.0)))
+    assert (found.has_bottleneck, found.has_collapsed) == (None, False)
+    assert found.sentences[0].startswith("Bottleneck: not judged")
 
 
 def test_segments_are_told_apart():

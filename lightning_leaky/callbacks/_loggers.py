@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from lightning.pytorch import Trainer
@@ -57,11 +57,32 @@ def log_layout(trainer: Trainer, layout: ChartLayout) -> None:
             logger.experiment.add_custom_scalars(layout)
 
 
+def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
+    """Tell TensorBoard's table of runs, before Lightning writes it, which final numbers there will be.
+
+    The first list of metrics that a run writes is the one that counts. Lightning's own, of one ``hp_metric``, says
+    nothing; where a logger was made without it somebody has plans for that list, and it is left to them.
+    """
+    for kind, logger in _loggers(trainer):
+        if kind == "TensorBoardLogger" and getattr(logger, "_default_hp_metric", False):
+            from torch.utils.tensorboard.summary import hparams
+
+            sources = (getattr(trainer, "datamodule", None), trainer.lightning_module)
+            known = {
+                name: value for source in sources for name, value in getattr(source, "hparams_initial", {}).items()
+            }
+            plain = {
+                name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in known.items()
+            }
+            for summary in hparams(plain, dict.fromkeys(keys, 0.0)):  # type: ignore[no-untyped-call]
+                logger.experiment._get_file_writer().add_summary(summary)
+
+
 def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Show final numbers beside the hyper-parameters of the run in TensorBoard's table of runs."""
+    """Write the final numbers that TensorBoard's table of runs shows beside the hyper-parameters."""
     for kind, logger in _loggers(trainer):
         if kind == "TensorBoardLogger":
-            logger.log_hyperparams(logger.hparams, dict(metrics), step)
+            logger.log_metrics(dict(metrics), step)
 
 
 def _loggers(trainer: Trainer) -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,11 @@ def num_steps(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def validates(trainer: Trainer) -> bool:
+    """Whether this run has a validation set to go through."""
+    return trainer.state.fn == "validate" or bool(trainer.enable_validation)
+
+
 def is_due(trainer: Trainer, period: int) -> bool:
     """Whether the optimizer step that the present batch is part of is a multiple of a period.
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_leaky.block_path import path_of
-from lightning_leaky.callbacks._loggers import log_final, log_layout, log_text
+from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
 from lightning_leaky.callbacks._trainer import (
     callbacks_of,
     check_strategy,
@@ -24,12 +24,13 @@ from lightning_leaky.callbacks._trainer import (
     may_skip_evaluation,
     num_steps,
     optimizer_weight_decay,
+    validates,
 )
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.console import check_rich, print_layers
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.guide import chart_layout, page
+from lightning_leaky.guide import chart_layout, page, summary_keys
 from lightning_leaky.layers import LayerChoice
 from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.leaky_path import LeakyPath, knows_weights
@@ -210,6 +211,8 @@ class EnergyMonitor(Callback):
         self._detach()
         self._start(trainer, pl_module)
         self._warn_of_settings(trainer)
+        if self._train is not None and log_period(trainer):
+            announce_final(trainer, [f"final_{key}" for key in summary_keys(self._train.quantities)])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
@@ -448,7 +451,7 @@ class EnergyMonitor(Callback):
             () if observer is None else observer.quantities for observer in (self._train, self._evaluation)
         )
         adapts = ("step_size",) if any(isinstance(other, StepSizeAdapter) for other in callbacks_of(trainer)) else ()
-        log_layout(trainer, chart_layout((*training, *adapts), evaluation))
+        log_layout(trainer, chart_layout((*training, *adapts), evaluation if validates(trainer) else ()))
         settings = {name: getattr(self, name) for name in _SETTINGS}
         log_text(trainer, "layers/guide", page((*training, *evaluation, *adapts), settings))
 

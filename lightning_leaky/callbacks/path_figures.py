@@ -29,7 +29,13 @@ from lightning_leaky.plotting import (
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.processes import is_sharded
 
-_HEAT_MAPS = {"cost_of_identity": "cost of identity", "step_size": "step-size ρ"}
+_HEAT_MAPS = {
+    "cost_of_identity": "cost of identity",
+    "kinetic_energy": "kinetic energy",
+    "step_size": "step-size ρ",
+}
+# Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
+_CARD = (4.4, 3.0)
 
 
 class PathFigures(Callback):
@@ -37,16 +43,17 @@ class PathFigures(Callback):
 
     Figures, each of one scale over the whole run:
 
-    ==============================  ==============================================================================
-    tag                             what it shows
-    ==============================  ==============================================================================
-    ``layers/energies``             kinetic and potential energy and the Hamiltonian along p, a tick for each layer
+    ===============================  ===================================================================================
+    tag                              what it shows
+    ===============================  ===================================================================================
+    ``layers/energies``              kinetic and potential energy and the Hamiltonian along p, a tick for each layer
     ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
     ``layers/singular_values_of_W``  those of W_p, of a `LeakyResNet` that is not sharded
-    ``layers/path``                 the way of some samples through the layers, coloured by class or target
-    ``layers/cost_of_identity``     cost of identity, layer × training step
-    ``layers/step_size``            ρ, layer × training step
-    ==============================  ==============================================================================
+    ``layers/path``                  the way of some samples through the layers, coloured by class or target
+    ``layers/cost_of_identity``      cost of identity, layer × training step
+    ``layers/kinetic_energy``        kinetic energy, layer × training step
+    ``layers/step_size``             ρ, layer × training step
+    ===============================  ===================================================================================
 
     and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnosis.diagnose`). They are
     made of training readings, on the first process. Where the path has several segments energies are drawn of all, and
@@ -133,6 +140,7 @@ class PathFigures(Callback):
         for name, figure in self._figures(trainer, monitor, readings):
             if name not in self._history:  # whose axes are training and layers
                 self._limits.widen(name, figure.axes[0])
+            figure.set_size_inches(*_CARD)
             log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
         parts = [sentence for part in diagnose(readings) for sentence in part.sentences]
         log_text(trainer, "layers/diagnosis", "\n\n".join(parts), self._drawn_at)

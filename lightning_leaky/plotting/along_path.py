@@ -84,7 +84,12 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     if not curves:
         raise ValueError(f"`readings` must contain one of {list(_ENERGY_LABELS)}, got {sorted(readings)}.")
     figure = new_figure()
-    _, axes = plot_along_path(curves, positions, ylabel="energy", ax=figure.add_subplot())
+    ylabel = "energy" if len(curves) > 1 else next(iter(curves))
+    _, axes = plot_along_path(curves, positions, ylabel=ylabel, ax=figure.add_subplot())
+    legend = axes.get_legend()
+    if legend is not None:  # outside: four curves leave no corner free
+        legend.remove()
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     # Energies at the ends are hundreds of times those of a bottleneck; linear up to 10, logarithmic beyond.
     axes.set_yscale("symlog", linthresh=10)
     axes.set_title("Energies along the path")
@@ -120,6 +125,7 @@ def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int
             f"{tuple(positions.shape)}."
         )
     import matplotlib
+    from matplotlib.ticker import LogFormatter
 
     figure = new_figure()
     axes = figure.add_subplot()
@@ -132,6 +138,8 @@ def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int
         axes.plot(positions.tolist(), shown[:, index].tolist(), ".-", color=colour, linewidth=1.2, markersize=4)
     axes.plot(positions.tolist(), [0] * len(positions), "|", color="grey", transform=axes.get_xaxis_transform())
     axes.set(xlabel="position p", ylabel=f"singular values of {name}", yscale="log")
+    # Within a decade matplotlib would label ticks as 6 × 10¹.
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
     axes.set_title(f"{shown.shape[1]} largest singular values of {name}")
     axes.grid(alpha=0.3)
     return figure

@@ -20,6 +20,7 @@ FIGURES = {
     "layers/singular_values_of_W",
     "layers/path",
     "layers/cost_of_identity",
+    "layers/kinetic_energy",
     "layers/step_size",
 }
 
@@ -54,7 +55,7 @@ def test_tensorboard_gets_every_figure_at_its_rhythm(fitted):
     for key in FIGURES:
         steps = [event.step for event in events.Images(key)]
         assert steps == [losses[0], losses[3], losses[6], losses[7]]
-        assert all(event.width == 640 for event in events.Images(key))
+        assert all((event.width, event.height) == (660, 450) for event in events.Images(key))
     assert len(text_of(events, "layers/diagnosis")) == 4
     assert text_of(events, "layers/diagnosis")[-1].startswith("Bottleneck:")
 
@@ -68,9 +69,27 @@ def test_layout_page_and_final_numbers_are_written_once(fitted):
     (page,) = text_of(events, "layers/guide")
     assert "`criticality_residual/layer_*`" in page
     assert "| `gamma_rel` | `0.001` |" in page
+    final = [key for key in events.Tags()["scalars"] if key.startswith("final_")]
+    assert len(final) == 10
+    announced = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     for name in ("hamiltonian/bottleneck_rank", "cost_of_identity/min"):
+        assert f"final_{name}".encode() in announced
+        assert len(events.Scalars(f"final_{name}")) == 1
         assert events.Scalars(f"final_{name}")[-1].value == pytest.approx(events.Scalars(name)[-1].value)
     assert len(events.Histograms("step_sizes")) == len(events.Scalars("step_size/layer_01")) == 8
+
+
+def test_a_list_of_metrics_that_somebody_else_will_write_is_left_to_them(
+    make_module, make_data, make_trainer, tmp_path
+):
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    make_trainer(EnergyMonitor(), logger=logger).fit(make_module(), datamodule=make_data())
+    assert "_hparams_/experiment" not in events_of(logger).summary_metadata
+
+
+def test_charts_of_validation_are_laid_out_where_there_is_validation(fitted):
+    (layout,) = fitted(EnergyMonitor(), limit_val_batches=0).Tensors("custom_scalars__config__")
+    assert b"val_" not in layout.tensor_proto.string_val[0]
 
 
 def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
