@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter
+from lightning_leaky import EnergyMonitor, LeakyResNetModule, PathFigures, StepSizeAdapter
 from tests.distributed.collectives import counted_collectives
 
 NUM_TRAIN, NUM_VAL, NUM_TEST, GLOBAL_BATCH = 24, 10, 7, 12
@@ -172,6 +172,21 @@ def fits(rank: int, size: int, folder: Path) -> dict[str, Any]:
 def sharded_fit(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """A fit whose parameters are spread over the processes."""
     return fit(size, strategy=ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1))
+
+
+def drawn_fits(rank: int, size: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Fits with figures, and what a process has seen of each."""
+    sharded = ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1)
+    found = {}
+    for name, strategy, cls in (("ddp", "ddp", LeakyResNetModule), ("sharded", sharded, Sharded)):
+        *callbacks, recorder = make_callbacks()
+        logger = TensorBoardLogger(folder, name, "")
+        figures = PathFigures(every_n_steps=2)
+        make_trainer(size, [*callbacks, figures, recorder], strategy=strategy, logger=logger).fit(
+            make_module(cls), Data()
+        )
+        found[name] = recorder.found()
+    return found
 
 
 def collectives(rank: int, size: int, folder: Path) -> dict[tuple[int, str], list[tuple[str, int]]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.callbacks.helpers import rows_of, steps_with
+from tests.callbacks.test_path_figures import FIGURES
 from tests.distributed import fits
 from tests.distributed.launch import launch
 
@@ -66,6 +68,16 @@ def test_sharded_parameters_change_nothing(alone, tmp_path):
     for found in processes:
         for stage in ("train", "validate"):
             assert_same_readings(found, alone["plain"], stage)
+
+
+def test_the_first_process_draws_and_nobody_feels_it(alone, tmp_path):
+    processes = launch(fits.drawn_fits, 2, tmp_path)
+    for name in ("ddp", "sharded"):
+        assert_same_step_sizes([found[name] for found in processes], alone["plain"])
+        (file,) = (tmp_path / name).glob("events.out.*")
+        events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
+        weights = {"layers/singular_values_of_W"}  # gathered for a picture they would be a collective of one process
+        assert set(events.Tags()["images"]) == (FIGURES if name == "ddp" else FIGURES - weights)
 
 
 def test_what_the_callbacks_say_does_not_grow_with_the_network(tmp_path):
