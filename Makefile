@@ -80,4 +80,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) docs/_build runs lightning_logs
+	rm -rf $(VENV) docs/_build runs lightning_logs dist

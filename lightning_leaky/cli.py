@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning_utilities.core.imports import RequirementCache
 
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
@@ -32,17 +33,18 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         commands.get(given[0] if given else "", _lightning)(given)
     except ModuleNotFoundError as error:
+        if "lightning-leaky[" not in str(error):  # a module of the user's own is missing: show where
+            raise
         raise SystemExit(str(error)) from error
 
 
 def _lightning(args: Sequence[str]) -> None:
-    # Imported here: Lightning needs jsonargparse for its command line, which nothing else of this package does.
-    try:
-        from lightning.pytorch.cli import LightningCLI
-    except (ImportError, ModuleNotFoundError) as error:
-        raise SystemExit(
-            f"{error}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'."
-        ) from error
+    # Lightning imports its command line without jsonargparse, and complains only where it is used.
+    needed = RequirementCache("jsonargparse[signatures]>=4.39")
+    if not needed:
+        raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
+    from lightning.pytorch.cli import LightningCLI
+
     LightningCLI(
         LightningModule,  # anybody's: the callbacks attach to any
         LightningDataModule,

@@ -1,6 +1,5 @@
 """The command line: every argument of the public classes can be set from YAML and by flags; runs end where they say."""
 
-import builtins
 import inspect
 import json
 import sys
@@ -283,13 +282,7 @@ def test_wrong_arguments_end_with_a_message(run, tmp_path, capsys):
 
 
 def test_without_jsonargparse_the_extra_is_named(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_cli(name, *args, **kwargs):
-        if name == "lightning.pytorch.cli":
-            raise ModuleNotFoundError("jsonargparse is missing")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_cli)
+    """Where there really is none, `tests.packaging.missing` looks."""
+    monkeypatch.setattr(cli, "RequirementCache", lambda requirement: None)
     with pytest.raises(SystemExit, match=r"lightning-leaky\[cli\]"):
         cli.main(["fit"])

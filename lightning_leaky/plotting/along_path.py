@@ -124,10 +124,10 @@ def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int
             f"`values` must have shape (L, k) and `positions` (L,), got {tuple(values.shape)} and "
             f"{tuple(positions.shape)}."
         )
+    figure = new_figure()  # says what to install where matplotlib is missing
     import matplotlib
     from matplotlib.ticker import LogFormatter
 
-    figure = new_figure()
     axes = figure.add_subplot()
     shown = values[:, :most].detach().to("cpu", torch.float64)
     shown = torch.where(shown > 1e-6 * shown.nan_to_num().max(), shown, torch.nan)
