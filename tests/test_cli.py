@@ -10,7 +10,15 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from lightning_leaky import DigitsDataModule, EnergyMonitor, LeakyResNetModule, StepSizeAdapter, TeacherDataModule, cli
+from lightning_leaky import (
+    DigitsDataModule,
+    EnergyMonitor,
+    LeakyResNetModule,
+    PathFigures,
+    StepSizeAdapter,
+    TeacherDataModule,
+    cli,
+)
 
 # A value for every argument, none of them its default.
 MODULE = {
@@ -43,6 +51,7 @@ MONITOR = {
     "layout": {"axes": "nc"},
     "padding_mask": "mask",
     "form": "samples",
+    "print_layers": True,
 }
 ADAPTER = {
     "every_n_steps": 4,
@@ -66,10 +75,12 @@ TEACHER = {
     "seed": 7,
 }
 DIGITS = {"num_train": 40, "num_val": 20, "batch_size": 20, "seed": 5}
+FIGURES = {"every_n_steps": 3, "num_samples": 7}
 SETTINGS = {
     LeakyResNetModule: MODULE,
     EnergyMonitor: MONITOR,
     StepSizeAdapter: ADAPTER,
+    PathFigures: FIGURES,
     TeacherDataModule: TEACHER,
     DigitsDataModule: DIGITS,
 }
@@ -158,13 +169,14 @@ def test_these_settings_are_all_there_are(cls):
 
 def test_everything_can_be_set_from_yaml(run, tmp_path):
     regression = MODULE | {"task": "regression"}
-    callbacks = {EnergyMonitor: MONITOR, StepSizeAdapter: ADAPTER}
+    callbacks = {EnergyMonitor: MONITOR, StepSizeAdapter: ADAPTER, PathFigures: FIGURES}
     trainer = run("fit", "--config", config(tmp_path, regression, TeacherDataModule, TEACHER, callbacks))
     assert trainer.global_step == 2
     assert_told(trainer.lightning_module, regression)
     assert_told(trainer.datamodule, TEACHER)
     assert_told(the_callback(trainer, EnergyMonitor), MONITOR)
     assert_told(the_callback(trainer, StepSizeAdapter), ADAPTER)
+    assert_told(the_callback(trainer, PathFigures), FIGURES)
 
 
 def is_layer(name, module):

@@ -45,7 +45,9 @@ def test_the_rank_is_enclosed_by_both_bounds():
 
 
 def test_a_collapsed_path_has_no_work():
-    assert said(cost_of_identity=(1.0, 0.1, 0.1, 0.1), kinetic_energy=(1.0,) * 4)[2].endswith("nothing left to work on.")
+    assert said(cost_of_identity=(1.0, 0.1, 0.1, 0.1), kinetic_energy=(1.0,) * 4)[2].endswith(
+        "nothing left to work on."
+    )
 
 
 def test_work_is_kinetic_energy_times_step_size():
