@@ -60,7 +60,7 @@ ADAPTER = {
     "stop_step": 9,
     "max_leak": 0.9,
     "optimizer_index": 0,
-    "rule": "kinetic_energy",
+    "rule": "switches",
     "move_weights": True,
     "scale_gradients": True,
 }

@@ -23,7 +23,7 @@ from lightning_leaky.models import LeakyResNet
 DEPTHS = (1.0, 3.0, 7.0)
 WEIGHT_DECAYS = (0.003, 0.03, 0.3)
 NUM_LAYERS = (5, 10, 20)
-SCHEMES = ("equidistant", "irregular", "relative_distance", "kinetic_energy")
+SCHEMES = ("equidistant", "irregular", "relative_distance", "switches")
 NUM_SEEDS = 10
 _GAP_POINTS = 200
 _NUM_SINGULAR_VALUES = 12

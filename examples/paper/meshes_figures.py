@@ -19,7 +19,7 @@ NAMES = {
     "equidistant": "equidistant",
     "irregular": "irregular",
     "relative_distance": "adaptive, the paper's",
-    "kinetic_energy": "adaptive, kinetic energy (ours)",
+    "switches": "adaptive, switches (ours)",
 }
 _ON = ["seed", "effective_depth", "weight_decay", "num_layers"]
 

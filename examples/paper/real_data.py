@@ -31,7 +31,7 @@ METHODS = {
     "equidistant": "leaky, equidistant",
     "irregular": "leaky, irregular",
     "relative_distance": "leaky, paper's rule",
-    "kinetic_energy": "leaky, kinetic energy",
+    "switches": "leaky, switches (ours)",
 }
 """Methods as figures call them. Leaky nets go by their step-sizes: a scheme, or a rule of `StepSizeHook`."""
 FIXED_DEPTHS = {"fully_connected": math.inf, "resnet": 0.0}

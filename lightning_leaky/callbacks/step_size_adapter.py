@@ -42,7 +42,7 @@ class StepSizeAdapter(Callback):
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; ``None`` for no bound.
         optimizer_index: Which optimizer's steps to follow, where the module has several.
-        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"kinetic_energy"``, or a rule of your
+        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, or a rule of your
             own, see `lightning_leaky.functional.StepSizeRule`.
         move_weights: Whether the weights move with their place on the path; see `StepSizeHook`.
         scale_gradients: Whether gradients are taken per unit of p; see `StepSizeHook`.

@@ -60,9 +60,9 @@ from lightning_leaky.functional.spectrum import (
 )
 from lightning_leaky.functional.step_size_rules import (
     RULES,
-    KineticEnergyRule,
     RelativeDistanceRule,
     StepSizeRule,
+    SwitchesRule,
     resolve_rule,
 )
 from lightning_leaky.functional.step_sizes import (
@@ -81,11 +81,11 @@ __all__ = [
     "Bounds",
     "Interpolation",
     "KNorm",
-    "KineticEnergyRule",
     "MomentumMoments",
     "RelativeDistanceRule",
     "SecondMoments",
     "StepSizeRule",
+    "SwitchesRule",
     "adaptive_step_sizes",
     "balancedness_defect",
     "bottleneck_rank",

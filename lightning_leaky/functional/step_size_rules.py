@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,11 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_non_negative, widen
-from lightning_leaky.functional.features import Activation
-from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_moments
-from lightning_leaky.functional.kinetic_energy import speed_of
-from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import inner_product, split_moments
 from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 
 
@@ -64,72 +58,53 @@ class RelativeDistanceRule:
 
 
 @dataclass(frozen=True)
-class KineticEnergyRule:
-    """Our rule: the speed in the K-norm, ``c_l = ‖V_l‖_{K+γ}/L̃ + floor``, the square root of the kinetic energy.
+class SwitchesRule:
+    """Our rule: the share of the activations that a layer switches on or off, per unit of p, and a floor.
 
-    The K-norm asks how large a weight it takes to make the change: small directions count as much as large ones. The
-    floor keeps layers that hardly move from taking the whole path. It costs a Gram matrix of the features of each
-    layer, about as much as a training step of that layer.
+    ``c_l = s_l/ρ_l + floor · mean_k(s_k/ρ_k)``, where s_l is the share of the entries of A that change sign in layer l.
+    Between two layers in which no sign changes ReLU is one and the same linear map, and they could be one layer; where
+    many change, nonlinearity is used. The floor keeps layers without a switch from taking the whole path. It was chosen
+    among some forty ideas on validation data (`docs/step_sizes.md`).
 
     Args:
-        gamma_rel: γ0 of the K-norm's stabiliser.
-        floor: Added to each speed, in units of L̃.
-        activation: Entrywise nonlinearity of the features.
-        constant_column: Whether the features end with a column of ones.
+        floor: Added to each layer, in units of the mean over the layers.
+
+    Raises:
+        ValueError: If the floor is negative or not finite.
 
     Example:
-        >>> rule = KineticEnergyRule(gamma_rel=1.0, floor=0.0)
-        >>> sums = rule.sums(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]))
-        >>> rule.distances(sums[None], torch.tensor([1.0]), effective_depth=1.0)  # √(9 / (6 + 6))
-        tensor([0.8660], dtype=torch.float64)
+        >>> rule = SwitchesRule(floor=0.0)
+        >>> sums = rule.sums(torch.tensor([[1.0, 2.0, -1.0, 3.0]]), torch.tensor([[-1.0, 2.0, -1.0, 3.0]]))
+        >>> rule.distances(sums[None], torch.tensor([0.5]), effective_depth=1.0)
+        tensor([0.5000], dtype=torch.float64)
     """
 
-    gamma_rel: float = 1e-3
     floor: float = 0.1
-    activation: Activation = "relu"
-    constant_column: bool = True
 
     def __post_init__(self) -> None:
         check_non_negative("floor", self.floor)
-        self._k_norm()  # complains of γ0
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Sᵀ[S, Δ] for S = σ(A_{l−1}) and Δ = A_l − A_{l−1}, and below it a row that begins with ‖Δ‖²."""
-        change = widen(current) - widen(previous)
-        sigma, beside = self._k_norm().features_beside(widen(previous), [change])
-        products = sigma.mT @ beside
-        last = products.new_zeros(1, products.shape[1])
-        last[0, 0] = inner_product(change, change)
-        return torch.cat([products, last])
+        """Number of entries that change sign (0 counts as off), and of all entries."""
+        switched = widen(((previous > 0) != (current > 0)).sum())
+        # NaN where the layer has diverged: comparisons would not say so, and the hook leaves such a mesh alone.
+        return torch.stack([switched, torch.full_like(switched, current.numel())]) + 0 * widen(current).sum()
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
-        """Speeds in units of L̃, plus the floor."""
-        moments = split_moments(sums[:, :-1], sums[:, -1:, :1])
-        change = k_inner_products_from_moments(moments, self._k_norm())[:, 0, 0]
-        return speed_of(change) / step_sizes.to(change) * leak_scale(effective_depth) + self.floor
-
-    def _k_norm(self) -> KNorm:
-        return KNorm(gamma_rel=self.gamma_rel, activation=self.activation, constant_column=self.constant_column)
+        """Shares per unit of p, plus the floor."""
+        rates = sums[:, 0] / sums[:, 1] / step_sizes.to(sums)
+        return rates + self.floor * rates.mean()
 
 
-RULES: dict[str, Callable[[Activation, bool], StepSizeRule]] = {
-    "relative_distance": lambda activation, constant_column: RelativeDistanceRule(),
-    "kinetic_energy": lambda activation, constant_column: KineticEnergyRule(
-        activation=activation, constant_column=constant_column
-    ),
-}
-"""The named rules, made for the features of a network: their activation, and whether they have a constant column."""
+RULES: dict[str, StepSizeRule] = {"relative_distance": RelativeDistanceRule(), "switches": SwitchesRule()}
+"""The named rules."""
 
 
-def resolve_rule(
-    rule: str | StepSizeRule, activation: Activation = "relu", constant_column: bool = True
-) -> StepSizeRule:
+def resolve_rule(rule: str | StepSizeRule) -> StepSizeRule:
     """Return the rule that a name stands for.
 
     Args:
-        rule: ``"relative_distance"`` (the paper's), ``"kinetic_energy"``, or any `StepSizeRule`.
-        activation: Entrywise nonlinearity of the network's features.
-        constant_column: Whether they end with a column of ones.
+        rule: ``"relative_distance"`` (the paper's), ``"switches"`` (ours), or any `StepSizeRule`.
 
     Raises:
         ValueError: If the name is not known, or the object is no rule.
@@ -139,7 +114,7 @@ def resolve_rule(
         RelativeDistanceRule()
     """
     if isinstance(rule, str) and rule in RULES:
-        return RULES[rule](activation, constant_column)
+        return RULES[rule]
     if isinstance(rule, (str, type)) or not isinstance(rule, StepSizeRule):
         raise ValueError(
             f"`rule` must be one of {sorted(RULES)} or an object with `sums` and `distances`, got {rule!r}."

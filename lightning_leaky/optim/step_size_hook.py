@@ -16,7 +16,7 @@ from lightning_leaky.capture import SumRecorder
 from lightning_leaky.functional._checks import check_positive, working_dtype
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
-from lightning_leaky.leaky_path import feature_settings, find_leaky_path, step_sizes_of
+from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
 from lightning_leaky.optim.rhythm import Rhythm
 from lightning_leaky.processes import first_of, is_sharded, num_processes, summed
 from lightning_leaky.remesh import move_parameters
@@ -43,7 +43,7 @@ class StepSizeHook:
         start_step: First optimizer step (counted from 1) after which to adapt.
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
-        rule: What c_l is: ``"relative_distance"`` (the paper's), ``"kinetic_energy"``, or a `StepSizeRule` of your own.
+        rule: What c_l is: ``"relative_distance"`` (the paper's), ``"switches"``, or a `StepSizeRule` of your own.
         move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
             takes what stands where it now is, with its part of the optimizer's state. [ours]
         scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
@@ -79,7 +79,7 @@ class StepSizeHook:
         scale_gradients: bool = False,
     ) -> None:
         self.path = find_leaky_path(model)
-        self.rule = resolve_rule(rule, *feature_settings(self.path))
+        self.rule = resolve_rule(rule)
         self.move_weights, self.scale_gradients = move_weights, scale_gradients
         self.rhythm = Rhythm(every_n_steps, start_step, stop_step)
         self.damping, self.max_leak = damping, max_leak

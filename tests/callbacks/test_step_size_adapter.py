@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
-from lightning_leaky.functional import KineticEnergyRule
+from lightning_leaky.functional import SwitchesRule
 from tests.callbacks.helpers import ConstantRate, Recorder, TwoOptimizers, rows_of, steps_with
 
 
@@ -22,7 +22,7 @@ def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
         "damping": 0.3,
         "start_step": 2,
         "max_leak": 0.8,
-        "rule": "kinetic_energy",
+        "rule": "switches",
         "move_weights": True,
         "scale_gradients": True,
     }
@@ -44,15 +44,15 @@ def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
 
 def test_a_rule_that_is_an_object_leaves_the_checkpoint_plain(make_module, make_data, make_trainer, tmp_path):
     """It loads with `weights_only`, and says if the run goes on with another rule."""
-    adapter = StepSizeAdapter(rule=KineticEnergyRule(floor=0.5))
+    adapter = StepSizeAdapter(rule=SwitchesRule(floor=0.5))
     trainer = make_trainer(adapter, max_epochs=1)
     trainer.fit(make_module(), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     states = torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        StepSizeAdapter(rule=KineticEnergyRule(floor=0.5)).load_state_dict(states[adapter.state_key])
-    with pytest.warns(UserWarning, match=r"saved with rule=.KineticEnergyRule\(.*floor=0.5"):
+        StepSizeAdapter(rule=SwitchesRule(floor=0.5)).load_state_dict(states[adapter.state_key])
+    with pytest.warns(UserWarning, match=r"saved with rule=.SwitchesRule\(.*floor=0.5"):
         StepSizeAdapter().load_state_dict(states[adapter.state_key])
 
 

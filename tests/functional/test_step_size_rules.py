@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky.functional import (
-    KineticEnergyRule,
     RelativeDistanceRule,
-    features,
+    SwitchesRule,
     relative_distances,
     resolve_rule,
 )
@@ -35,43 +34,42 @@ def test_relative_distance_is_the_papers(seed):
     torch.testing.assert_close(found, relative_distances(path, rho), rtol=1e-12, atol=0)
 
 
-@given(seed=st.integers(0, 10**6), depth=st.sampled_from([0.0, 0.5, 7.0]), samples=st.integers(1, 12))
-def test_kinetic_energy_is_the_speed_in_the_k_norm(seed, depth, samples):
-    """√tr(VᵀK⁻¹V) with K + γI inverted as it stands."""
-    path, rho = path_of(seed, samples=samples)
-    rule = KineticEnergyRule(gamma_rel=1e-2, floor=0.05)
-    found = rule.distances(sums_of(rule, path), rho, effective_depth=depth)
-    for number, (before, after) in enumerate(itertools.pairwise(path)):
-        kernel = features(before) @ features(before).T
-        gamma = 1e-2 * torch.linalg.matrix_norm(kernel, ord=2)
-        velocity = (after - before) / rho[number]
-        square = torch.trace(
-            velocity.T @ torch.linalg.inv(kernel + gamma * torch.eye(samples, dtype=torch.float64)) @ velocity
-        )
-        expected = square.sqrt() / (depth or 1.0) + 0.05
-        torch.testing.assert_close(found[number], expected, rtol=1e-8, atol=0)
+@given(seed=st.integers(0, 10**6), floor=st.sampled_from([0.0, 0.1, 2.0]))
+def test_switches_are_counted_entry_by_entry(seed, floor):
+    path, rho = path_of(seed)
+    rule = SwitchesRule(floor)
+    found = rule.distances(sums_of(rule, path), rho, effective_depth=2.0)
+    rates = []
+    for number, (before, after) in enumerate(itertools.pairwise(path.tolist())):
+        pairs = [pair for rows in zip(before, after, strict=True) for pair in zip(*rows, strict=True)]
+        rates.append(sum((x > 0) != (y > 0) for x, y in pairs) / len(pairs) / float(rho[number]))
+    expected = [rate + floor * sum(rates) / len(rates) for rate in rates]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{"activation": "gelu"}, {"constant_column": False}])
-def test_kinetic_energy_has_the_networks_features(settings):
-    path, rho = path_of(0)
-    rule = KineticEnergyRule(gamma_rel=1.0, floor=0.0, **settings)
-    sigma = features(path[0], **settings)
-    kernel = sigma @ sigma.T
-    stable = kernel + torch.linalg.matrix_norm(kernel, ord=2) * torch.eye(7, dtype=torch.float64)
-    velocity = (path[1] - path[0]) / rho[0]
-    expected = torch.trace(velocity.T @ torch.linalg.inv(stable) @ velocity).sqrt() / 2
-    torch.testing.assert_close(rule.distances(sums_of(rule, path), rho, 2.0)[0], expected)
+def test_switches_do_not_see_how_far_an_entry_moves():
+    """Zero is off, as it is for ReLU."""
+    rule = SwitchesRule(floor=0.0)
+    before, after = torch.tensor([[0.0, -1.0, 2.0, 3.0]]), torch.tensor([[0.5, -9.0, 200.0, 0.0]])
+    assert rule.sums(before, after).tolist() == [2.0, 4.0]
 
 
-@pytest.mark.parametrize("rule", [RelativeDistanceRule(), KineticEnergyRule()])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_diverged_layer_has_no_distance(broken):
+    path, rho = path_of(3)
+    path[2, 0, 0] = broken
+    rule = SwitchesRule()
+    assert not torch.isfinite(rule.distances(sums_of(rule, path), rho, 2.0)).any()
+
+
+@pytest.mark.parametrize("rule", [RelativeDistanceRule(), SwitchesRule()])
 def test_sums_of_parts_add_up(rule):
     path, _ = path_of(1)
     whole, parts = sums_of(rule, path), sums_of(rule, path[:, :3]) + sums_of(rule, path[:, 3:])
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [RelativeDistanceRule(), KineticEnergyRule(floor=0.0)])
+@pytest.mark.parametrize("rule", [RelativeDistanceRule(), SwitchesRule()])
 def test_distances_are_per_unit_of_p(rule):
     """The same path, passed through twice as fast."""
     path, rho = path_of(2)
@@ -81,18 +79,18 @@ def test_distances_are_per_unit_of_p(rule):
 
 def test_names_stand_for_rules():
     assert resolve_rule("relative_distance") == RelativeDistanceRule()
-    assert resolve_rule("kinetic_energy") == KineticEnergyRule()
-    own = KineticEnergyRule(floor=0.5)
+    assert resolve_rule("switches") == SwitchesRule()
+    own = SwitchesRule(floor=0.5)
     assert resolve_rule(own) is own
 
 
-@pytest.mark.parametrize("rule", ["kinetic", 3, None, KineticEnergyRule])
+@pytest.mark.parametrize("rule", ["switch", 3, None, SwitchesRule])
 def test_other_rules_are_refused(rule):
-    with pytest.raises(ValueError, match=r"`rule` must be one of.*kinetic_energy"):
+    with pytest.raises(ValueError, match=r"`rule` must be one of.*switches"):
         resolve_rule(rule)
 
 
-@pytest.mark.parametrize(("name", "value"), [("floor", -0.1), ("gamma_rel", 0.0), ("gamma_rel", -1.0)])
-def test_settings_out_of_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        KineticEnergyRule(**{name: value})
+@pytest.mark.parametrize("floor", [-0.1, float("nan"), float("inf")])
+def test_floors_out_of_range_are_refused(floor):
+    with pytest.raises(ValueError, match="`floor` must be"):
+        SwitchesRule(floor)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_leaky import LeakyResNet, StepSizeHook
 from lightning_leaky.functional import (
-    KineticEnergyRule,
+    SwitchesRule,
     adaptive_step_sizes,
     cap_step_sizes,
     interpolate_layers,
@@ -501,22 +501,17 @@ def test_a_rule_of_ones_own(follow):
     torch.testing.assert_close(network.step_sizes, expected)
 
 
-def test_kinetic_energy_over_micro_batches(follow):
+def test_switches_over_micro_batches(follow):
     """Sums of micro-batches are those of the whole batch, and the update is that of the rule by hand."""
     inputs = torch.randn(12, 3)
-    rule = KineticEnergyRule()
-    network, optimizer, _ = follow(rule="kinetic_energy", damping=1.0, max_leak=None)
+    rule = SwitchesRule()
+    network, optimizer, _ = follow(rule="switches", damping=1.0, max_leak=None)
     path = network.representations(inputs).double().detach()
     sums = torch.stack([rule.sums(before, after) for before, after in itertools.pairwise(path)])
     speeds = rule.distances(sums, network.step_sizes, network.effective_depth)
     expected = adaptive_step_sizes(network.step_sizes, speeds)
     train(network, optimizer, [[inputs[:5], inputs[5:]]])
     torch.testing.assert_close(network.step_sizes, expected.float(), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("settings", [{"activation": "gelu"}, {"constant_column": False}])
-def test_a_named_rule_takes_the_networks_features(make_network, settings):
-    assert StepSizeHook(make_network(**settings), rule="kinetic_energy").rule == KineticEnergyRule(**settings)
 
 
 def test_weights_move_with_their_place(make_network):
