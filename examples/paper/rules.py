@@ -257,19 +257,24 @@ def _adapt(setting: RuleSetting, data: Data, network: LeakyResNet) -> None:
 
 
 def comparison(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Per idea and L̃: by how much its validation error and spread miss those of twice as many equidistant layers."""
+    """A table for each L̃: by how much an idea misses the goal, twice as many equidistant layers, at each λ."""
     runs = tables[RUNS]
-    goal = runs[runs["idea"] == "twice the layers"]
-    on = ["seed", "effective_depth", "weight_decay"]
-    rows = []
-    for (depth, idea, leak), group in runs.groupby(["effective_depth", "idea", "max_leak"], sort=False):
-        row = {"L̃": depth, "idea": idea, "bound on ρL̃": leak or "–", "layers": int(group["num_layers"].iloc[0])}
+    return {f"rules_{depth:g}": _misses(of_depth) for depth, of_depth in runs.groupby("effective_depth")}
+
+
+def _misses(runs: pd.DataFrame) -> pd.DataFrame:
+    goal, rows = runs[runs["idea"] == "twice the layers"], []
+    for (idea, leak), group in runs.groupby(["idea", "max_leak"], sort=False):
+        row = {"idea": idea, "bound on ρL̃": f"{leak:g}" if leak else "–"}
         for decay, of_decay in group.groupby("weight_decay"):
-            _, mean, half = paired(of_decay, goal, on, "val_error")
-            row[f"Δ val. error, λ = {decay:g}"] = f"{mean:+.4f} ± {half:.4f}"
-            row[f"H spread, λ = {decay:g}"] = f"{of_decay['spread'].mean():.2f}"
+            for value, label, form, unit in (
+                ("val_error", "error", "{:+.1f} ± {:.1f}", 1e4),
+                ("spread", "spread", "{:+.2f} ± {:.2f}", 1.0),
+            ):
+                _, mean, half = paired(of_decay, goal, ["seed", "weight_decay"], value)
+                row[f"{label}, λ = {decay:g}"] = form.format(unit * mean, unit * half)
         rows.append(row)
-    return {"rules": pd.DataFrame(rows)}
+    return pd.DataFrame(rows)
 
 
 STUDY = Study("rules", settings, measure, figures=lambda tables: {}, tables=comparison)
