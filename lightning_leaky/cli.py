@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_utilities.core.imports import RequirementCache
 
+from lightning_leaky.block_path import path_of
+from lightning_leaky.diagnosis import paragraphs
+from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
 from lightning_leaky.report.comparison import table_of
@@ -93,13 +97,15 @@ def write_report(
         split: Which of its data to read.
         layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
         effective_depth: L̃ of such layers.
-        weight_decay: λ for the momentum readings, where the module has none of its own; it needs a method ``cost``.
+        weight_decay: λ for the momentum readings, where the module is none of ours; it needs a method ``cost``.
         max_batches: Read so many batches at most; all by default.
         output: Folder to write to.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
     """
     module = model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
-    cost, decay = getattr(module, "cost", None), weight_decay or getattr(module, "weight_decay", None)
+    # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
+    known = getattr(module, "weight_decay", None) if knows_weights(path_of(module, layers, effective_depth)) else None
+    cost, decay = getattr(module, "cost", None), weight_decay or known
     reads_momenta = callable(cost) and bool(decay)
     report = report_on(
         module,
@@ -114,8 +120,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(as_json(report), encoding="utf-8")
     (folder / "index.html").write_text(as_html(report), encoding="utf-8")
-    sentences = [sentence for diagnosis in report.diagnoses for sentence in diagnosis.sentences]
-    _say(*sentences, f"Report: {folder / 'index.html'}")
+    _say(*paragraphs(report.readings), f"Report: {folder / 'index.html'}")
 
 
 def _batches(data: LightningDataModule, split: str, most: int | None) -> Iterable[Any]:
@@ -127,7 +132,10 @@ def _batches(data: LightningDataModule, split: str, most: int | None) -> Iterabl
     data.prepare_data()
     data.setup("test" if split == "test" else "fit")
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
-    length = min(len(loader), most) if most else len(loader)
+    if not isinstance(loader, Iterable) or isinstance(loader, (list, tuple, dict)):
+        raise SystemExit(f"`data` must give one loader of {split} batches, got {type(loader).__name__}.")
+    length = sized_len(loader)
+    length = most if length is None else min(length, most or length)
     watched: Iterable[Any] = tqdm(islice(loader, most), "reading", length, disable=None, leave=False)
     return watched
 

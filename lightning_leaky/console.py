@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from lightning_leaky.diagnosis import Diagnosis, diagnose
+from lightning_leaky.diagnosis import diagnose, paragraphs
 from lightning_leaky.metrics.path_reader import Readings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
             1  0.5  █████████     75%        3
             2  0.5  ███           25%        1
         Bottleneck: not known, for the cost of identity was not read.
-        Rank: no estimate, for no Hamiltonian was read, or there is no leak (L̃ = 0).
+        Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layers 1–2; none is idle.
         Trust: the energies are exact; that training is at an optimum was not read, so H says little.
     """
@@ -60,22 +60,21 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
     table.add_column("work", justify="left", no_wrap=True)
     for name in names:
         table.add_column(_SHOWN[name], justify="right")
-    diagnoses = diagnose(readings)
-    for row, is_idle in _rows(readings, names, diagnoses):
+    for row, is_idle in _rows(readings, names):
         table.add_row(*row, style="dim" if is_idle else None)
     console.print(table)
-    for diagnosis in diagnoses:
-        console.print(*diagnosis.sentences, sep="\n", soft_wrap=True)
+    console.print(*paragraphs(readings), sep="\n", soft_wrap=True)
 
 
-def _rows(readings: Readings, names: list[str], diagnoses: list[Diagnosis]) -> list[tuple[list[str], bool]]:
+def _rows(readings: Readings, names: list[str]) -> list[tuple[list[str], bool]]:
     """Cells of each layer, and whether it is idle."""
     rows: list[tuple[list[str], bool]] = []
-    for part, diagnosis in zip(readings.split(), diagnoses, strict=True):
+    for part, diagnosis in zip(readings.split(), diagnose(readings), strict=True):
         for index, rho in enumerate(part.step_sizes.tolist()):
             work = float(diagnosis.work[index]) if len(diagnosis.work) else None
             cells = [f"{len(rows) + 1}", f"{rho:.3g}", _bar(work)]
-            rows.append((cells + [f"{part[name][index]:.3g}" for name in names], index + 1 in diagnosis.idle))
+            is_idle = len(rows) + 1 in diagnosis.idle
+            rows.append((cells + [f"{part[name][index]:.3g}" for name in names], is_idle))
     return rows
 
 

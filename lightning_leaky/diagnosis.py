@@ -27,62 +27,89 @@ class Diagnosis:
     """Readings of one segment of a path, in plain words [ours].
 
     Attributes:
-        least_dimensions: Least cost of identity over the layers, the soft count of dimensions; bounds the bottleneck's
-            rank from above. NaN where it was not read.
-        narrowest: The layer that starts there, counted from 1.
-        rank_from_below: Median of −2H/L̃, by the momentum form where it was read; NaN where neither was.
-        has_bottleneck: Whether the least cost of identity is at most half of the first layer's; ``None`` where it was
-            not read, and without a leak, where the theory of bottlenecks says nothing.
-        has_collapsed: Whether no dimension is left somewhere on a leaky path.
-        residual: Median criticality residual; NaN where it was not read.
-        trust: Whether the Hamiltonian can be trusted, by that residual: below 0.1 yes, below 0.5 partly.
-        work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
+        first: Number of the segment's first layer; all layers are counted from 1 along the whole path.
+        diverged: The first layer with a reading that is not finite; ``None`` where all are.
+        leaks: Whether L̃ > 0; the theory of bottlenecks says nothing without a leak.
+        dimensions: Cost of identity of the first layer and the least one, the soft count of dimensions; NaN where it
             was not read.
-        working: The fewest layers that do 80 % of the work, counted from 1, in order.
-        idle: Layers with less than a tenth of an equal share of the path's length, counted from 1, in order.
+        narrowest: The layer that starts where it is least.
+        rank_from_below: Median of −2H/L̃, by the momentum form where it was read; NaN where neither was.
+        residual: Median criticality residual; NaN where it was not read.
+        work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
+            was not read, and zero where nothing moves.
+        working: The fewest layers that do 80 % of the work, in order.
+        idle: Layers with less than a tenth of an equal share of the path's length, in order.
     """
 
-    least_dimensions: float
+    first: int
+    diverged: int | None
+    leaks: bool
+    dimensions: tuple[float, float]
     narrowest: int
     rank_from_below: float
-    has_bottleneck: bool | None
-    has_collapsed: bool
     residual: float
-    trust: Trust
     work: Tensor
     working: tuple[int, ...]
     idle: tuple[int, ...]
 
     @property
+    def trust(self) -> Trust:
+        """Whether the Hamiltonian can be trusted, by the residual: below 0.1 yes, below 0.5 partly."""
+        if self.residual != self.residual:
+            return "unknown"
+        return "yes" if self.residual < _GOOD else "partly" if self.residual < _FAIR else "no"
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether no dimension is left somewhere on a leaky path."""
+        return self.leaks and self.dimensions[1] < _COLLAPSED
+
+    @property
+    def has_bottleneck(self) -> bool | None:
+        """Whether the path narrows to half of the cost of identity that it begins with, or less.
+
+        ``None`` is no verdict. There is none where training is far from an optimum, and none without a leak.
+        """
+        if self.dimensions[1] != self.dimensions[1] or not self.leaks or self.trust == "no":
+            return None
+        return self.dimensions[1] <= _NARROW * self.dimensions[0]
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """Answers to the four questions of a reader."""
+        if self.diverged is not None:
+            return (f"Diverged: readings are not finite from layer {self.diverged} on, and nothing can be said.",)
         return (self._of_bottleneck(), self._of_rank(), self._of_work(), self._of_trust())
 
     def _of_bottleneck(self) -> str:
-        if self.least_dimensions != self.least_dimensions:
+        start, least = self.dimensions
+        if least != least:
             return "Bottleneck: not known, for the cost of identity was not read."
-        if self.has_bottleneck is None:
-            return (
-                f"Bottleneck: not judged without a leak (L̃ = 0); the cost of identity is least, "
-                f"{self.least_dimensions:.1f}, before layer {self.narrowest}."
-            )
         if self.has_collapsed:
             return f"Bottleneck: the path has collapsed; before layer {self.narrowest} no dimension is left."
-        found = f"the cost of identity is least, {self.least_dimensions:.1f}, before layer {self.narrowest}"
-        return f"Bottleneck: {'yes' if self.has_bottleneck else 'no'}; {found}."
+        seen = f"the cost of identity goes from {start:.1f} to {least:.1f}, before layer {self.narrowest}"
+        if not self.leaks:
+            return f"Bottleneck: not judged without a leak (L̃ = 0); {seen}."
+        if self.has_bottleneck is None:
+            return f"Bottleneck: no verdict yet, training is far from an optimum; {seen}."
+        return f"Bottleneck: {'yes' if self.has_bottleneck else 'no'}; {seen}."
 
     def _of_rank(self) -> str:
-        if self.rank_from_below != self.rank_from_below:
-            return "Rank: no estimate, for no Hamiltonian was read, or there is no leak (L̃ = 0)."
-        below = round(self.rank_from_below, 1) + 0.0  # no −0.0
-        above = f"{self.least_dimensions:.1f} (least cost of identity, from above)"
-        return f"Rank: between {below:.1f} (−2H/L̃, from below) and {above}."
+        below, above = self.rank_from_below, self.dimensions[1]
+        if below != below or above != above:
+            return "Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity."
+        written = f"{round(below, 1) + 0.0:.1f} (−2H/L̃) and {above:.1f} (least cost of identity)"  # no −0.0
+        if self.trust == "no" or not -0.05 <= below <= above:
+            return f"Rank: no estimate yet, {written} do not enclose one."
+        return f"Rank: between {written}."
 
     def _of_work(self) -> str:
         if not len(self.work):
             return "Layers: not known, for the kinetic energy was not read."
         if self.has_collapsed:
             return "Layers: there is nothing left to work on."
+        if not self.working:
+            return "Layers: nothing moves, all are idle."
         idle = f"idle: {ranges(self.idle)}" if self.idle else "none is idle"
         return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
 
@@ -112,44 +139,62 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         >>> quantities = {"cost_of_identity": torch.tensor([9.0, 2.0]), "kinetic_energy": torch.tensor([5.0, 0.001])}
         >>> for sentence in diagnose(Readings(quantities, torch.tensor([0.5, 0.5]), effective_depth=2.0))[0].sentences:
         ...     print(sentence)
-        Bottleneck: yes; the cost of identity is least, 2.0, before layer 2.
-        Rank: no estimate, for no Hamiltonian was read, or there is no leak (L̃ = 0).
+        Bottleneck: yes; the cost of identity goes from 9.0 to 2.0, before layer 2.
+        Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layer 1; idle: layer 2.
         Trust: the energies are exact; that training is at an optimum was not read, so H says little.
     """
-    return [_diagnose(part) for part in readings.split()]
+    found, first = [], 1
+    for part in readings.split():
+        found.append(_diagnose(part, first))
+        first += len(part.step_sizes)
+    return found
 
 
-def _diagnose(part: Readings) -> Diagnosis:
-    dimensions = part.quantities.get("cost_of_identity", torch.zeros(0))
-    residual = _median(part.quantities.get("criticality_residual"))
-    least, narrowest = (float(dimensions.min()), int(dimensions.argmin()) + 1) if len(dimensions) else (float("nan"), 0)
+def paragraphs(readings: Readings) -> list[str]:
+    """All sentences, and where there are several segments a line before those of each.
+
+    Example:
+        >>> paragraphs(Readings({}, torch.ones(2) / 2, 0.0, segments=(1, 1)))[5]
+        'Segment 2, layer 2:'
+    """
+    found: list[str] = []
+    parts = diagnose(readings)
+    for number, part in enumerate(parts, start=1):
+        if len(parts) > 1:
+            layers = tuple(range(part.first, part.first + list(readings.segments)[number - 1]))
+            found.append(f"Segment {number}, {ranges(layers)}:")
+        found.extend(part.sentences)
+    return found
+
+
+def _diagnose(part: Readings, first: int) -> Diagnosis:
+    costs = part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
     form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
     rank = part.summaries().get(f"{form}/bottleneck_rank", torch.tensor(float("nan")))
     work, way = _shares(part)
-    leaks = part.effective_depth > 0
+    idle = (way < _IDLE / max(1, len(way))).nonzero().flatten().tolist()
     return Diagnosis(
-        least_dimensions=least,
-        narrowest=narrowest,
+        first=first,
+        diverged=_first_broken(part, first),
+        leaks=part.effective_depth > 0,
+        dimensions=(float(costs[0]), float(costs.min())),
+        narrowest=first + int(costs.argmin()),
         rank_from_below=float(rank),
-        has_bottleneck=bool(least <= _NARROW * float(dimensions[0])) if len(dimensions) and leaks else None,
-        has_collapsed=leaks and least < _COLLAPSED,
-        residual=residual,
-        trust=_trust(residual),
+        residual=_median(part.quantities.get("criticality_residual")),
         work=work,
-        working=_fewest(work, _MOST),
-        idle=tuple(index + 1 for index in (way < _IDLE / max(1, len(way))).nonzero().flatten().tolist()),
+        working=tuple(first + index for index in _fewest(work, _MOST)),
+        idle=tuple(first + index for index in idle),
     )
+
+
+def _first_broken(part: Readings, first: int) -> int | None:
+    broken = [index for values in part.quantities.values() for index in (~torch.isfinite(values)).nonzero().flatten()]
+    return first + int(min(broken)) if broken else None
 
 
 def _median(values: Tensor | None) -> float:
     return float("nan") if values is None else float(values.quantile(0.5))
-
-
-def _trust(residual: float) -> Trust:
-    if residual != residual:
-        return "unknown"
-    return "yes" if residual < _GOOD else "partly" if residual < _FAIR else "no"
 
 
 def _shares(part: Readings) -> tuple[Tensor, Tensor]:
@@ -158,14 +203,16 @@ def _shares(part: Readings) -> tuple[Tensor, Tensor]:
     if not len(kinetic):
         return kinetic, kinetic
     work, way = part.step_sizes * kinetic, part.step_sizes * kinetic.clamp(min=0).sqrt()
+    if not float(work.sum()) > 0:
+        return torch.zeros_like(work), torch.zeros_like(way)
     return work / work.sum(), way / way.sum()
 
 
-def _fewest(shares: Tensor, most: float) -> tuple[int, ...]:
-    """The fewest entries that make up so much of all, counted from 1, in order."""
+def _fewest(shares: Tensor, most: float) -> list[int]:
+    """The fewest entries that make up so much of all, in order; none where all are zero."""
     order = shares.argsort(descending=True)
     count = int((shares[order].cumsum(0) < most).sum()) + 1
-    return tuple(sorted(int(index) + 1 for index in order[:count]))
+    return sorted(order[:count].tolist()) if shares.any() else []
 
 
 def ranges(numbers: tuple[int, ...]) -> str:

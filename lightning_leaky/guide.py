@@ -95,7 +95,9 @@ _FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
 _SEGMENT = r"(segment_\d+/)?"
 
 
-def chart_layout(training: Collection[str], evaluation: Collection[str] = ()) -> dict[str, dict[str, list[Any]]]:
+def chart_layout(
+    training: Collection[str], evaluation: Collection[str] = (), has_rank: bool = True
+) -> dict[str, dict[str, list[Any]]]:
     """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, bounds of the rank beside it.
 
     Tags are regular expressions, so that the number of layers may change.
@@ -103,6 +105,8 @@ def chart_layout(training: Collection[str], evaluation: Collection[str] = ()) ->
     Args:
         training: Quantities of the training readings, as `EnergyMonitor` takes them; ``step_size`` too where it adapts.
         evaluation: Those of the validation readings.
+        has_rank: Whether there is an estimate of the rank of the whole path: not without a leak, and not of a path in
+            several segments.
 
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
@@ -113,9 +117,9 @@ def chart_layout(training: Collection[str], evaluation: Collection[str] = ()) ->
     """
     first, trust = "Is there a bottleneck?", "Can the reading be trusted?"
     layout: dict[str, dict[str, list[Any]]] = {first: {}, trust: {}}
-    forms = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training]
+    forms = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training and has_rank]
     # The same tags whatever is read: TensorBoard shows a chart twice where two runs lay it out differently.
-    if forms or "cost_of_identity" in training:
+    if has_rank and (forms or "cost_of_identity" in training):
         bounds = [rf"^(energy_)?hamiltonian/{_SEGMENT}bottleneck_rank$", rf"^cost_of_identity/{_SEGMENT}min$"]
         layout[first]["rank, between its bounds"] = ["Multiline", bounds]
     if forms:
@@ -139,14 +143,15 @@ def _charts(quantities: Collection[str], prefix: str) -> dict[str, list[Any]]:
     }
 
 
-def summary_keys(quantities: Collection[str]) -> list[str]:
-    """Keys of the summaries of some quantities, of a path in one piece.
+def summary_keys(quantities: Collection[str], leaks: bool = True) -> list[str]:
+    """Keys of the summaries of some quantities, of a path in one piece; without a leak there is no rank.
 
     Example:
         >>> summary_keys(["cost_of_identity"])
         ['cost_of_identity/min']
     """
-    return [f"{name}/{end}" for name in SUMMARIES if name in quantities for end in SUMMARIES[name]]
+    keys = [f"{name}/{end}" for name in SUMMARIES if name in quantities for end in SUMMARIES[name]]
+    return [key for key in keys if leaks or "/bottleneck_rank" not in key]
 
 
 def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
@@ -177,9 +182,13 @@ def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
             "",
             "| setting | value |",
             "| --- | --- |",
-            *(f"| `{name}` | `{value}` |" for name, value in settings.items()),
+            *(f"| `{name}` | `{_escaped(value)}` |" for name, value in settings.items()),
         ]
     )
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("|", "\\|")
 
 
 def _what(card: Card) -> str:

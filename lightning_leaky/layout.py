@@ -71,11 +71,15 @@ class Layout:
 
     def width(self, tensor: Tensor) -> int:
         """Return the number of channels of a representation, or raise ValueError where its axes are others."""
-        return tensor.shape[self._axes(tensor).index("c")]
+        return tensor.shape[self.channel_axis(tensor)]
 
     def batch_axis(self, tensor: Tensor) -> int:
         """Return which axis of a representation is that of the batch, or raise ValueError where its axes are others."""
         return self._axes(tensor).index("n")
+
+    def channel_axis(self, tensor: Tensor) -> int:
+        """Return which axis of a representation is that of the channels, likewise."""
+        return self._axes(tensor).index("c")
 
     def num_samples(self, tensor: Tensor) -> int:
         """Return the length of the batch axis of a representation, or raise ValueError where its axes are others."""

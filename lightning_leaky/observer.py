@@ -23,7 +23,7 @@ from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
 from lightning_leaky.processes import first_of
-from lightning_leaky.sample import PathSample, label_rows, labels_of, segments_of
+from lightning_leaky.sample import PathSample, label_rows, labels_of, samples_of
 from lightning_leaky.segmentation import Segmentation
 
 
@@ -156,6 +156,8 @@ class PathObserver:
             segmentation = self._segmentation
             try:
                 self._read(gradient_scale)
+                if self.num_shown:
+                    self._keep_samples()
             except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
                 self._segmentation = segmentation
                 self._complain("batch", f"A batch is not read: {error}", error)
@@ -260,21 +262,24 @@ class PathObserver:
             previous, current = self._path_rows(keeps, self.layout.limited(room))
         momenta = self._momenta(current, gradient_scale, keeps) if self.reads_momenta else None
         readers.update(previous, current, self._step_sizes_read(), momenta)
-        self.samples = self._shown(keeps) if self.num_shown else []
 
-    def _shown(self, keeps: list[Tensor | None]) -> list[PathSample]:
-        """A few rows of this batch, along each segment."""
-        layout = self.layout.limited(self.num_shown)
-        previous, current = self._path_rows(keeps, layout)
+    def _keep_samples(self) -> None:
+        """Keep a few rows of the batch that was read; what goes wrong here must not spoil the reading."""
+        self.samples = []
+        try:
+            self.samples = self._shown()
+        except Exception as error:
+            self._warn("samples", f"No samples of a batch are kept for pictures: {error}")
+
+    def _shown(self) -> list[PathSample]:
+        layout, keeps = self.layout.limited(self.num_shown), self._real_positions()
         batch = self._batch if self._targets is None else (self._batch, self._targets)
-        labels, numbers = labels_of(batch), [segment for segment in self._segmentation.segments if segment]
-        firsts = [self._segmentation.layers[numbers.index(number)] for number in dict.fromkeys(numbers)]
-        rows = [
-            label_rows(labels, tensor, layout, keeps[first], self._fresh)
-            for first, tensor in ((first, self.capture.previous[first]) for first in firsts)
-            if tensor is not None
-        ]
-        return [PathSample(*pair) for pair in zip(segments_of(previous, current, numbers), rows, strict=True)]
+        known, labels = labels_of(batch), []
+        for index in self._segmentation.layers:
+            taken = self.capture.previous[index]
+            labels.append(None if taken is None else label_rows(known, taken, layout, keeps[index], self._fresh))
+        numbers = [segment for segment in self._segmentation.segments if segment]
+        return samples_of(*self._path_rows(keeps, layout), numbers, labels)
 
     def _real_positions(self) -> list[Tensor | None]:
         """Which positions of each layer are real, by the batch or, where that does not say, by what it was told."""

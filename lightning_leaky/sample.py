@@ -22,10 +22,12 @@ class PathSample:
         representations: A_0, …, A_L, shape (L + 1, N, w), in float32 at least.
         labels: One number a sample, shape (N,): its class, or its target along the direction in which the targets vary
             most. ``None`` where the batch does not say.
+        segment: Which segment, counted from 0.
     """
 
     representations: Tensor
     labels: Tensor | None
+    segment: int = 0
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -42,13 +44,15 @@ def labels_of(batch: Any) -> Tensor | None:
     targets = None
     if isinstance(batch, Mapping):
         targets = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+    elif isinstance(batch, (tuple, list)) and len(batch) == 2:  # of three, any may be a mask
         targets = batch[1]
     if not isinstance(targets, Tensor) or targets.ndim not in (1, 2) or not targets.numel():
         return None
     targets = targets.detach().cpu()
     if targets.ndim == 1:
         return targets
+    if not targets.is_floating_point() or not bool(torch.isfinite(targets).all()):
+        return None
     centred = targets.to(torch.float64) - targets.to(torch.float64).mean(0)
     along: Tensor = centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
     return along
@@ -67,22 +71,29 @@ def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tenso
         return None
     shape = [1] * like.ndim
     shape[layout.batch_axis(like)] = len(labels)
-    spread = labels.to(torch.float64).reshape(shape).expand(like.shape)
+    sizes = [*like.shape]
+    sizes[layout.channel_axis(like)] = 1  # one number a row is enough
+    spread = labels.to(torch.float64).reshape(shape).expand(sizes)
     return layout.rows(spread, *(None if mask is None else mask.cpu() for mask in keep))[:, 0].to(labels.dtype)
 
 
-def segments_of(previous: Sequence[Tensor], current: Sequence[Tensor], segments: Sequence[int]) -> list[Tensor]:
-    """A_0, …, A_L of each segment, shape (L + 1, N, w), from what its layers took and returned.
+def samples_of(
+    previous: Sequence[Tensor], current: Sequence[Tensor], segments: Sequence[int], labels: Sequence[Tensor | None]
+) -> list[PathSample]:
+    """A_0, …, A_L of each segment, from what its layers took and returned; no entry where rows come and go on the way.
 
     Args:
         previous: A_{l−1} of each layer, shape (N, w).
         current: A_l.
-        segments: Number of the segment of each layer.
+        segments: Number of the segment of each layer, counted from 1.
+        labels: Of the rows that each layer takes.
     """
-    groups: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
-        groups.setdefault(segment, []).append(index)
-    return [
-        torch.stack([*(previous[index] for index in group), current[group[-1]]]).detach().cpu()
-        for group in groups.values()
-    ]
+    found = []
+    for number in dict.fromkeys(segments):
+        layers = [index for index, segment in enumerate(segments) if segment == number]
+        path = [*(previous[index] for index in layers), current[layers[-1]]]
+        if len({len(rows) for rows in path}) == 1:
+            wide = torch.promote_types(path[0].dtype, torch.float32)
+            stacked = torch.stack([rows.detach().to("cpu", wide) for rows in path])
+            found.append(PathSample(stacked, labels[layers[0]], number - 1))
+    return found

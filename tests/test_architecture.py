@@ -49,7 +49,7 @@ ALLOWED = {
         "sample",
         "segmentation",
     },
-    "report": {"functional", "metrics", "diagnosis", "guide", "leaky_path", "measure", "plotting", "sample"},
+    "report": {"metrics", "diagnosis", "guide", "leaky_path", "measure", "pictures", "plotting", "sample"},
     "measure": {"metrics", "sample", "observer", "block_path", "layers", "leaky_path", "layout"},
     "callbacks": {
         "functional",
@@ -66,13 +66,15 @@ ALLOWED = {
         "history",
         "guide",
         "diagnosis",
+        "pictures",
         "plotting",
         "processes",
         "console",
     },
     "module": {"functional", "metrics", "models", "processes"},
     "data": set(),
-    "cli": {"module", "report"},
+    "pictures": {"functional", "metrics", "plotting", "sample"},
+    "cli": {"module", "report", "block_path", "diagnosis", "leaky_path"},
 }
 # The only places of heavy packages.
 HOMES = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky import Readings
-from lightning_leaky.diagnosis import diagnose, ranges
+from lightning_leaky.diagnosis import diagnose, paragraphs, ranges
 
 
 def readings(depth: float = 2.0, step_sizes=(0.25, 0.25, 0.25, 0.25), segments=(), **quantities) -> Readings:
@@ -24,8 +24,8 @@ def said(**quantities) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("dimensions", "answer"),
     [
-        ((10.0, 5.0, 5.1, 8.0), "Bottleneck: yes; the cost of identity is least, 5.0, before layer 2."),
-        ((10.0, 5.1, 6.0, 8.0), "Bottleneck: no; the cost of identity is least, 5.1, before layer 2."),
+        ((10.0, 5.0, 5.1, 8.0), "Bottleneck: yes; the cost of identity goes from 10.0 to 5.0, before layer 2."),
+        ((10.0, 5.1, 6.0, 8.0), "Bottleneck: no; the cost of identity goes from 10.0 to 5.1, before layer 2."),
         ((10.0, 3.0, 0.1, 8.0), "Bottleneck: the path has collapsed; before layer 3 no dimension is left."),
     ],
 )
@@ -36,12 +36,8 @@ def test_says_whether_there_is_a_bottleneck(dimensions, answer):
 def test_the_rank_is_enclosed_by_both_bounds():
     """The median of −2H/L̃ = −H is 2.5, and the momentum form comes first."""
     energies = {"hamiltonian": (-9.0, -2.0, -3.0, 0.0), "energy_hamiltonian": (0.0, 0.0, 0.0, 0.0)}
-    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].startswith(
-        "Rank: between 2.5 (−2H/L̃, from below)"
-    )
-    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].endswith(
-        "4.0 (least cost of identity, from above)."
-    )
+    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].startswith("Rank: between 2.5 (−2H/L̃)")
+    assert said(cost_of_identity=(9.0, 4.0, 4.0, 9.0), **energies)[1].endswith("4.0 (least cost of identity).")
 
 
 def test_a_collapsed_path_has_no_work():
@@ -74,7 +70,7 @@ def test_trust_is_by_the_median_residual(residuals, trust):
 def test_what_was_not_read_is_not_known():
     (found,) = diagnose(readings(speed=(1.0,) * 4))
     assert (found.has_bottleneck, found.trust, found.working, found.idle) == (None, "unknown", (), ())
-    assert math.isnan(found.least_dimensions)
+    assert math.isnan(found.dimensions[1])
     assert [sentence.split(":")[0] for sentence in found.sentences] == ["Bottleneck", "Rank", "Layers", "Trust"]
     assert "not known" in found.sentences[0]
 
@@ -87,7 +83,36 @@ def test_without_a_leak_a_bottleneck_is_not_judged():
 
 def test_segments_are_told_apart():
     parts = diagnose(readings(segments=(1, 3), cost_of_identity=(8.0, 6.0, 2.0, 5.0)))
-    assert [(part.narrowest, part.least_dimensions) for part in parts] == [(1, 8.0), (2, 2.0)]
+    assert [(part.first, part.narrowest, part.dimensions) for part in parts] == [(1, 1, (8.0, 8.0)), (2, 3, (6.0, 2.0))]
+
+
+def test_layers_are_counted_through_all_segments():
+    found = paragraphs(readings(segments=(1, 3), kinetic_energy=(1.0, 1.0, 1e-9, 1.0)))
+    assert [line for line in found if line.startswith("Segment")] == ["Segment 1, layer 1:", "Segment 2, layers 2–4:"]
+    assert "Layers: 80% of the work is done in layers 2, 4; idle: layer 3." in found
+
+
+def test_far_from_an_optimum_there_is_no_verdict():
+    sentences = said(cost_of_identity=(9.0, 1.0, 1.0, 1.0), hamiltonian=(-1.0,) * 4, criticality_residual=(0.9,) * 4)
+    assert sentences[0].startswith("Bottleneck: no verdict yet")
+    assert sentences[1].startswith("Rank: no estimate yet")
+
+
+@pytest.mark.parametrize("energy", [1.0, -99.0])
+def test_bounds_that_do_not_enclose_are_no_estimate(energy):
+    assert said(cost_of_identity=(9.0, 3.0, 3.0, 3.0), hamiltonian=(energy,) * 4)[1].startswith("Rank: no estimate yet")
+
+
+def test_a_diverged_path_says_so_and_nothing_else():
+    assert said(cost_of_identity=(9.0, 3.0, math.nan, math.inf), kinetic_energy=(1.0,) * 4) == (
+        "Diverged: readings are not finite from layer 3 on, and nothing can be said.",
+    )
+
+
+def test_where_nothing_moves_all_layers_are_idle():
+    (found,) = diagnose(readings(kinetic_energy=(0.0,) * 4))
+    assert (found.working, found.idle) == ((), (1, 2, 3, 4))
+    assert found.sentences[2] == "Layers: nothing moves, all are idle."
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))

@@ -5,8 +5,21 @@ import re
 import torch
 
 from lightning_leaky import Readings
-from lightning_leaky.guide import CARDS, SUMMARIES, chart_layout, page
+from lightning_leaky.guide import CARDS, SUMMARIES, chart_layout, page, summary_keys
 from lightning_leaky.metrics.path_reader import QUANTITIES
+
+
+def test_without_a_leak_there_is_no_rank():
+    layout = chart_layout(["hamiltonian", "cost_of_identity"], has_rank=False)
+    assert not [tag for tag in tags_of(layout) if "rank" in tag]
+    resnet = Readings({name: torch.ones(2) for name in QUANTITIES}, torch.ones(2) / 2, 0.0)
+    assert set(summary_keys(QUANTITIES, leaks=False)) == set(resnet.summaries())
+    leaky = Readings({name: torch.ones(2) for name in QUANTITIES}, torch.ones(2) / 2, 2.0)
+    assert set(summary_keys(QUANTITIES)) == set(leaky.summaries())
+
+
+def test_a_setting_with_a_bar_does_not_break_the_table():
+    assert r"| `layers` | `re:(a\|b)` |" in page(["speed"], {"layers": "re:(a|b)"})
 
 
 def keys(prefix: str = "") -> set[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_leaky import Layout
-from lightning_leaky.sample import label_rows, labels_of, segments_of
+from lightning_leaky.sample import label_rows, labels_of, samples_of
 
 
 def test_labels_are_the_classes_of_a_batch():
@@ -53,11 +53,31 @@ def test_labels_of_another_number_of_samples_say_nothing():
     assert label_rows(None, torch.zeros(4, 5), Layout()) is None
 
 
+def rows(*values: float, num: int = 1) -> list[torch.Tensor]:
+    return [torch.full((num, 2), float(value)) for value in values]
+
+
 def test_segments_end_with_what_their_last_layer_returned():
-    previous, current = (
-        [torch.full((1, 2), float(i)) for i in range(3)],
-        [torch.full((1, 2), 10.0 + i) for i in range(3)],
-    )
-    first, second = segments_of(previous, current, [1, 1, 2])
-    assert first[:, 0, 0].tolist() == [0.0, 1.0, 11.0]
-    assert second[:, 0, 0].tolist() == [2.0, 12.0]
+    labels = [torch.tensor([number]) for number in (4, 5, 6)]
+    first, second = samples_of(rows(0, 1, 2), rows(10, 11, 12), [1, 1, 2], labels)
+    assert first.representations[:, 0, 0].tolist() == [0.0, 1.0, 11.0]
+    assert second.representations[:, 0, 0].tolist() == [2.0, 12.0]
+    assert [(sample.segment, int(sample.labels)) for sample in (first, second)] == [(0, 4), (1, 6)]
+
+
+def test_a_segment_on_which_rows_come_and_go_has_no_sample():
+    previous = [*rows(0), *rows(1, num=3), *rows(2)]
+    (only,) = samples_of(previous, rows(10, 11, 12), [1, 1, 2], [None] * 3)
+    assert only.segment == 1
+
+
+def test_samples_are_in_float32_at_least():
+    for dtype, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        (sample,) = samples_of([torch.ones(1, 2, dtype=dtype)], [torch.ones(1, 2, dtype=dtype)], [1], [None])
+        assert sample.representations.dtype == kept
+
+
+def test_targets_that_cannot_be_projected_say_nothing():
+    assert labels_of((None, torch.tensor([[1.0, torch.nan], [2.0, 3.0]]))) is None
+    assert labels_of((None, torch.ones(3, 4, dtype=torch.long))) is None
+    assert labels_of((torch.ones(3, 4), torch.ones(3, 4), torch.arange(3))) is None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_leaky.plotting import pixels
 
+# What LightningCLI keeps among hyper-parameters for itself.
+_OF_THE_COMMAND_LINE = ("_class_path", "_instantiator")
 ChartLayout: TypeAlias = Mapping[str, Mapping[str, list[Any]]]
 
 
@@ -67,13 +70,11 @@ def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
         if kind == "TensorBoardLogger" and getattr(logger, "_default_hp_metric", False):
             from torch.utils.tensorboard.summary import hparams
 
-            sources = (getattr(trainer, "datamodule", None), trainer.lightning_module)
-            known = {
-                name: value for source in sources for name, value in getattr(source, "hparams_initial", {}).items()
-            }
-            plain = {
-                name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in known.items()
-            }
+            # What Lightning itself is going to log, and as it writes it.
+            sources: list[Any] = [getattr(trainer, "datamodule", None), trainer.lightning_module]
+            logged = [dict(source.hparams_initial) for source in sources if getattr(source, "_log_hyperparams", False)]
+            known = {name: value for part in logged for name, value in part.items() if name not in _OF_THE_COMMAND_LINE}
+            plain = logger._sanitize_params(_flatten_dict(_convert_params(known)))
             for summary in hparams(plain, dict.fromkeys(keys, 0.0)):  # type: ignore[no-untyped-call]
                 logger.experiment._get_file_writer().add_summary(summary)
 
@@ -83,6 +84,11 @@ def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None
     for kind, logger in _loggers(trainer):
         if kind == "TensorBoardLogger":
             logger.log_metrics(dict(metrics), step)
+
+
+def shows_pictures(trainer: Trainer) -> bool:
+    """Whether this process has a logger to show pictures to."""
+    return any(True for _ in _loggers(trainer))
 
 
 def _loggers(trainer: Trainer) -> Iterator[tuple[str, Any]]:

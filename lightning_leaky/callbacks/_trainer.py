@@ -138,6 +138,11 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
     return found.pop() or None if len(found) == 1 else None
 
 
+def without_log(state: dict[str, Any]) -> dict[str, Any]:
+    """State of a callback without what Lightning gives it: the module's own `log`, and with it the module."""
+    return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
+
+
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer."""
     return list(_untyped(trainer).callbacks)

@@ -25,6 +25,7 @@ from lightning_leaky.callbacks._trainer import (
     num_steps,
     optimizer_weight_decay,
     validates,
+    without_log,
 )
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.console import check_rich, print_layers
@@ -68,6 +69,9 @@ class EnergyMonitor(Callback):
       optimizer steps, taken after the backward pass and before the optimizer moves the weights.
     - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly. No gradients flow there, so no
       momentum quantities. The keys start with ``val_`` and ``test_``.
+
+    Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
+    its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way.
 
     Training is not touched: losses are bit-equal with and without the monitor. A layer that diverged reads NaN, with
     one warning; a batch that cannot be read is left out, with one warning that says why.
@@ -187,7 +191,7 @@ class EnergyMonitor(Callback):
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None
         self._is_collecting = False
-        self.num_shown = 0
+        self.num_shown, self.step = 0, 0
         self._said: set[str] = set()
         self._unlogged: Readings | None = None
         self._is_explained = False
@@ -208,11 +212,14 @@ class EnergyMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
         self._is_explained = False
+        self.readings.pop("train", None)  # of another fit
         self._detach()
         self._start(trainer, pl_module)
         self._warn_of_settings(trainer)
         if self._train is not None and log_period(trainer):
-            announce_final(trainer, [f"final_{key}" for key in summary_keys(self._train.quantities)])
+            leaks = (self.effective_depth if self._train.path is None else self._train.path.effective_depth) > 0
+            keys = summary_keys(self._train.quantities, leaks)
+            announce_final(trainer, [f"final_{key}" for key in keys])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
@@ -283,11 +290,11 @@ class EnergyMonitor(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the last summaries beside the hyper-parameters of the run, and print the table that was asked for."""
-        if self.print_layers and "train" in self.readings and trainer.is_global_zero:
-            print_layers(self.readings["train"])
         finals = {f"final_{key}": float(value) for key, value in self._last_summaries().items()}
         if finals and log_period(trainer):
             log_final(trainer, finals, num_steps(trainer))
+        if self.print_layers and "train" in self.readings and trainer.is_global_zero:
+            print_layers(self.readings["train"])
 
     # Evaluation: armed for every batch, computed once over the whole data set.
 
@@ -322,8 +329,7 @@ class EnergyMonitor(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
         state = {**self.__dict__, "_train": None, "_evaluation": None, "_is_collecting": False, "_unlogged": None}
-        # Lightning gives each callback the module's own `log`, and with it the module.
-        return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
+        return without_log(state)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
@@ -442,7 +448,7 @@ class EnergyMonitor(Callback):
             pl_module.log_dict(summaries, batch_size=1, sync_dist=True, rank_zero_only=True)
             self._publish(trainer, pl_module, stage, readings)
 
-    def _explain(self, trainer: Trainer) -> None:
+    def _explain(self, trainer: Trainer, readings: Readings) -> None:
         """Write once what the tags of this run mean, and which of them belong into one chart."""
         if self._is_explained or not log_period(trainer):
             return
@@ -451,7 +457,10 @@ class EnergyMonitor(Callback):
             () if observer is None else observer.quantities for observer in (self._train, self._evaluation)
         )
         adapts = ("step_size",) if any(isinstance(other, StepSizeAdapter) for other in callbacks_of(trainer)) else ()
-        log_layout(trainer, chart_layout((*training, *adapts), evaluation if validates(trainer) else ()))
+        # The one number of a path in several segments has a key for each of them.
+        has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
+        layout = chart_layout((*training, *adapts), evaluation if validates(trainer) else (), has_rank)
+        log_layout(trainer, layout)
         settings = {name: getattr(self, name) for name in _SETTINGS}
         log_text(trainer, "layers/guide", page((*training, *evaluation, *adapts), settings))
 
@@ -468,8 +477,8 @@ class EnergyMonitor(Callback):
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule, stage: str, readings: Readings) -> None:
         """Keep the readings, warn once of what is not finite, and tell callbacks that look at readings."""
-        self.readings[stage] = readings
-        self._explain(trainer)
+        self.readings[stage], self.step = readings, num_steps(trainer)
+        self._explain(trainer, readings)
         for callback in callbacks_of(trainer):
             tell = getattr(callback, "on_readings", None)
             if callable(tell):

@@ -18,6 +18,7 @@ from lightning_leaky.callbacks._trainer import (
     is_due,
     log_period,
     log_scalars,
+    without_log,
 )
 from lightning_leaky.curvature import CurvatureRecorder
 from lightning_leaky.functional.refinement import check_refinement, discretisation_errors_of, refined_step_sizes
@@ -169,7 +170,9 @@ class LayerRefiner(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hooks behind: a copy has none until its run starts."""
-        return {**self.__dict__, "_recorder": None, "_optimizer": None, "_handle": None, "_has_stepped": False}
+        return without_log(
+            {**self.__dict__, "_recorder": None, "_optimizer": None, "_handle": None, "_has_stepped": False}
+        )
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._has_stepped = self._has_stepped or not step_was_skipped(optimizer)

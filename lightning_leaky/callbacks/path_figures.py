@@ -7,25 +7,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_leaky.callbacks._loggers import log_figure, log_text
-from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters, num_steps
+from lightning_leaky.callbacks._loggers import log_figure, log_text, shows_pictures
+from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters, without_log
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
-from lightning_leaky.diagnosis import diagnose
-from lightning_leaky.functional.projection import path_projection
+from lightning_leaky.diagnosis import paragraphs
 from lightning_leaky.functional.spectrum import singular_values
 from lightning_leaky.history import History
 from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import Readings
-from lightning_leaky.plotting import (
-    Limits,
-    plot_energies,
-    plot_heat_map,
-    plot_paths,
-    plot_singular_values,
-)
+from lightning_leaky.pictures import figures_of
+from lightning_leaky.plotting import Limits, plot_heat_map, plot_singular_values
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.processes import is_sharded
 
@@ -35,7 +28,7 @@ _HEAT_MAPS = {
     "step_size": "step-size ρ",
 }
 # Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
-_CARD = (4.4, 3.0)
+_INCHES = (4.4, 3.0)
 
 
 class PathFigures(Callback):
@@ -48,7 +41,7 @@ class PathFigures(Callback):
     ===============================  ===================================================================================
     ``layers/energies``              kinetic and potential energy and the Hamiltonian along p, a tick for each layer
     ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
-    ``layers/singular_values_of_W``  those of W_p, of a `LeakyResNet` that is not sharded
+    ``layers/singular_values_of_W``  those of W_p after the step, of a `LeakyResNet` that is not sharded
     ``layers/path``                  the way of some samples through the layers, coloured by class or target
     ``layers/cost_of_identity``      cost of identity, layer × training step
     ``layers/kinetic_energy``        kinetic energy, layer × training step
@@ -56,8 +49,8 @@ class PathFigures(Callback):
     ===============================  ===================================================================================
 
     and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnosis.diagnose`). They are
-    made of training readings, on the first process. Where the path has several segments energies are drawn of all, and
-    spectra and path of the longest.
+    made of training readings, on the first process, where a logger shows pictures. Where the path has several segments
+    energies are drawn of all, and spectra and path of the longest; of several monitors the first one's.
 
     Args:
         every_n_steps: Optimizer steps between two drawings; the first reading after so many is drawn, and the last one
@@ -82,6 +75,7 @@ class PathFigures(Callback):
         self._limits = Limits()
         self._history = {name: History() for name in _HEAT_MAPS}
         self._drawn_at = -every_n_steps  # the first reading is drawn
+        self._monitor: EnergyMonitor | None = None
         self._undrawn: tuple[EnergyMonitor, Readings, int] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -94,15 +88,16 @@ class PathFigures(Callback):
                 "`callbacks` must hold an EnergyMonitor for PathFigures to draw what it reads, got "
                 f"{[type(other).__name__ for other in callbacks_of(trainer)]}; add EnergyMonitor()."
             )
-        monitor.num_shown = self.num_samples
+        monitor.num_shown = max(monitor.num_shown, self.num_samples)
+        self._monitor = monitor
         self._limits, self._drawn_at, self._undrawn = Limits(), -self.every_n_steps, None
         self._history = {name: History() for name in _HEAT_MAPS}
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
         """Remember a training reading, and draw where it is time to."""
-        if stage != "train" or not trainer.is_global_zero:
+        if stage != "train" or monitor is not self._monitor or not shows_pictures(trainer):
             return
-        readings, step = monitor.readings["train"], num_steps(trainer)
+        readings, step = monitor.readings["train"], monitor.step
         self._undrawn = (monitor, readings, step)
         for name, history in self._history.items():
             values = readings.step_sizes if name == "step_size" else readings.quantities.get(name)
@@ -131,7 +126,7 @@ class PathFigures(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the monitor behind."""
-        return {**self.__dict__, "_undrawn": None}
+        return without_log({**self.__dict__, "_monitor": None, "_undrawn": None})
 
     def _draw(self, trainer: Trainer) -> None:
         if self._undrawn is None:
@@ -140,16 +135,13 @@ class PathFigures(Callback):
         for name, figure in self._figures(trainer, monitor, readings):
             if name not in self._history:  # whose axes are training and layers
                 self._limits.widen(name, figure.axes[0])
-            figure.set_size_inches(*_CARD)
+            figure.set_size_inches(*_INCHES)
             log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
-        parts = [sentence for part in diagnose(readings) for sentence in part.sentences]
-        log_text(trainer, "layers/diagnosis", "\n\n".join(parts), self._drawn_at)
+        log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings)), self._drawn_at)
 
     def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
         """Each figure by name."""
-        if {"kinetic_energy", "potential_energy", "hamiltonian", "energy_hamiltonian"} & set(readings.quantities):
-            yield "energies", plot_energies(readings.quantities, readings.positions)
-        yield from _figures_of_samples(monitor, readings)
+        yield from figures_of(readings, monitor.samples)
         weights = None if has_flat_parameters(trainer) else _weights_of(monitor)
         if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
             yield "singular_values_of_W", plot_singular_values(singular_values(weights), readings.positions, "W")
@@ -157,21 +149,6 @@ class PathFigures(Callback):
             if len(history):
                 steps, rows = history.table()
                 yield name, plot_heat_map(rows, steps, _HEAT_MAPS[name], f"{_HEAT_MAPS[name]} over training")
-
-
-def _figures_of_samples(monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
-    """Spectra and path of the samples that the monitor has kept, along the longest segment."""
-    if not monitor.samples:
-        return
-    pairs = list(zip(monitor.samples, readings.split(), strict=True))
-    longest, part = max(pairs, key=lambda pair: len(pair[1].step_sizes))
-    path = longest.representations
-    if not bool(torch.isfinite(path).all()):
-        rank_zero_warn("PathFigures: a representation is not finite; path and spectra are not drawn.")
-        return
-    ends = torch.cat([part.positions, part.step_sizes.sum()[None]])
-    yield "singular_values_of_A", plot_singular_values(singular_values(path), ends, "A")
-    yield "path", plot_paths(path_projection(path), longest.labels, "the way through the layers")
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:

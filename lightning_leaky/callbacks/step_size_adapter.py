@@ -18,6 +18,7 @@ from lightning_leaky.callbacks._trainer import (
     log_scalars,
     may_skip_steps,
     num_steps,
+    without_log,
 )
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.leaky_path import step_sizes_of
@@ -159,7 +160,7 @@ class StepSizeAdapter(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hook behind: a copy has none until its run starts."""
-        return {**self.__dict__, "_hook": None, "_final_state": self.state_dict()}
+        return without_log({**self.__dict__, "_hook": None, "_final_state": self.state_dict()})
 
     @property
     def _plain_settings(self) -> dict[str, Any]:

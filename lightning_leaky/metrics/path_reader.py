@@ -67,6 +67,18 @@ class Readings:
         """Position p_{l−1} = ρ_1 + … + ρ_{l−1} where layer l is read, shape (L,)."""
         return self.step_sizes.cumsum(0) - self.step_sizes
 
+    def boundaries(self) -> list[Tensor]:
+        """Positions p of A_0, …, A_L along the whole path, shape (L + 1,), of each segment.
+
+        Example:
+            >>> Readings({}, torch.tensor([0.5, 0.25, 0.25]), 0.0, segments=(1, 2)).boundaries()
+            [tensor([0.0000, 0.5000]), tensor([0.5000, 0.7500, 1.0000])]
+        """
+        ends = torch.cat([self.positions, self.step_sizes.sum()[None]])
+        lengths = list(self.segments) or [len(self.step_sizes)]
+        starts = [sum(lengths[:number]) for number in range(len(lengths))]
+        return [ends[start : start + length + 1] for start, length in zip(starts, lengths, strict=True)]
+
     def __getitem__(self, name: str) -> Tensor:
         """Return one quantity, shape (L,)."""
         return self.quantities[name]

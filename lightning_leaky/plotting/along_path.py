@@ -62,6 +62,11 @@ def plot_along_path(
     return ax.figure, ax
 
 
+def can_plot_energies(readings: Mapping[str, Tensor]) -> bool:
+    """Whether there is something for `plot_energies` to draw."""
+    return bool(_ENERGY_LABELS.keys() & set(readings))
+
+
 def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     """Draw kinetic energy, potential energy and Hamiltonian along p, as in Fig. 1c of arXiv 2405.17573.
 

@@ -69,34 +69,42 @@ def _of_report(file: Path) -> Run:
     return Run(str(file), content["summaries"], layers)
 
 
-def _last_of_csv(file: Path) -> dict[str, float]:
-    """Last entry of each column."""
-    last: dict[str, float] = {}
+def _last_of_csv(file: Path) -> Mapping[str, tuple[float, float]]:
+    """Step and value of the last entry of each column."""
+    last: dict[str, tuple[float, float]] = {}
     with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            last |= {key: float(value) for key, value in row.items() if value}
+        for number, row in enumerate(csv.DictReader(lines)):
+            step = float(row.get("step") or number)
+            last |= {key: (step, float(value)) for key, value in row.items() if value}
     return last
 
 
-def _last_of_events(folder: Path) -> dict[str, float]:
+def _last_of_events(folder: Path) -> Mapping[str, tuple[float, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # One of each is enough; 0 would keep all.
     events = EventAccumulator(str(folder), size_guidance={"images": 1, "histograms": 1, "tensors": 1, "scalars": 1})
     events.Reload()
-    return {key: float(events.Scalars(key)[-1].value) for key in events.Tags()["scalars"]}
+    found = {key: events.Scalars(key)[-1] for key in events.Tags()["scalars"]}
+    return {key: (float(event.step), float(event.value)) for key, event in found.items()}
 
 
-def _of_numbers(name: str, last: Mapping[str, float]) -> Run:
-    layers: dict[str, dict[int, float]] = {}
+def _of_numbers(name: str, last: Mapping[str, tuple[float, float]]) -> Run:
+    """Layers of one quantity are those of its last step: others were there before, and were merged away."""
+    layers: dict[str, dict[int, tuple[float, float]]] = {}
     numbers: dict[str, float] = {}
-    for key, value in last.items():
+    for key, (step, value) in last.items():
         match = _LAYER.match(key)
-        if match:
-            layers.setdefault(match["name"], {})[int(match["number"])] = value
+        if match and _title(match["name"]):
+            layers.setdefault(match["name"], {})[int(match["number"])] = (step, value)
         elif key not in _NO_RESULTS and not key.startswith("final_"):
             numbers[key] = value
-    return Run(name, numbers, {quantity: [row[n] for n in sorted(row)] for quantity, row in layers.items()})
+    return Run(name, numbers, {quantity: _of_last_step(entries) for quantity, entries in layers.items()})
+
+
+def _of_last_step(entries: Mapping[int, tuple[float, float]]) -> list[float]:
+    latest = max(step for step, _ in entries.values())
+    return [value for _, (step, value) in sorted(entries.items()) if step == latest]
 
 
 def compare(runs: Sequence[Run]) -> str:
@@ -114,7 +122,11 @@ def compare(runs: Sequence[Run]) -> str:
     quantities = [name for name in dict.fromkeys(name for run in runs for name in run.layers) if _title(name)]
     figures = []
     for name in quantities:
-        curves = {run.name: torch.tensor(_numbers(run.layers[name])) for run in runs if name in run.layers}
+        curves = {
+            f"{number}: {run.name}".replace("$", r"\$"): torch.tensor(_numbers(run.layers[name]))
+            for number, run in enumerate(runs, start=1)
+            if name in run.layers
+        }
         figure = new_figure()
         _, axes = plot_along_path(curves, ylabel=_title(name), ax=figure.add_subplot())
         if all(bool((values > 0).all()) for values in curves.values()):

@@ -7,23 +7,29 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from lightning_leaky.diagnosis import Diagnosis, diagnose
-from lightning_leaky.functional.projection import path_projection
-from lightning_leaky.functional.spectrum import singular_values
+from lightning_leaky.diagnosis import Diagnosis, diagnose, paragraphs
 from lightning_leaky.guide import CARDS, SUMMARIES
 from lightning_leaky.leaky_path import leaky_paths
 from lightning_leaky.measure import measure_path, sample_path
 from lightning_leaky.metrics.path_reader import Readings
-from lightning_leaky.plotting import plot_along_path, plot_energies, plot_paths, plot_singular_values, svg
+from lightning_leaky.pictures import figures_of
+from lightning_leaky.plotting import plot_along_path, svg
+from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.html import render
 from lightning_leaky.sample import PathSample
 
 FORMAT = 1
 """Version of the JSON."""
 
+_CAPTIONS = {
+    "energies": "Energies along the path. In a bottleneck kinetic energy is large near the two ends only.",
+    "singular_values_of_A": "Singular values of the representations of a few samples: those that stay are the "
+    "bottleneck's dimensions.",
+    "path": "The way of a few samples through the layers, in the two leading directions of the path; a dot is a layer, "
+    "a black one the last.",
+}
 _OF_PATH = ("layers", "effective_depth", "layout", "padding_mask")
 
 
@@ -56,7 +62,7 @@ def report_on(
 
     Args:
         model: Any network.
-        batches: As of `measure_path`; they are gone through once, and the last one shows a few samples on their way.
+        batches: As of `measure_path`; they are gone through once, and the first one shows a few samples on their way.
         title: Name of the network.
         facts: What else to say, by name.
         **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` where the
@@ -72,17 +78,18 @@ def report_on(
         >>> len(report.samples[0].representations)
         5
     """
-    last: list[Any] = [None]
-    readings = measure_path(model, _remembering(batches, last), **settings)
+    first: list[Any] = []
+    readings = measure_path(model, _remembering(batches, first), **settings)
     of_path = {name: settings[name] for name in _OF_PATH if name in settings}
-    samples = sample_path(model, last[0], **of_path)
+    samples = sample_path(model, first[0], **of_path)
     found = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth, **(facts or {})}
     return Report(title, readings, samples, found)
 
 
-def _remembering(batches: Iterable[Any], last: list[Any]) -> Iterable[Any]:
+def _remembering(batches: Iterable[Any], first: list[Any]) -> Iterable[Any]:
     for batch in batches:
-        last[0] = batch
+        if not first:
+            first.append(batch)
         yield batch
 
 
@@ -108,7 +115,7 @@ def as_json(report: Report) -> str:
             **columns,
         },
         "segments": list(readings.segments),
-        "diagnosis": [list(diagnosis.sentences) for diagnosis in report.diagnoses],
+        "diagnosis": paragraphs(readings),
     }
     return json.dumps(_finite(content), ensure_ascii=False, indent=1, allow_nan=False)
 
@@ -133,7 +140,7 @@ def as_html(report: Report) -> str:
         "report.html.j2",
         title=report.title,
         facts=report.facts,
-        diagnoses=[diagnosis.sentences for diagnosis in report.diagnoses],
+        sentences=paragraphs(readings),
         rows=_rows(report, names),
         names=names,
         cards=CARDS,
@@ -157,8 +164,8 @@ def _rows(report: Report, names: Collection[str]) -> list[dict[str, Any]]:
                     "name": readings.names[layer] if readings.names else "",
                     "step_size": f"{readings.step_sizes[layer]:.4f}",
                     "position": f"{readings.positions[layer]:.3f}",
-                    "work": float(diagnosis.work[index]) if len(diagnosis.work) else None,
-                    "is_idle": index + 1 in diagnosis.idle,
+                    "work": _finite(float(diagnosis.work[index])) if len(diagnosis.work) else None,
+                    "is_idle": layer + 1 in diagnosis.idle,
                     "values": [f"{readings[name][layer]:.4g}" for name in names],
                 }
             )
@@ -169,32 +176,18 @@ def _rows(report: Report, names: Collection[str]) -> list[dict[str, Any]]:
 def _figures(report: Report, names: Collection[str]) -> Iterable[tuple[str, Any]]:
     """Each figure with its caption."""
     readings = report.readings
-    if {"kinetic_energy", "potential_energy", "hamiltonian", "energy_hamiltonian"} & set(names):
-        yield (
-            "Energies along the path. In a bottleneck kinetic energy is large near the two ends only.",
-            plot_energies(readings.quantities, readings.positions),
-        )
+    for name, figure in figures_of(readings, report.samples):
+        yield _CAPTIONS[name], figure
     for name in ("cost_of_identity", "criticality_residual"):
         if name in names:
-            figure, axes = plot_along_path({name: readings[name]}, readings.positions, ylabel=CARDS[name].title)
+            figure = new_figure()
+            axes = figure.add_subplot()
+            plot_along_path({name: readings[name]}, readings.positions, CARDS[name].title, axes)
             if name == "cost_of_identity":
                 axes.set_yscale("log")
             else:
                 axes.set_ylim(bottom=0)
             yield f"{CARDS[name].title.capitalize()}. {CARDS[name].says}", figure
-    for sample, part in zip(report.samples, readings.split(), strict=True):
-        ends = torch.cat([part.positions, part.step_sizes.sum()[None]])
-        if bool(torch.isfinite(sample.representations).all()):
-            yield (
-                "Singular values of the representations of a few samples: those that stay are the bottleneck's "
-                "dimensions.",
-                plot_singular_values(singular_values(sample.representations), ends, "A"),
-            )
-            yield (
-                "The way of a few samples through the layers, in the two leading directions of the path; a dot is a "
-                "layer, a black one the last.",
-                plot_paths(path_projection(sample.representations), sample.labels),
-            )
 
 
 def name_of(model: nn.Module) -> str:

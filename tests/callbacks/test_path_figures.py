@@ -35,6 +35,12 @@ def text_of(events: EventAccumulator, key: str) -> list[str]:
 
 
 @pytest.fixture
+def make_trainer(make_trainer, tmp_path):
+    """A trainer with a logger that shows pictures, unless told otherwise."""
+    return lambda *callbacks, **changes: make_trainer(*callbacks, **({"logger": TensorBoardLogger(tmp_path)} | changes))
+
+
+@pytest.fixture
 def fitted(make_module, make_data, make_trainer, tmp_path):
     """Events of a fit of 8 steps with everything attached."""
 
@@ -124,7 +130,7 @@ def test_csv_gets_its_numbers_and_no_logger_is_no_error(make_module, make_data, 
     logger = CSVLogger(tmp_path)
     make_trainer(EnergyMonitor(), PathFigures(), logger=logger).fit(make_module(), datamodule=make_data())
     assert rows_of(logger.log_dir)[0]["cost_of_identity/layer_01"]
-    make_trainer(EnergyMonitor(), PathFigures()).fit(make_module(), datamodule=make_data())
+    make_trainer(EnergyMonitor(), PathFigures(), logger=False).fit(make_module(), datamodule=make_data())
 
 
 def test_training_does_not_feel_the_figures(make_module, make_data, make_trainer, tmp_path):
@@ -236,7 +242,7 @@ def test_a_path_that_diverged_is_not_drawn(make_module, make_data, make_trainer)
     figures, module = Kept(), make_module()
     with torch.no_grad():
         module.network.layers[1].weight.fill_(torch.inf)
-    with pytest.warns(UserWarning, match="not finite"):
+    with pytest.warns(UserWarning, match="not finite"):  # of the monitor
         make_trainer(EnergyMonitor(), figures, max_epochs=1).fit(module, datamodule=make_data())
     assert not {"path", "singular_values_of_A", "singular_values_of_W"} & {name for name, _, _ in figures.drawn}
 
@@ -266,3 +272,50 @@ def test_can_be_pickled_after_a_fit(make_module, make_data, make_trainer):
     make_trainer(EnergyMonitor(), figures).fit(make_module(), datamodule=make_data())
     copy = pickle.loads(pickle.dumps(figures))
     assert torch.equal(*(each.state_dict()["history"]["step_size"]["rows"] for each in (copy, figures)))
+
+
+def test_targets_that_are_not_finite_spoil_no_reading(make_module, make_trainer):
+    """A module may mask them; the picture then has no colours."""
+
+    class Masked(NoisyModule):
+        def cost(self, outputs, targets):
+            return (outputs - targets).nan_to_num().square().sum()
+
+    inputs, targets = torch.randn(6, 3), torch.randn(6, 2)
+    targets[0, 0] = torch.nan
+    monitor, figures = EnergyMonitor(on_validation=False), Kept()
+    trainer = make_trainer(monitor, figures, max_epochs=1, limit_val_batches=0)
+    trainer.fit(make_module(Masked), DataLoader(TensorDataset(inputs, targets), batch_size=6))
+    assert "cost_of_identity" in monitor.readings["train"].quantities
+    (path,) = [figure for name, figure, _ in figures.drawn if name == "path"]
+    assert len(path.axes) == 1
+
+
+def test_of_several_monitors_the_first_is_drawn(make_module, make_data, make_trainer):
+    first, second, figures = EnergyMonitor("network.layers.*"), EnergyMonitor("re:network.layers.[01]"), PathFigures()
+    make_trainer(first, second, figures, max_epochs=3).fit(make_module(), datamodule=make_data())
+    history = figures.state_dict()["history"]["kinetic_energy"]
+    assert history["steps"].tolist() == [0, 1, 2]
+    assert history["rows"].shape == (3, 4)
+
+
+def test_a_second_fit_does_not_end_with_the_numbers_of_the_first(make_module, make_data, make_trainer, tmp_path):
+    monitor = EnergyMonitor()
+    make_trainer(monitor, max_epochs=1, logger=False).fit(make_module(), datamodule=make_data())
+    logger = TensorBoardLogger(tmp_path)
+    trainer = make_trainer(monitor, logger=logger, max_epochs=2, log_every_n_steps=50)
+    trainer.fit(make_module(), datamodule=make_data())
+    assert not [key for key in events_of(logger).Tags()["scalars"] if key.startswith("final_")]
+
+
+def test_hyper_parameters_kept_from_loggers_stay_away(make_data, make_trainer, tmp_path):
+    class Secret(NoisyModule):
+        def __init__(self, token: str) -> None:
+            super().__init__(3, 2, 6, 4, 2.0)
+            self.save_hyperparameters("token", logger=False)
+
+    logger = TensorBoardLogger(tmp_path)
+    make_trainer(EnergyMonitor(), logger=logger, max_epochs=1).fit(Secret("SECRET"), datamodule=make_data())
+    (file,) = (tmp_path / "lightning_logs" / "version_0").glob("events.*")
+    assert b"final_" in file.read_bytes()
+    assert b"SECRET" not in file.read_bytes()

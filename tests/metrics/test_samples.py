@@ -248,7 +248,7 @@ def test_segments_are_read_each_by_itself_and_joined(form):
         for name, kind in (
             ("cost_of_identity", "min"),
             ("speed", "path_length"),
-            ("energy_hamiltonian", "bottleneck_rank"),
+            *(("energy_hamiltonian", f"bottleneck_rank{end}") for end in ("", "_min", "_max")),
             ("energy_hamiltonian", "spread"),
         )
     }

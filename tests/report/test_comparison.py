@@ -45,6 +45,22 @@ def test_losses_are_read_too(fitted):
     assert read_run(folder).numbers["train/loss"] == float(last)
 
 
+def test_layers_that_were_merged_away_are_not_at_the_end(tmp_path):
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({f"kinetic_energy/layer_{number:02d}": float(number) for number in range(1, 7)}, step=0)
+    logger.log_metrics({f"kinetic_energy/layer_{number:02d}": 10.0 * number for number in range(1, 5)}, step=50)
+    logger.log_metrics({"users/layer_03": 7.0}, step=50)
+    logger.save()
+    run = read_run(logger.log_dir)
+    assert run.layers == {"kinetic_energy": [10.0, 20.0, 30.0, 40.0]}
+    assert run.numbers == {"users/layer_03": 7.0}
+
+
+def test_names_of_runs_are_no_formulas():
+    text = compare([Run(name, {}, {"kinetic_energy": [1.0, 2.0]}) for name in (r"_$\foo$", r"_$\foo$")])
+    assert text.count("foo") >= 4
+
+
 def test_the_json_of_a_report_is_a_run(make_network, tmp_path):
     report = report_on(make_network(), BATCHES, "net")
     (tmp_path / "report.json").write_text(as_json(report))

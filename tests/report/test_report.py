@@ -56,7 +56,7 @@ def test_the_json_holds_the_readings(network):
         assert content["layers"][name] == values.tolist()
     assert content["summaries"] == {key: float(value) for key, value in readings.summaries().items()}
     assert content["facts"] == {"layers": 4, "effective depth L̃": 2.0, "data": "points"}
-    assert content["diagnosis"] == [list(diagnosis.sentences) for diagnosis in report.diagnoses]
+    assert content["diagnosis"] == list(report.diagnoses[0].sentences)
 
 
 def test_the_page_shows_every_layer_and_needs_no_network(network):
@@ -72,10 +72,11 @@ def test_the_page_shows_every_layer_and_needs_no_network(network):
         assert any(word.startswith(sentence) for word in page.words)
 
 
-def test_samples_are_of_the_last_batch_with_their_classes(network):
+def test_samples_are_of_the_first_batch_with_their_classes(network):
+    """The last one may be a remainder of a single sample."""
     report = report_on(network, BATCHES, "net")
-    assert report.samples[0].labels.tolist() == BATCHES[1][1].tolist()
-    path = network.representations(BATCHES[1][0]).detach()
+    assert report.samples[0].labels.tolist() == BATCHES[0][1].tolist()
+    path = network.representations(BATCHES[0][0]).detach()
     torch.testing.assert_close(report.samples[0].representations, path)
 
 
@@ -84,7 +85,10 @@ def test_a_diverged_network_has_a_report(network):
         network.layers[2].weight.fill_(torch.inf)
     report = report_on(network, BATCHES, "net")
     assert None in json.loads(as_json(report))["layers"]["cost_of_identity"]
-    Page(as_html(report))
+    text = as_html(report)
+    Page(text)
+    assert "Diverged: readings are not finite from layer" in text
+    assert "nanrem" not in text
 
 
 def test_blocks_of_any_network_by_pattern():
@@ -172,3 +176,34 @@ def test_the_command_says_what_is_missing(capsys):
     with pytest.raises(SystemExit):
         main(["report", "no.ckpt"])
     assert "data" in capsys.readouterr().err
+
+
+def test_a_weight_decay_of_somebody_elses_is_no_lambda(tmp_path, make_data, make_trainer, monkeypatch):
+    """Of blocks that are no W_l the monitor reads no momenta by default either."""
+    (tmp_path / "decays.py").write_text(
+        "import torch, lightning as L\n"
+        "class Decays(L.LightningModule):\n"
+        "    weight_decay = 0.01\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.blocks = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))\n"
+        "    def cost(self, outputs, targets):\n"
+        "        return outputs.square().mean()\n"
+        "    def forward(self, inputs):\n"
+        "        return self.blocks(inputs)\n"
+        "    def training_step(self, batch):\n"
+        "        return self(batch[0]).square().mean()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from decays import Decays
+
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(Decays(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    arguments = ["--model=decays.Decays", "--layers=blocks.*", f"--output={tmp_path / 'out'}"]
+    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments])
+    assert "hamiltonian" not in json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
+    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments, "--weight_decay=0.1"])
+    assert "hamiltonian" in json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
