@@ -54,7 +54,7 @@ class Diagnosis:
 
     @property
     def trust(self) -> Trust:
-        """Whether the Hamiltonian can be trusted, by the residual: below 0.1 yes, below 0.5 partly."""
+        """Whether the Hamiltonian can be trusted; yes with a residual below 0.1, partly below 0.5."""
         if self.residual != self.residual:
             return "unknown"
         return "yes" if self.residual < _GOOD else "partly" if self.residual < _FAIR else "no"

@@ -42,7 +42,7 @@ def test_segments_are_counted_through():
     quantities = {name: values.repeat(2) for name, values in READINGS.quantities.items()}
     lines = printed(Readings(quantities, torch.full((6,), 1 / 6), 2.0, segments=(3, 3)))
     assert [line.split()[0] for line in lines[1:7]] == list("123456")
-    assert [line for line in lines[7:] if line.startswith("Segment")] == ["Segment 1, layers 1–3:", "Segment 2, layers 4–6:"]
+    assert (lines[7], lines[12]) == ("Segment 1, layers 1–3:", "Segment 2, layers 4–6:")
     assert len(lines) == 7 + 10
 
 
