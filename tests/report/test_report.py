@@ -144,19 +144,24 @@ def test_report_of_a_checkpoint(checkpoint, tmp_path, capsys, make_module, make_
     assert str(tmp_path / "out" / "index.html") in output
 
 
-def test_report_of_a_model_of_ones_own(tmp_path, make_data, make_trainer, monkeypatch):
+@pytest.fixture
+def report_of_ones_own(tmp_path, make_data, make_trainer, monkeypatch):
+    """Layers of the report on a module that is none of ours, with a weight decay that is no λ."""
     (tmp_path / "own_module.py").write_text(
         "import torch, lightning as L\n"
         "class Own(L.LightningModule):\n"
         "    def __init__(self, width=3):\n"
         "        super().__init__()\n"
         "        self.save_hyperparameters()\n"
+        "        self.weight_decay = 0.01\n"
         "        self.blocks = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))\n"
         "        self.head = torch.nn.Linear(width, 2)\n"
         "    def forward(self, inputs):\n"
         "        return self.head(self.blocks(inputs))\n"
+        "    def cost(self, outputs, targets):\n"
+        "        return (outputs - targets).square().mean()\n"
         "    def training_step(self, batch):\n"
-        "        return (self(batch[0]) - batch[1]).square().mean()\n"
+        "        return self.cost(self(batch[0]), batch[1])\n"
         "    def configure_optimizers(self):\n"
         "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
     )
@@ -166,44 +171,26 @@ def test_report_of_a_model_of_ones_own(tmp_path, make_data, make_trainer, monkey
     trainer = make_trainer(max_epochs=1)
     trainer.fit(Own(), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "own.ckpt")
-    arguments = ["--model=own_module.Own", "--layers=blocks.*", "--max_batches=1", f"--output={tmp_path / 'out'}"]
-    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments])
-    content = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert content["layers"]["name"] == ["blocks.0", "blocks.1", "blocks.2"]
+
+    def report(*arguments: str) -> dict:
+        which = ["--model=own_module.Own", "--layers=blocks.*", f"--output={tmp_path / 'out'}"]
+        main(["report", str(tmp_path / "own.ckpt"), *DATA, *which, *arguments])
+        return json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
+
+    return report
+
+
+def test_report_of_a_model_of_ones_own(report_of_ones_own):
+    assert report_of_ones_own("--max_batches=1")["name"] == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_a_weight_decay_of_somebody_elses_is_no_lambda(report_of_ones_own):
+    """Of blocks that are no W_l the monitor reads no momenta by default either."""
+    assert "hamiltonian" not in report_of_ones_own()
+    assert "hamiltonian" in report_of_ones_own("--weight_decay=0.1")
 
 
 def test_the_command_says_what_is_missing(capsys):
     with pytest.raises(SystemExit):
         main(["report", "no.ckpt"])
     assert "data" in capsys.readouterr().err
-
-
-def test_a_weight_decay_of_somebody_elses_is_no_lambda(tmp_path, make_data, make_trainer, monkeypatch):
-    """Of blocks that are no W_l the monitor reads no momenta by default either."""
-    (tmp_path / "decays.py").write_text(
-        "import torch, lightning as L\n"
-        "class Decays(L.LightningModule):\n"
-        "    weight_decay = 0.01\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.blocks = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))\n"
-        "    def cost(self, outputs, targets):\n"
-        "        return outputs.square().mean()\n"
-        "    def forward(self, inputs):\n"
-        "        return self.blocks(inputs)\n"
-        "    def training_step(self, batch):\n"
-        "        return self(batch[0]).square().mean()\n"
-        "    def configure_optimizers(self):\n"
-        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    from decays import Decays
-
-    trainer = make_trainer(max_epochs=1)
-    trainer.fit(Decays(), datamodule=make_data())
-    trainer.save_checkpoint(tmp_path / "own.ckpt")
-    arguments = ["--model=decays.Decays", "--layers=blocks.*", f"--output={tmp_path / 'out'}"]
-    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments])
-    assert "hamiltonian" not in json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
-    main(["report", str(tmp_path / "own.ckpt"), *DATA, *arguments, "--weight_decay=0.1"])
-    assert "hamiltonian" in json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
