@@ -274,11 +274,12 @@ class PathObserver:
     def _shown(self) -> list[PathSample]:
         layout, keeps = self.layout.limited(self.num_shown), self._real_positions()
         batch = self._batch if self._targets is None else (self._batch, self._targets)
-        known, labels = labels_of(batch), []
-        for index in self._segmentation.layers:
-            taken = self.capture.previous[index]
-            labels.append(None if taken is None else label_rows(known, taken, layout, keeps[index], self._fresh))
+        known, labels = labels_of(batch), {}
         numbers = [segment for segment in self._segmentation.segments if segment]
+        for index, number in zip(self._segmentation.layers, numbers, strict=True):
+            taken = self.capture.previous[index]
+            if number not in labels and taken is not None:  # of the rows that a segment begins with
+                labels[number] = label_rows(known, taken, layout, keeps[index], self._fresh)
         return samples_of(*self._path_rows(keeps, layout), numbers, labels)
 
     def _real_positions(self) -> list[Tensor | None]:

@@ -78,7 +78,10 @@ def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tenso
 
 
 def samples_of(
-    previous: Sequence[Tensor], current: Sequence[Tensor], segments: Sequence[int], labels: Sequence[Tensor | None]
+    previous: Sequence[Tensor],
+    current: Sequence[Tensor],
+    segments: Sequence[int],
+    labels: Mapping[int, Tensor | None],
 ) -> list[PathSample]:
     """A_0, …, A_L of each segment, from what its layers took and returned; no entry where rows come and go on the way.
 
@@ -86,7 +89,7 @@ def samples_of(
         previous: A_{l−1} of each layer, shape (N, w).
         current: A_l.
         segments: Number of the segment of each layer, counted from 1.
-        labels: Of the rows that each layer takes.
+        labels: Of the rows that each segment begins with, by its number.
     """
     found = []
     for number in dict.fromkeys(segments):
@@ -95,5 +98,5 @@ def samples_of(
         if len({len(rows) for rows in path}) == 1:
             wide = torch.promote_types(path[0].dtype, torch.float32)
             stacked = torch.stack([rows.detach().to("cpu", wide) for rows in path])
-            found.append(PathSample(stacked, labels[layers[0]], number - 1))
+            found.append(PathSample(stacked, labels.get(number), number - 1))
     return found

@@ -58,7 +58,7 @@ def rows(*values: float, num: int = 1) -> list[torch.Tensor]:
 
 
 def test_segments_end_with_what_their_last_layer_returned():
-    labels = [torch.tensor([number]) for number in (4, 5, 6)]
+    labels = {1: torch.tensor([4]), 2: torch.tensor([6])}
     first, second = samples_of(rows(0, 1, 2), rows(10, 11, 12), [1, 1, 2], labels)
     assert first.representations[:, 0, 0].tolist() == [0.0, 1.0, 11.0]
     assert second.representations[:, 0, 0].tolist() == [2.0, 12.0]
@@ -67,13 +67,13 @@ def test_segments_end_with_what_their_last_layer_returned():
 
 def test_a_segment_on_which_rows_come_and_go_has_no_sample():
     previous = [*rows(0), *rows(1, num=3), *rows(2)]
-    (only,) = samples_of(previous, rows(10, 11, 12), [1, 1, 2], [None] * 3)
+    (only,) = samples_of(previous, rows(10, 11, 12), [1, 1, 2], {})
     assert only.segment == 1
 
 
 def test_samples_are_in_float32_at_least():
     for dtype, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
-        (sample,) = samples_of([torch.ones(1, 2, dtype=dtype)], [torch.ones(1, 2, dtype=dtype)], [1], [None])
+        (sample,) = samples_of([torch.ones(1, 2, dtype=dtype)], [torch.ones(1, 2, dtype=dtype)], [1], {})
         assert sample.representations.dtype == kept
 
 
