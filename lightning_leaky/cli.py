@@ -20,6 +20,8 @@ from lightning_leaky.report import as_html, as_json, compare, read_run, report_o
 from lightning_leaky.report.comparison import table_of
 from lightning_leaky.report.page import name_of
 
+_OURS = "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs (see --help)."
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; every argument of a fit can also be set from YAML with ``--config``.
@@ -35,14 +37,17 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     commands: dict[str, Callable[[Sequence[str]], None]] = {"report": _report, "compare": _compare}
     try:
-        commands.get(given[0] if given else "", _lightning)(given)
+        if given and given[0] in commands:
+            commands[given[0]](given[1:])
+        else:
+            _lightning(args)
     except ModuleNotFoundError as error:
         if "lightning-leaky[" not in str(error):  # a module of the user's own is missing: show where
             raise
         raise SystemExit(str(error)) from error
 
 
-def _lightning(args: Sequence[str]) -> None:
+def _lightning(args: Sequence[str] | None) -> None:
     # Lightning imports its command line without jsonargparse, and complains only where it is used.
     needed = RequirementCache("jsonargparse[signatures]>=4.39")
     if not needed:
@@ -56,7 +61,8 @@ def _lightning(args: Sequence[str]) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        args=list(args),
+        parser_kwargs={"epilog": _OURS},
+        args=None if args is None else list(args),  # Lightning warns where both are given
     )
 
 
@@ -72,7 +78,7 @@ def _report(args: Sequence[str]) -> None:
     parser = _parser("report", "Write a report on a trained model: one page of HTML, and the numbers as JSON.")
     parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
     parser.add_function_arguments(write_report, skip={"ckpt"})
-    given = parser.instantiate_classes(parser.parse_args(list(args[1:])))
+    given = parser.instantiate_classes(parser.parse_args(list(args)))
     write_report(**given)
 
 
@@ -144,7 +150,7 @@ def _compare(args: Sequence[str]) -> None:
     parser = _parser("compare", "Lay runs side by side: their last numbers, and their layers as lines.")
     parser.add_argument("runs", nargs="+", help="Folders with logs of TensorBoard or CSV, or JSON of reports.")
     parser.add_argument("--output", default="comparison.html", help="Page of HTML to write.")
-    given = parser.parse_args(list(args[1:]))
+    given = parser.parse_args(list(args))
     try:
         runs = [read_run(run) for run in given.runs]
     except ValueError as error:

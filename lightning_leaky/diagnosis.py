@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_leaky.functional import fewest_layers, layer_shares
 from lightning_leaky.metrics.path_reader import Readings
 
 Trust = Literal["unknown", "no", "partly", "yes"]
@@ -172,8 +173,9 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
     costs = part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
     form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
     rank = part.summaries().get(f"{form}/bottleneck_rank", torch.tensor(float("nan")))
-    work, way = _shares(part)
-    idle = (way < _IDLE / max(1, len(way))).nonzero().flatten().tolist()
+    kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
+    work, length = layer_shares(kinetic, part.step_sizes[: len(kinetic)])
+    idle = (length < _IDLE / max(1, len(length))).nonzero().flatten().tolist()
     return Diagnosis(
         first=first,
         diverged=_first_broken(part, first),
@@ -183,7 +185,7 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         rank_from_below=float(rank),
         residual=_median(part.quantities.get("criticality_residual")),
         work=work,
-        working=tuple(first + index for index in _fewest(work, _MOST)),
+        working=tuple(first + index for index in fewest_layers(work, _MOST)),
         idle=tuple(first + index for index in idle),
     )
 
@@ -195,24 +197,6 @@ def _first_broken(part: Readings, first: int) -> int | None:
 
 def _median(values: Tensor | None) -> float:
     return float("nan") if values is None else float(values.quantile(0.5))
-
-
-def _shares(part: Readings) -> tuple[Tensor, Tensor]:
-    """Each layer's share of the path's kinetic energy, and of its length, whose speed is the root of it."""
-    kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
-    if not len(kinetic):
-        return kinetic, kinetic
-    work, way = part.step_sizes * kinetic, part.step_sizes * kinetic.clamp(min=0).sqrt()
-    if not float(work.sum()) > 0:
-        return torch.zeros_like(work), torch.zeros_like(way)
-    return work / work.sum(), way / way.sum()
-
-
-def _fewest(shares: Tensor, most: float) -> list[int]:
-    """The fewest entries that make up so much of all, in order; none where all are zero."""
-    order = shares.argsort(descending=True)
-    count = int((shares[order].cumsum(0) < most).sum()) + 1
-    return sorted(order[:count].tolist()) if shares.any() else []
 
 
 def ranges(numbers: tuple[int, ...]) -> str:

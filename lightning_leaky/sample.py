@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_leaky.functional import principal_coordinate
 from lightning_leaky.layout import Layout
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -53,9 +54,7 @@ def labels_of(batch: Any) -> Tensor | None:
         return targets
     if not targets.is_floating_point() or not bool(torch.isfinite(targets).all()):
         return None
-    centred = targets.to(torch.float64) - targets.to(torch.float64).mean(0)
-    along: Tensor = centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
-    return along
+    return principal_coordinate(targets)
 
 
 def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tensor | None) -> Tensor | None:

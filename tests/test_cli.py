@@ -293,6 +293,16 @@ def test_wrong_arguments_end_with_a_message(run, tmp_path, capsys):
     assert "widht" in capsys.readouterr().err
 
 
+def test_help_names_every_command(monkeypatch, capsys, recwarn):
+    monkeypatch.setattr("sys.argv", ["lightning-leaky", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().out
+    assert not ended.value.code
+    assert all(command in said for command in ("fit", "validate", "test", "predict", "report", "compare"))
+    assert not [warning for warning in recwarn if "args" in str(warning.message)]
+
+
 def test_without_jsonargparse_the_extra_is_named(monkeypatch):
     """Where there really is none, `tests.packaging.missing` looks."""
     monkeypatch.setattr(cli, "RequirementCache", lambda requirement: None)

@@ -50,8 +50,9 @@ from lightning_leaky.functional.lagrangian import (
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
-from lightning_leaky.functional.projection import path_projection
+from lightning_leaky.functional.projection import path_projection, principal_coordinate
 from lightning_leaky.functional.refinement import discretisation_errors, refined_step_sizes
+from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
 from lightning_leaky.functional.spectrum import (
     singular_values,
     singular_values_from_moments,
@@ -81,6 +82,7 @@ __all__ = [
     "Bounds",
     "Interpolation",
     "KNorm",
+    "LayerShares",
     "MomentumMoments",
     "RelativeDistanceRule",
     "SecondMoments",
@@ -102,6 +104,7 @@ __all__ = [
     "energy_hamiltonian_from_moments",
     "equidistant_step_sizes",
     "features",
+    "fewest_layers",
     "hamiltonian",
     "hamiltonian_from_moments",
     "hamiltonian_spread",
@@ -114,6 +117,7 @@ __all__ = [
     "kinetic_energy_from_moments",
     "lagrangian",
     "lagrangian_from_moments",
+    "layer_shares",
     "leak_scale",
     "leaky_step",
     "momentum_moments",
@@ -125,6 +129,7 @@ __all__ = [
     "path_projection",
     "potential_energy",
     "potential_energy_from_moments",
+    "principal_coordinate",
     "rank_gap_bounds",
     "refined_step_sizes",
     "relative_distances",

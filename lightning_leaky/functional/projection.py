@@ -1,4 +1,4 @@
-"""The path of a representation in a plane, to look at."""
+"""Points in one or two dimensions, to look at: the plane of a path, the line of its targets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ def path_projection(representations: Tensor) -> Tensor:
     """Coordinates of all A_p in the plane of the whole path's two leading directions (Fig. 2c of arXiv 2405.17573).
 
     The directions are the first two right singular vectors of A_0, …, A_L, stacked (of every k-th row where there are
-    1024 or more). They are not centred: the origin
-    stays the origin, which a leaky path is pulled to. Signs are such that the path is on average on
-    the positive side of each.
+    1024 or more). They are not centred: the origin stays the origin, which a leaky path is pulled to. Signs are such
+    that the path is on average on the positive side of each.
 
     Args:
         representations: A_0, …, A_L, shape (L + 1, N, w).
@@ -39,3 +38,25 @@ def path_projection(representations: Tensor) -> Tensor:
     points = wide @ torch.linalg.svd(rows, full_matrices=False).Vh[:2].mT
     points = points * torch.where(points.mean((0, 1)) < 0, -1.0, 1.0)
     return torch.nn.functional.pad(points, (0, 2 - points.shape[-1]))
+
+
+def principal_coordinate(points: Tensor) -> Tensor:
+    """One number a point: its coordinate along the direction in which the points vary most, from their mean.
+
+    Args:
+        points: Shape (N, d).
+
+    Returns:
+        Shape (N,), float64, with mean 0; its sign is arbitrary.
+
+    Raises:
+        ValueError: If `points` is not floating-point, finite and of shape (N, d).
+
+    Example:
+        >>> principal_coordinate(torch.tensor([[0.0, 1.0], [4.0, 1.0]])).abs()
+        tensor([2., 2.], dtype=torch.float64)
+    """
+    wide = check_matrix("points", points)
+    centred = wide - wide.mean(0)
+    along: Tensor = centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
+    return along

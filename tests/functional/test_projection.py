@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_leaky.functional import path_projection
+from lightning_leaky.functional import path_projection, principal_coordinate
 
 
 def random_path(seed: int, samples: int = 7, width: int = 5) -> torch.Tensor:
@@ -47,3 +47,20 @@ def test_one_neuron_has_a_second_coordinate_of_zero():
 def test_refuses_what_is_no_path():
     with pytest.raises(ValueError, match="`representations` must have shape"):
         path_projection(torch.ones(3, 2))
+
+
+@given(st.integers(0, 1000), st.floats(1.5, 100.0))
+def test_the_principal_coordinate_is_along_the_longest_axis(seed, ratio):
+    """Points of a turned ellipse whose long axis is known, far from the origin."""
+    first, second = torch.linalg.qr(random_path(seed, samples=40)[0])[0][:, :2].mT
+    turn = torch.linalg.qr(random_path(seed + 1)[0][:5, :5])[0]
+    centred = torch.stack([first - first.mean(), second - second.mean()], dim=1)
+    whitened = torch.linalg.qr(centred)[0] * torch.tensor([ratio, 1.0], dtype=torch.float64)
+    found = principal_coordinate(whitened @ turn[:2] + 7.0)
+    expected = whitened[:, 0]
+    assert torch.allclose(found * (found @ expected).sign(), expected, atol=1e-8 * ratio)
+
+
+def test_points_of_the_principal_coordinate_are_a_matrix():
+    with pytest.raises(ValueError, match="`points` must have shape"):
+        principal_coordinate(torch.ones(3))
