@@ -20,6 +20,7 @@ NAMES = {
     "irregular": "irregular",
     "relative_distance": "adaptive, the paper's",
     "switches": "adaptive, switches (ours)",
+    "doubled": "equidistant, twice the layers",
 }
 _ON = ["seed", "effective_depth", "weight_decay", "num_layers"]
 
@@ -28,15 +29,33 @@ def figures(tables: Tables) -> dict[str, Figure]:
     """All figures by name."""
     runs = tables[RUNS]
     return {
-        "fig2a_test_error": _grid(runs, "test_error", "test error (targets have variance 1)"),
-        "fig2a_spread": _grid(runs, "spread", "spread of H over the layers"),
+        "fig2a_test_error": _grid(runs.assign(error=100 * runs["test_error"]), "error", "test error (% of variance)"),
+        "fig2a_differences": _differences_drawn(runs),
+        "fig2a_spread": _grid(runs, "spread", "spread of H over the layers", yscale="log"),
         "fig2b_spectra": _spectra(tables),
         "fig2c_paths": _paths(tables),
-        "continuous_gap": _grid(runs, "last_error_constant", "‖A_L − A(1)‖ / ‖A(1)‖"),
+        "continuous_gap": _grid(runs, "last_error_constant", "‖A_L − A(1)‖ / ‖A(1)‖", yscale="log"),
     }
 
 
-def _grid(runs: pd.DataFrame, value: str, label: str) -> Figure:
+def _differences_drawn(runs: pd.DataFrame) -> Figure:
+    """Test errors less that of equidistant steps with the same seed, in per cent of it."""
+    equidistant = runs[runs["scheme"] == "equidistant"]
+    others = pd.concat([runs[runs["scheme"] != "equidistant"], _doubled(equidistant).assign(scheme="doubled")])
+    pairs = others.merge(equidistant, on=_ON, suffixes=("", "_equidistant"))
+    pairs["difference"] = 100 * (pairs["test_error"] / pairs["test_error_equidistant"] - 1)
+    figure = _grid(pairs, "difference", "test error, less equidistant (%)")
+    for ax in figure.axes:
+        ax.axhline(0, color="grey", linewidth=1)
+    return figure
+
+
+def _doubled(equidistant: pd.DataFrame) -> pd.DataFrame:
+    """Runs with twice the layers, at the number of layers that they are compared with."""
+    return equidistant.assign(num_layers=equidistant["num_layers"] // 2)
+
+
+def _grid(runs: pd.DataFrame, value: str, label: str, yscale: str = "linear") -> Figure:
     """A value against L, a panel for each L̃ and λ, a line for each scheme."""
     depths, decays = sorted(runs["effective_depth"].unique()), sorted(runs["weight_decay"].unique())
     figure, axes = panels(len(decays), len(depths), width=3.8, height=3.0, sharex=True)
@@ -47,7 +66,7 @@ def _grid(runs: pd.DataFrame, value: str, label: str) -> Figure:
             of_scheme = of_panel[of_panel["scheme"] == scheme]
             if len(of_scheme):
                 draw_means(ax, of_scheme, "num_layers", value, name, index)
-        ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale="log")
+        ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale=yscale)
     for ax in axes[:: len(decays)]:
         ax.set_ylabel(label)
     legend_below(figure, axes[:1])
@@ -108,11 +127,12 @@ def tables_for_readers(tables: Tables) -> dict[str, pd.DataFrame]:
     """Paired differences at equal L, and against equidistant steps with twice the layers."""
     runs = tables[RUNS]
     equidistant = runs[runs["scheme"] == "equidistant"]
-    doubled = equidistant.assign(num_layers=equidistant["num_layers"] // 2)
     return {
         "schemes_same_layers": _differences(runs[runs["scheme"] != "equidistant"], equidistant),
-        "schemes_half_the_layers": _differences(runs, doubled),
+        "schemes_half_the_layers": _differences(runs, _doubled(equidistant)),
         "test_errors": _means(runs),
+        "gap": _gaps(runs, "last_error_constant"),
+        "gap_linear": _gaps(runs, "last_error_linear"),
     }
 
 
@@ -122,24 +142,49 @@ def _differences(runs: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
         ["effective_depth", "weight_decay", "num_layers", "scheme"]
     ):
         row = {"L̃": depth, "λ": decay, "L": num_layers, "scheme": NAMES[scheme]}
-        for value, label in (
-            ("test_error", "Δ test error"),
-            ("spread", "Δ spread of H"),
-            ("last_error_constant", "Δ gap"),
-        ):
+        for value, unit, label in (("test_error", 1e-4, "Δ test error (1e-4)"), ("spread", 1.0, "Δ spread of H")):
             row["n"], mean, half = paired(group, against, _ON, value)
-            row[label] = f"{mean:+.4f} ± {half:.4f}"
+            row[label] = f"{mean / unit:+.1f} ± {half / unit:.1f}"
         if row["n"]:
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Test errors in units of 1e-4."""
     rows = []
     for (depth, decay, num_layers), group in runs.groupby(["effective_depth", "weight_decay", "num_layers"]):
         row = {"L̃": depth, "λ": decay, "L": num_layers, "n": group["seed"].nunique()}
         for scheme, name in NAMES.items():
-            row[name] = "{:.4f} ± {:.4f}".format(*interval(group[group["scheme"] == scheme]["test_error"].to_numpy()))
+            errors = group.loc[group["scheme"] == scheme, "test_error"].to_numpy()
+            if len(errors):
+                row[name] = "{:.1f} ± {:.1f}".format(*interval(1e4 * errors))
         row["median residual"] = f"{group['criticality_residual'].median():.3f}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _gaps(runs: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Gaps to the continuous limit over those of equidistant steps, and how many of these have the same gap."""
+    logs = runs.assign(log_gap=np.log(runs[value]))
+    rows = []
+    for (depth, decay), group in logs.groupby(["effective_depth", "weight_decay"]):
+        equidistant = group[group["scheme"] == "equidistant"]
+        curve = equidistant.groupby("num_layers")["log_gap"].mean()
+        for (num_layers, scheme), found in group.groupby(["num_layers", "scheme"]):
+            row = {"L̃": depth, "λ": decay, "L": num_layers, "scheme": NAMES[scheme], "gap": found["log_gap"].mean()}
+            if scheme != "equidistant":
+                row["n"], mean, half = paired(found, equidistant, _ON, "log_gap")
+                row["of equidistant"] = f"{np.exp(mean):.2f} ({np.exp(mean - half):.2f}–{np.exp(mean + half):.2f})"
+                row["as so many equidistant layers"] = layers_of(curve, row["gap"])
+            rows.append({**row, "gap": f"{np.exp(row['gap']):.3g}"})
+    return pd.DataFrame(rows).fillna("")
+
+
+def layers_of(curve: pd.Series[float], log_gap: float) -> str:
+    """Where a curve over L has a gap, linearly in the logarithms of both; only bounds outside of what was measured."""
+    falling = -curve.cummin()
+    least, most = falling.index[0], falling.index[-1]
+    if not falling.iloc[0] <= -log_gap <= falling.iloc[-1]:
+        return f"< {least}" if -log_gap < falling.iloc[0] else f"> {most}"
+    return f"{np.exp(np.interp(-log_gap, falling, np.log(falling.index))):.1f}"
