@@ -5,10 +5,14 @@ import math
 
 import pytest
 import torch
-from matplotlib.colors import LogNorm
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 
 from lightning_leaky.plotting import (
+    Limits,
     pixels,
     plot_along_path,
     plot_energies,
@@ -102,13 +106,26 @@ def test_only_the_largest_singular_values_are_drawn():
     assert sorted(line.get_ydata()[0] for line in lines if line.get_marker() == ".") == [27.0, 28.0, 29.0, 30.0]
 
 
-@pytest.mark.parametrize(
-    ("values", "scale"), [([[1.0, 29.0]], "linear"), ([[1.0, 30.0]], "log"), ([[-1.0, 90.0]], "linear")]
-)
-def test_a_heat_map_is_logarithmic_where_values_reach_far(values, scale):
-    figure = plot_heat_map(torch.tensor(values), torch.tensor([10]), "cost")
-    mesh = figure.axes[0].collections[0]
-    assert isinstance(mesh.norm, LogNorm) == (scale == "log")
+def test_what_is_not_above_zero_is_grey_on_a_logarithmic_scale_and_what_is_missing_is_empty():
+    values = torch.tensor([[1.0, 100.0, 0.0, -3.0, torch.nan]])
+    mesh = plot_heat_map(values, torch.tensor([10]), "cost", scale="log").axes[0].collections[0]
+    assert isinstance(mesh.norm, LogNorm)
+    assert mesh.get_clim() == (1.0, 100.0)
+    colours = mesh.to_rgba(mesh.get_array()).reshape(5, 4)
+    grey = to_rgba("0.85")
+    assert [tuple(colour) == grey for colour in colours] == [False, False, True, True, False]
+    assert colours[4, 3] == 0.0
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_a_heat_map_of_nothing_but_zeros_is_drawn(scale):
+    assert pixels(plot_heat_map(torch.zeros(3, 2), torch.arange(3), "cost", scale=scale)).numel()
+
+
+def test_a_linear_heat_map_shows_zeros_and_what_is_below():
+    mesh = plot_heat_map(torch.tensor([[-1.0, 0.0, 3.0]]), torch.tensor([10]), "cost").axes[0].collections[0]
+    assert mesh.get_array().flatten().tolist() == [-1.0, 0.0, 3.0]
+    assert mesh.get_clim() == (-1.0, 3.0)
 
 
 def test_a_heat_map_has_layers_upwards_and_steps_to_the_right():
@@ -126,11 +143,31 @@ def test_each_sample_has_a_path_in_the_colour_of_its_class():
     points, labels = torch.rand(3, 4, 2), torch.tensor([5, 9, 5, 9])
     axes = plot_paths(points, labels).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["5", "9"]
-    paths = [line for line in axes.lines if len(line.get_xdata()) == 3 and line.get_linestyle() == "-"]
-    colours = [line.get_color() for line in paths]
+    (lines,) = [drawn for drawn in axes.collections if isinstance(drawn, LineCollection)]
+    colours = [tuple(colour) for colour in lines.to_rgba(lines.get_array())]
     assert colours[0] == colours[2] != colours[1] == colours[3]
-    for sample, line in enumerate(paths):
-        assert line.get_xydata().tolist() == points[:, sample].double().tolist()
+    for sample, path in enumerate(lines.get_segments()):
+        assert path.tolist() == points[:, sample].double().tolist()
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
+def test_a_class_has_one_colour_whatever_the_others_are(first, second):
+    colours = []
+    for classes in (first, second):
+        labels = torch.tensor(sorted(classes))
+        (lines,) = [
+            drawn
+            for drawn in plot_paths(torch.rand(2, len(labels), 2), labels).axes[0].collections
+            if isinstance(drawn, LineCollection)
+        ]
+        colours.append(dict(zip(labels.tolist(), map(tuple, lines.to_rgba(lines.get_array())), strict=True)))
+    assert all(colours[0][name] == colours[1][name] for name in first & second)
+    assert len(set(colours[0].values())) == len(first)
+
+
+def test_targets_are_coloured_about_zero():
+    lines = plot_paths(torch.rand(2, 3, 2), torch.tensor([0.5, -2.0, 1.0])).axes[0].collections[0]
+    assert lines.get_clim() == (-2.0, 2.0)
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0.5, 0.7]), torch.arange(2), None])
@@ -169,3 +206,20 @@ def test_pixels_are_those_of_the_figure():
 def test_refuses_shapes_that_do_not_fit(draw, argument):
     with pytest.raises(ValueError, match=argument):
         draw()
+
+
+def test_limits_of_colours_only_grow_and_reach_the_bar():
+    limits, bars = Limits(), []
+    for values in ([[1.0, 9.0]], [[2.0, 5.0]], [[0.5, 3.0]]):
+        figure = plot_heat_map(torch.tensor(values), torch.tensor([10]), "cost", scale="log")
+        limits.widen("cost", figure.axes[0])
+        bars.append(pytest.approx(figure.axes[1].get_ylim()))
+    assert bars == [(1.0, 9.0), (1.0, 9.0), (0.5, 9.0)]
+
+
+def test_lines_and_dots_of_a_path_have_the_same_limits_of_colours():
+    limits = Limits()
+    for largest in (3.0, 1.0):
+        axes = plot_paths(torch.rand(2, 3, 2), torch.tensor([0.0, -largest, 0.5])).axes[0]
+        limits.widen("path", axes)
+        assert {drawn.get_clim() for drawn in axes.collections} == {(-3.0, 3.0)}

@@ -18,7 +18,7 @@ from lightning_leaky.history import History
 from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import Readings
 from lightning_leaky.pictures import figures_of
-from lightning_leaky.plotting import Limits, plot_heat_map, plot_singular_values
+from lightning_leaky.plotting import Limits, Scale, plot_heat_map, plot_singular_values
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.processes import is_sharded
 
@@ -27,6 +27,8 @@ _HEAT_MAPS = {
     "kinetic_energy": "kinetic energy",
     "step_size": "step-size ρ",
 }
+# Energies differ by decades from layer to layer, step-sizes do not.
+_SCALES: dict[str, Scale] = {"step_size": "linear"}
 # Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
 _INCHES = (4.4, 3.0)
 
@@ -34,7 +36,7 @@ _INCHES = (4.4, 3.0)
 class PathFigures(Callback):
     """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
 
-    Figures, each of one scale over the whole run:
+    Figures, each with limits of axes and colours that only ever grow over a run, so that drawings can be compared:
 
     ===============================  ===================================================================================
     tag                              what it shows
@@ -42,7 +44,8 @@ class PathFigures(Callback):
     ``layers/energies``              kinetic and potential energy and the Hamiltonian along p, a tick for each layer
     ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
     ``layers/singular_values_of_W``  those of W_p after the step, of a `LeakyResNet` that is not sharded
-    ``layers/path``                  the way of some samples through the layers, coloured by class or target
+    ``layers/path``                  the way of some samples through the layers, coloured by class or target, in the
+                                     plane that holds most of it at the time
     ``layers/cost_of_identity``      cost of identity, layer × training step
     ``layers/kinetic_energy``        kinetic energy, layer × training step
     ``layers/step_size``             ρ, layer × training step
@@ -133,8 +136,7 @@ class PathFigures(Callback):
             return
         (monitor, readings, self._drawn_at), self._undrawn = self._undrawn, None
         for name, figure in self._figures(trainer, monitor, readings):
-            if name not in self._history:  # whose axes are training and layers
-                self._limits.widen(name, figure.axes[0])
+            self._limits.widen(name, figure.axes[0])
             figure.set_size_inches(*_INCHES)
             log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
         log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings)), self._drawn_at)
@@ -148,7 +150,8 @@ class PathFigures(Callback):
         for name, history in self._history.items():
             if len(history):
                 steps, rows = history.table()
-                yield name, plot_heat_map(rows, steps, _HEAT_MAPS[name], f"{_HEAT_MAPS[name]} over training")
+                title = f"{_HEAT_MAPS[name]} over training"
+                yield name, plot_heat_map(rows, steps, _HEAT_MAPS[name], title, _SCALES.get(name, "log"))
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:

@@ -47,16 +47,17 @@ def principal_coordinate(points: Tensor) -> Tensor:
         points: Shape (N, d).
 
     Returns:
-        Shape (N,), float64, with mean 0; its sign is arbitrary.
+        Shape (N,), float64, with mean 0. It grows with the coordinate that has the largest part in it.
 
     Raises:
         ValueError: If `points` is not floating-point, finite and of shape (N, d).
 
     Example:
-        >>> principal_coordinate(torch.tensor([[0.0, 1.0], [4.0, 1.0]])).abs()
-        tensor([2., 2.], dtype=torch.float64)
+        >>> principal_coordinate(torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
+        tensor([-2.,  2.], dtype=torch.float64)
     """
     wide = check_matrix("points", points)
     centred = wide - wide.mean(0)
-    along: Tensor = centred @ torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
+    direction = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, -1]
+    along: Tensor = centred @ (direction * direction[direction.abs().argmax()].sign())
     return along

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,20 +12,21 @@ from lightning_leaky.plotting.style import SEQUENTIAL, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Where the greatest value is so many times the least, a linear scale shows the greatest only.
-_LOGARITHMIC = 30.0
+Scale: TypeAlias = Literal["linear", "log"]
+
+# Grey: of no colour of the scale.
+_BELOW = "0.85"
 
 
-def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "") -> Figure:
+def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "", scale: Scale = "linear") -> Figure:
     """Draw a quantity of every layer (upwards) over training (to the right).
-
-    The colours are logarithmic where all values are positive and the greatest is 30 times the least or more.
 
     Args:
         values: Shape (T, L); what is not finite stays empty.
         steps: Optimizer steps at which they were read, increasing, shape (T,). Each column reaches to the next step.
         label: What the colours mean, with its unit.
         title: Title of the figure.
+        scale: Of the colours; what is not above 0 is grey on a logarithmic one.
 
     Returns:
         The figure.
@@ -43,21 +44,26 @@ def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "") ->
         raise ValueError(
             f"`values` must have shape (T, L) and `steps` (T,), got {tuple(values.shape)} and {tuple(steps.shape)}."
         )
-    wide = values.detach().to("cpu", torch.float64)
     figure = new_figure()
+    from matplotlib import colormaps
+
     axes = figure.add_subplot()
-    layers = torch.arange(wide.shape[1] + 1) + 0.5
-    mesh = axes.pcolormesh(_edges(steps).numpy(), layers.numpy(), wide.mT.numpy(), cmap=SEQUENTIAL, norm=_scale(wide))
+    shown, limits = _above(values.detach().to("cpu", torch.float64), 0.0 if scale == "log" else -torch.inf)
+    layers = torch.arange(shown.shape[1] + 1) + 0.5
+    colours = colormaps[SEQUENTIAL].with_extremes(under=_BELOW)
+    mesh = axes.pcolormesh(_edges(steps).numpy(), layers.numpy(), shown.mT.numpy(), cmap=colours, norm=scale)
+    mesh.set_clim(*limits)
     figure.colorbar(mesh, ax=axes, label=label)
     axes.set(xlabel="optimizer step", ylabel="layer", title=title)
     axes.locator_params(axis="y", integer=True)
     return figure
 
 
-def _scale(values: Tensor) -> str:
-    finite = values[torch.isfinite(values)]
-    is_wide = bool(finite.numel()) and bool((finite > 0).all()) and float(finite.max() / finite.min()) >= _LOGARITHMIC
-    return "log" if is_wide else "linear"
+def _above(values: Tensor, bound: float) -> tuple[Tensor, tuple[float, float]]:
+    """Values with those at a bound or below it set below all others, and the range of these others."""
+    above = values[torch.isfinite(values) & (values > bound)]
+    least, most = (float(above.min()), float(above.max())) if above.numel() else (1.0, 1.0)
+    return torch.where(values <= bound, least / 10, values), (least, most)
 
 
 def _edges(steps: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from lightning_leaky.plotting.style import CLASS_COLOURS, COLOURS, SEQUENTIAL, n
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _MARKED_LAYERS = 30
@@ -24,8 +26,8 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
     Args:
         points: Two coordinates of A_0, …, A_L, shape (L + 1, N, 2), see
             `lightning_leaky.functional.path_projection`.
-        labels: What to colour samples by, shape (N,): up to ten classes as whole numbers, or any other numbers; one
-            colour where it is ``None``.
+        labels: What to colour samples by, shape (N,): classes as whole numbers, those from 0 to 9 each in a colour of
+            its own, or targets; one colour where it is ``None``.
         title: Title of the figure.
 
     Returns:
@@ -45,33 +47,52 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
             f"`points` must have shape (L + 1, N, 2) and `labels` (N,), got {tuple(points.shape)} and "
             f"{None if labels is None else tuple(labels.shape)}."
         )
+    from matplotlib.collections import LineCollection
+
     figure = new_figure()
     axes = figure.add_subplot()
-    places = points.detach().to("cpu", torch.float64).numpy()
-    for index, colour in enumerate(_colours(figure, axes, labels, places.shape[1])):
-        axes.plot(*places[:, index].T, color=colour, linewidth=0.6, alpha=0.6)
-        if len(places) <= _MARKED_LAYERS:
-            axes.plot(*places[:, index].T, ".", color=colour, markersize=2.5)
-    axes.plot(*places[-1].T, "k.", markersize=4)
+    places = points.detach().to("cpu", torch.float64)
+    numbers, colours, limits = _colours(labels, places.shape[1])
+    lines = LineCollection(list(places.transpose(0, 1).numpy()), linewidths=0.6, alpha=0.6)
+    lines.set(array=numbers.numpy(), cmap=colours, clim=limits)
+    axes.add_collection(lines)
+    if len(places) <= _MARKED_LAYERS:
+        x, y = places.flatten(0, 1).mT.numpy()
+        dots = axes.scatter(x, y, s=3, c=numbers.repeat(len(places)).numpy(), cmap=colours)
+        dots.set_clim(*limits)
+    axes.plot(*places[-1].mT.numpy(), "k.", markersize=4)
+    axes.autoscale_view()
     axes.set(xlabel="first direction of the path", ylabel="second direction", title=title)
+    if labels is not None:
+        _explain(figure, axes, lines, labels)
     return figure
 
 
-def _colours(figure: Figure, axes: Axes, labels: Tensor | None, num_samples: int) -> list[object]:
-    """A colour for each sample, with a legend of classes or a bar of targets."""
-    if labels is None:
-        return [COLOURS[0]] * num_samples
-    classes = sorted(set(labels.tolist())) if not labels.is_floating_point() else []
-    if 0 < len(classes) <= len(CLASS_COLOURS):
-        for name, colour in zip(classes, CLASS_COLOURS, strict=False):
-            axes.plot([], [], color=colour, label=str(int(name)), linewidth=3)
-        axes.legend(title="class", fontsize="small", title_fontsize="small", ncols=1 + len(classes) // 6)
-        return [CLASS_COLOURS[classes.index(label)] for label in labels.tolist()]
-    from matplotlib.cm import ScalarMappable
+def _colours(labels: Tensor | None, num_samples: int) -> tuple[Tensor, Colormap, tuple[float, float]]:
+    """A number for each sample, and the colours and the range that they are drawn in."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
 
-    colour_of = ScalarMappable(cmap=SEQUENTIAL)
+    if labels is None:
+        return torch.zeros(num_samples), ListedColormap(COLOURS[:1]), (-0.5, 0.5)
     numbers = labels.detach().to("cpu", torch.float64)
-    colour_of.set_array(numbers.numpy())
-    colour_of.autoscale()
-    figure.colorbar(colour_of, ax=axes, label="class" if not labels.is_floating_point() else "target")
-    return list(colour_of.to_rgba(numbers.numpy()))
+    if _are_few_classes(labels):
+        # By the class itself, not by its place among those of the batch: it has one colour in every picture.
+        return numbers, ListedColormap(CLASS_COLOURS), (-0.5, len(CLASS_COLOURS) - 0.5)
+    largest = float(numbers.abs().max())
+    return numbers, colormaps[SEQUENTIAL], (-largest if labels.is_floating_point() else 0.0, largest)
+
+
+def _are_few_classes(labels: Tensor) -> bool:
+    return not labels.is_floating_point() and set(labels.tolist()) <= set(range(len(CLASS_COLOURS)))
+
+
+def _explain(figure: Figure, axes: Axes, lines: LineCollection, labels: Tensor) -> None:
+    """A legend of classes, or a bar of targets."""
+    if not _are_few_classes(labels):
+        figure.colorbar(lines, ax=axes, label="target" if labels.is_floating_point() else "class")
+        return
+    classes = sorted(set(labels.tolist()))
+    for name in classes:
+        axes.plot([], [], color=CLASS_COLOURS[name], label=str(name), linewidth=3)
+    axes.legend(title="class", fontsize="small", title_fontsize="small", ncols=1 + len(classes) // 6)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ CLASS_COLOURS = (
     "#332288", "#88CCEE", "#117733", "#CC6677", "#DDCC77", "#AA4499", "#44AA99", "#999933", "#882255", "#BBBBBB",
 )  # fmt: skip
 SEQUENTIAL = "cividis"
+Ranges: TypeAlias = tuple[tuple[float, float], ...]
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
@@ -69,13 +71,13 @@ def svg(figure: Figure) -> str:
 
 
 class Limits:
-    """Limits of axes that only ever grow, so that the pictures of a run can be compared over time.
+    """Limits of axes and colours that only ever grow, so that the pictures of a run can be compared over time.
 
     Args:
-        known: Limits (x0, x1, y0, y1) by the name of a figure, as of `known`.
+        known: As of the attribute.
 
     Attributes:
-        known: The widest limits so far.
+        known: The widest limits so far: of x, y and, where there are any, colours, by the name of a figure.
 
     Example:
         >>> limits, axes = Limits(), new_figure().add_subplot()
@@ -87,13 +89,18 @@ class Limits:
         [-3.0, 5.0]
     """
 
-    def __init__(self, known: dict[str, tuple[float, ...]] | None = None) -> None:
-        self.known: dict[str, tuple[float, ...]] = dict(known or {})
+    def __init__(self, known: Mapping[str, Ranges] | None = None) -> None:
+        self.known: dict[str, Ranges] = dict(known or {})
 
     def widen(self, name: str, axes: Axes) -> None:
-        """Give axes the widest limits that a figure of this name has had, their present ones included."""
-        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        x0, x1, y0, y1 = self.known.get(name, (left, right, bottom, top))
-        widest = (min(x0, left), max(x1, right), min(y0, bottom), max(y1, top))
-        self.known[name] = tuple(float(limit) for limit in widest)
-        axes.set(xlim=widest[:2], ylim=widest[2:])
+        """Give axes, and what is coloured in them, the widest limits that a figure of this name has had."""
+        coloured = [drawn for drawn in axes.collections if drawn.get_array() is not None]
+        present = [axes.get_xlim(), axes.get_ylim(), *(drawn.get_clim() for drawn in coloured[:1])]
+        widest = tuple(
+            (float(min(low, other_low)), float(max(high, other_high)))
+            for (low, high), (other_low, other_high) in zip(present, self.known.get(name, present), strict=True)
+        )
+        self.known[name] = widest
+        axes.set(xlim=widest[0], ylim=widest[1])
+        for drawn in coloured:
+            drawn.set_clim(*widest[2])

@@ -64,3 +64,12 @@ def test_the_principal_coordinate_is_along_the_longest_axis(seed, ratio):
 def test_points_of_the_principal_coordinate_are_a_matrix():
     with pytest.raises(ValueError, match="`points` must have shape"):
         principal_coordinate(torch.ones(3))
+
+
+@given(st.integers(0, 1000))
+def test_the_principal_coordinate_does_not_turn_with_the_samples(seed):
+    """Of a batch in another order, or of half of it, where one direction is far the longest."""
+    points = random_path(seed, samples=40)[0] * torch.tensor([1.0, 1.0, 30.0, 1.0, 1.0])
+    whole, half = principal_coordinate(points), principal_coordinate(points[::2])
+    assert torch.corrcoef(torch.stack([whole[::2], half]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([whole, points[:, 2]]))[0, 1] > 0.9
