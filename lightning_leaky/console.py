@@ -46,7 +46,7 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
         Bottleneck: not known, for the cost of identity was not read.
         Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layers 1–2; none is idle.
-        Trust: the energies are exact; that training is at an optimum was not read, so H says little.
+        Trust: the energies are exact; whether training is at an optimum was not read, so H says little.
     """
     check_rich()
     from rich.console import Console

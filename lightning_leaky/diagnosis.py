@@ -19,6 +19,8 @@ _GOOD, _FAIR = 0.1, 0.5
 _NARROW = 0.5
 # No dimension is left where all samples are one point: the soft count is then far below 1.
 _COLLAPSED = 0.5
+# Of a rank, with one decimal.
+_NEARLY_ZERO = 0.05
 # Share of the work that the working layers do together; a layer is idle with a tenth of an equal share of the way.
 _MOST, _IDLE = 0.8, 0.1
 
@@ -76,6 +78,15 @@ class Diagnosis:
         return self.dimensions[1] <= _NARROW * self.dimensions[0]
 
     @property
+    def rank_bounds(self) -> tuple[float, float] | None:
+        """What encloses the rank of the bottleneck: the median of −2H/L̃, and the least cost of identity.
+
+        ``None`` is no estimate: training is far from an optimum, one of the two was not read, or they enclose nothing.
+        """
+        below, above = self.rank_from_below, self.dimensions[1]
+        return (below, above) if self.trust != "no" and -_NEARLY_ZERO <= below <= above else None
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """Answers to the four questions of a reader."""
         if self.diverged is not None:
@@ -100,7 +111,7 @@ class Diagnosis:
         if below != below or above != above:
             return "Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity."
         written = f"{round(below, 1) + 0.0:.1f} (−2H/L̃) and {above:.1f} (least cost of identity)"  # no −0.0
-        if self.trust == "no" or not -0.05 <= below <= above:
+        if self.rank_bounds is None:
             return f"Rank: no estimate yet, {written} do not enclose one."
         return f"Rank: between {written}."
 
@@ -118,7 +129,7 @@ class Diagnosis:
         return (
             "Trust: "
             + {
-                "unknown": "the energies are exact; that training is at an optimum was not read, so H says little.",
+                "unknown": "the energies are exact; whether training is at an optimum was not read, so H says little.",
                 "no": f"not yet, far from an optimum; the median criticality residual is {self.residual:.2f}.",
                 "partly": f"a first impression; the median criticality residual is {self.residual:.2f}.",
                 "yes": f"yes; the median criticality residual is {self.residual:.2f}.",
@@ -143,7 +154,7 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         Bottleneck: yes; the cost of identity goes from 9.0 to 2.0, before layer 2.
         Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layer 1; idle: layer 2.
-        Trust: the energies are exact; that training is at an optimum was not read, so H says little.
+        Trust: the energies are exact; whether training is at an optimum was not read, so H says little.
     """
     found, first = [], 1
     for part in readings.split():
@@ -167,6 +178,26 @@ def paragraphs(readings: Readings) -> list[str]:
             found.append(f"Segment {number}, {ranges(layers)}:")
         found.extend(part.sentences)
     return found
+
+
+def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
+    """Bounds of the rank of each bottleneck by log key: ``rank/lower`` and ``rank/upper``, where there is an estimate.
+
+    Args:
+        readings: Of any quantities.
+        prefix: Put before each key.
+
+    Example:
+        >>> energies = {"cost_of_identity": torch.tensor([9.0, 3.5]), "hamiltonian": torch.tensor([-3.0, -2.0])}
+        >>> rank_scalars(Readings(energies, torch.tensor([0.5, 0.5]), effective_depth=2.0))
+        {'rank/lower': tensor(2.5000, dtype=torch.float64), 'rank/upper': tensor(3.5000, dtype=torch.float64)}
+    """
+    parts = diagnose(readings)
+    return {
+        f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(bound, dtype=torch.float64)
+        for number, part in enumerate(parts, start=1)
+        for end, bound in zip(("lower", "upper"), part.rank_bounds or (), strict=False)
+    }
 
 
 def _diagnose(part: Readings, first: int) -> Diagnosis:

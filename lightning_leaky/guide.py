@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,53 +92,78 @@ SUMMARIES: dict[str, dict[str, str]] = {
 }
 """What each summary of a quantity says, by the last part of its key."""
 
+TAGS_OF: dict[str, dict[str, str]] = {
+    "EnergyMonitor": {
+        "rank/lower": "Median of −2H/L̃, logged where it is an estimate: the median criticality residual is below 0.5.",
+        "rank/upper": "Least cost of identity, logged likewise: the rank of the bottleneck is between the two.",
+        "final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams.",
+    },
+    "PathFigures": {
+        "layers/*": "Figures of the layers, in Images: energies, spectra, the path, and the history as heat maps.",
+        "layers/diagnosis": "The four answers in sentences, in Text.",
+    },
+    "StepSizeAdapter": {"step_sizes": "Histogram of ρ over the layers."},
+    "LayerRefiner": {
+        "num_layers": "L, which the refiner changes.",
+        "discretisation_error": "Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F, what its tolerance bounds.",
+    },
+}
+"""Tags that are of no single quantity, by the callback that logs them."""
+
 _FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
 _SEGMENT = r"(segment_\d+/)?"
 
 
 def chart_layout(
-    training: Collection[str], evaluation: Collection[str] = (), has_rank: bool = True
+    training: Collection[str], evaluation: Collection[str] = (), has_rank: bool = True, prefix: str = ""
 ) -> dict[str, dict[str, list[Any]]]:
-    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, bounds of the rank beside it.
+    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, the rank between its bounds.
 
     Tags are regular expressions, so that the number of layers may change.
 
     Args:
         training: Quantities of the training readings, as `EnergyMonitor` takes them; ``step_size`` too where it adapts.
-        evaluation: Those of the validation readings.
+        evaluation: Those of the validation and test readings.
         has_rank: Whether there is an estimate of the rank of the whole path: not without a leak, and not of a path in
             several segments.
+        prefix: What the tags of a monitor begin with.
 
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
 
     Example:
-        >>> list(chart_layout(["hamiltonian", "criticality_residual"])["Is there a bottleneck?"])
-        ['rank, between its bounds', 'rank by −2H/L̃, over the layers (momentum form)']
+        >>> list(chart_layout(["hamiltonian", "cost_of_identity"])["Is there a bottleneck?"])
+        ['rank, between its bounds', 'least cost of identity']
     """
-    first, trust = "Is there a bottleneck?", "Can the reading be trusted?"
-    layout: dict[str, dict[str, list[Any]]] = {first: {}, trust: {}}
-    forms = [name for name in ("hamiltonian", "energy_hamiltonian") if name in training and has_rank]
-    # The same tags whatever is read: TensorBoard shows a chart twice where two runs lay it out differently.
-    if has_rank and (forms or "cost_of_identity" in training):
-        bounds = [rf"^(energy_)?hamiltonian/{_SEGMENT}bottleneck_rank$", rf"^cost_of_identity/{_SEGMENT}min$"]
-        layout[first]["rank, between its bounds"] = ["Multiline", bounds]
-    if forms:
-        tags = [f"{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
-        layout[first][f"rank by −2H/L̃, over the layers ({_FORMS[forms[0]]})"] = ["Margin", tags]
-        layout[trust]["spread of the Hamiltonian"] = ["Multiline", [rf"^(energy_)?hamiltonian/{_SEGMENT}spread$"]]
+    start = f"^{re.escape(prefix)}"
+    first: dict[str, list[Any]] = {}
+    trust: dict[str, list[Any]] = {}
+    forms = [name for name in _FORMS if name in training]
+    if "cost_of_identity" in training:
+        if has_rank and forms:
+            bounds = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
+            first["rank, between its bounds"] = ["Margin", bounds]
+        first["least cost of identity"] = ["Multiline", [rf"{start}cost_of_identity/{_SEGMENT}min$"]]
     if "criticality_residual" in training:
-        layout[trust]["criticality residual, each layer"] = ["Multiline", [r"^criticality_residual/layer_"]]
-    layout["Which layers do the work?"] = _charts(training, "")
-    if evaluation:
-        layout["On validation data"] = _charts(evaluation, "val_")
+        trust["criticality residual, each layer"] = ["Multiline", [rf"{start}criticality_residual/layer_"]]
+    if forms:
+        trust["spread of the Hamiltonian"] = ["Multiline", [rf"{start}(energy_)?hamiltonian/{_SEGMENT}spread$"]]
+        if has_rank:
+            tags = [f"{prefix}{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
+            trust[f"−2H/L̃ over the layers ({_FORMS[forms[0]]})"] = ["Margin", tags]
+    layout = {
+        "Is there a bottleneck?": first,
+        "Can the reading be trusted?": trust,
+        "Which layers do the work?": _charts(training, start),
+        "On validation and test data": _charts(evaluation, f"{start}(val|test)_"),
+    }
     return {category: charts for category, charts in layout.items() if charts}
 
 
-def _charts(quantities: Collection[str], prefix: str) -> dict[str, list[Any]]:
+def _charts(quantities: Collection[str], start: str) -> dict[str, list[Any]]:
     """A chart with all layers for each quantity."""
     return {
-        f"{card.title}, each layer": ["Multiline", [rf"^{prefix}{name}/layer_"]]
+        f"{card.title}, each layer": ["Multiline", [rf"{start}{name}/layer_"]]
         for name, card in CARDS.items()
         if name in quantities and name != "criticality_residual"
     }
@@ -154,12 +180,13 @@ def summary_keys(quantities: Collection[str], leaks: bool = True) -> list[str]:
     return [key for key in keys if leaks or "/bottleneck_rank" not in key]
 
 
-def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
+def page(quantities: Collection[str], settings: Mapping[str, object], callbacks: Collection[str] = ()) -> str:
     """Markdown page that explains the tags of a run in two lines each, and states the settings.
 
     Args:
         quantities: What is read.
-        settings: Arguments of the callback by name.
+        settings: What it is read with, by name.
+        callbacks: Names of the classes of the callbacks of the run; of ours the further tags are explained.
 
     Example:
         >>> print(page(["kinetic_energy"], {"gamma_rel": 0.001}).splitlines()[2])
@@ -172,9 +199,13 @@ def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
         for name in known
         for end, says in SUMMARIES.get(name, {}).items()
     ]
+    rows += [
+        (f"`{tag}`", f"of {name}", says) for name in TAGS_OF if name in callbacks for tag, says in TAGS_OF[name].items()
+    ]
     return "\n".join(
         [
-            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets.",
+            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets. Of "
+            "several segments each has its summary, as `cost_of_identity/segment_2/min`.",
             "",
             "| tag | what it is | what it says |",
             "| --- | --- | --- |",
@@ -182,7 +213,7 @@ def page(quantities: Collection[str], settings: Mapping[str, object]) -> str:
             "",
             "| setting | value |",
             "| --- | --- |",
-            *(f"| `{name}` | `{_escaped(value)}` |" for name, value in settings.items()),
+            *(f"| {name} | `{_escaped(value)}` |" for name, value in settings.items()),
         ]
     )
 

@@ -388,6 +388,11 @@ class PathObserver:
         acts_per_layer = not knows_weights(self.path)
         return objective_weight_decay(given, len(self._segmentation.layers), self.path.effective_depth, acts_per_layer)
 
+    @property
+    def weight_decay_read(self) -> float | None:
+        """λ that momenta are read with; ``None`` where none are, and before the path is known."""
+        return self._weight_decay() if self.reads_momenta and self._segmentation.is_known else None
+
     def _weights(self) -> LayerWeights | None:
         """W_l where they are read: by `compute`, for sharded ones are gathered, and only there all processes meet."""
         if self.path is None or "criticality_residual" not in self.quantities or not knows_weights(self.path):

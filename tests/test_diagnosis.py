@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky import Readings
-from lightning_leaky.diagnosis import diagnose, paragraphs, ranges
+from lightning_leaky.diagnosis import diagnose, paragraphs, ranges, rank_scalars
 
 
 def readings(depth: float = 2.0, step_sizes=(0.25, 0.25, 0.25, 0.25), segments=(), **quantities) -> Readings:
@@ -129,3 +129,23 @@ def test_ranges_can_be_read_back(numbers):
     text = ranges(tuple(sorted(numbers))).removeprefix("layers ").removeprefix("layer ")
     ends = [[int(end) for end in part.split("–")] for part in text.split(", ")]
     assert {number for part in ends for number in range(part[0], part[-1] + 1)} == numbers
+
+
+@pytest.mark.parametrize(
+    ("residual", "energies", "found"),
+    [
+        (0.1, (-9.0, -2.0, -3.0, 0.0), {"rank/lower": 2.5, "rank/upper": 4.0}),
+        (0.6, (-9.0, -2.0, -3.0, 0.0), {}),
+        (0.1, (-9.0, -9.0, -9.0, -9.0), {}),
+        (0.1, (1.0, 1.0, 1.0, 1.0), {}),
+    ],
+)
+def test_bounds_of_the_rank_are_logged_where_they_are_an_estimate(residual, energies, found):
+    read = readings(cost_of_identity=(9.0, 4.0, 4.0, 9.0), hamiltonian=energies, criticality_residual=(residual,) * 4)
+    assert {key: float(value) for key, value in rank_scalars(read).items()} == found
+
+
+def test_each_segment_has_bounds_of_its_own():
+    read = readings(segments=(2, 2), cost_of_identity=(9.0, 4.0, 1.0, 0.9), energy_hamiltonian=(-3.0, -3.0, -5.0, -5.0))
+    found = {key: float(value) for key, value in rank_scalars(read, "encoder/").items()}
+    assert found == {"encoder/rank/segment_1/lower": 3.0, "encoder/rank/segment_1/upper": 4.0}

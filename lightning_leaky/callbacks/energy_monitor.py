@@ -27,8 +27,8 @@ from lightning_leaky.callbacks._trainer import (
     validates,
     without_log,
 )
-from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.console import check_rich, print_layers
+from lightning_leaky.diagnosis import rank_scalars
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.guide import chart_layout, page, summary_keys
@@ -46,18 +46,6 @@ _DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy")
 # Without a leak the one is 0 and the other the kinetic energy once more.
 _DEFAULT_OF_LEAKS = ("potential_energy", "energy_hamiltonian")
 _DEFAULT_MOMENTA = ("hamiltonian", "criticality_residual")
-_SETTINGS = (
-    "layers",
-    "quantities",
-    "every_n_steps",
-    "gamma",
-    "gamma_rel",
-    "weight_decay",
-    "effective_depth",
-    "loss_reduction",
-    "layout",
-    "form",
-)
 
 
 class EnergyMonitor(Callback):
@@ -104,6 +92,9 @@ class EnergyMonitor(Callback):
     ``criticality_residual/max``                –       greatest over the layers
     ``momentum_norm/layer_*``                   –       ‖B‖_F
     ``features_momentum_norm/layer_*``          –       ‖Bᵀσ(A)‖_F
+    ``rank/lower``, ``rank/upper``              –       median of −2H/L̃ and least cost of identity, of training
+                                                        readings where the two are an estimate: the median criticality
+                                                        residual is below 0.5, and they enclose something
     ==========================================  ======  ================================================================
 
     Where the path has several segments, summaries are per segment, as ``cost_of_identity/segment_2/min``.
@@ -139,6 +130,8 @@ class EnergyMonitor(Callback):
             while those of all processes are at most w and then sums moments, or, where moments would take more than
             1 GiB, keeps as many samples as fill it, which is said once.
         print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
+        prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors, whose keys would be
+            those of the first.
 
     Raises:
         ModuleNotFoundError: If a table is wanted and rich is missing.
@@ -165,6 +158,7 @@ class EnergyMonitor(Callback):
         padding_mask: PaddingMask = ATTENTION_MASK,
         form: Form = "auto",
         print_layers: bool = False,
+        prefix: str = "",
     ) -> None:
         if print_layers:
             check_rich()  # here, and not after an hour of training
@@ -187,6 +181,7 @@ class EnergyMonitor(Callback):
         self.padding_mask = padding_mask
         self.form: Form = check_form(form)
         self.print_layers = print_layers
+        self.prefix = prefix
         self.readings: dict[str, Readings] = {}
         self._train: PathObserver | None = None
         self._evaluation: PathObserver | None = None
@@ -219,7 +214,7 @@ class EnergyMonitor(Callback):
         if self._train is not None and log_period(trainer):
             leaks = (self.effective_depth if self._train.path is None else self._train.path.effective_depth) > 0
             keys = summary_keys(self._train.quantities, leaks)
-            announce_final(trainer, [f"final_{key}" for key in keys])
+            announce_final(trainer, [f"{self.prefix}final_{key}" for key in keys])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
@@ -285,12 +280,12 @@ class EnergyMonitor(Callback):
         if self._unlogged is not None:
             readings, self._unlogged = self._unlogged, None
             if log_period(trainer):
-                log_scalars(trainer, readings.scalars())
+                log_scalars(trainer, readings.scalars(self.prefix) | rank_scalars(readings, self.prefix))
             self._publish(trainer, pl_module, "train", readings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the last summaries beside the hyper-parameters of the run, and print the table that was asked for."""
-        finals = {f"final_{key}": float(value) for key, value in self._last_summaries().items()}
+        finals = {f"{self.prefix}final_{key}": float(value) for key, value in self._last_summaries().items()}
         if finals and log_period(trainer):
             log_final(trainer, finals, num_steps(trainer))
         if self.print_layers and "train" in self.readings and trainer.is_global_zero:
@@ -411,6 +406,12 @@ class EnergyMonitor(Callback):
         self._is_collecting, self._unlogged = False, None
 
     def _warn_of_settings(self, trainer: Trainer) -> None:
+        others = [other for other in callbacks_of(trainer) if isinstance(other, EnergyMonitor) and other is not self]
+        if any(other.prefix == self.prefix for other in others):
+            rank_zero_warn(
+                f"Several EnergyMonitors have the `prefix` {self.prefix!r} and write under the same keys; give one of "
+                'them another, as in EnergyMonitor("decoder.layers.*", prefix="decoder/").'
+            )
         if not trainer.loggers:
             rank_zero_warn("EnergyMonitor has no logger to write to: readings are kept in its `readings` only.")
 
@@ -441,6 +442,7 @@ class EnergyMonitor(Callback):
             return
         readings = self._evaluation.compute()
         if readings is not None:
+            prefix = self.prefix + prefix
             log_scalars(trainer, readings.layers(prefix))
             # What `validate` and `test` print and return. They are of all processes already: the two flags together
             # reduce nothing and keep Lightning from advising to, once a key.
@@ -456,16 +458,39 @@ class EnergyMonitor(Callback):
         training, evaluation = (
             () if observer is None else observer.quantities for observer in (self._train, self._evaluation)
         )
-        adapts = ("step_size",) if any(isinstance(other, StepSizeAdapter) for other in callbacks_of(trainer)) else ()
+        names = [type(callback).__name__ for callback in callbacks_of(trainer)]
+        adapts = ("step_size",) if "StepSizeAdapter" in names else ()
         # The one number of a path in several segments has a key for each of them.
         has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
-        layout = chart_layout((*training, *adapts), evaluation if validates(trainer) else (), has_rank)
-        log_layout(trainer, layout)
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        log_text(trainer, "layers/guide", page((*training, *evaluation, *adapts), settings))
+        validated = evaluation if validates(trainer) or trainer.state.fn == "test" else ()
+        layout = chart_layout((*training, *adapts), validated, has_rank, self.prefix)
+        if layout:
+            log_layout(trainer, layout)
+        text = page((*training, *evaluation, *adapts), self._settings(trainer, readings), names)
+        log_text(trainer, f"{self.prefix}layers/guide", text)
+
+    def _settings(self, trainer: Trainer, readings: Readings) -> dict[str, object]:
+        """What is read, and with what: not what was asked for, which may have been nothing."""
+        decay = None if self._train is None else self._train.weight_decay_read
+        known = [f"{readings.names[0]} … {readings.names[-1]}"] if readings.names else []
+        return {
+            "layers": ", ".join([f"{len(readings.step_sizes)} layers", *known]),
+            "segments": readings.segments or "one",
+            "effective depth L̃": f"{readings.effective_depth:g}",
+            "weight decay λ": "no momenta are read" if decay is None else f"{decay:g}",
+            "stabiliser γ": f"{self.gamma_rel:g} ‖K‖" if self.gamma is None else f"{self.gamma:g}",
+            "optimizer steps between two training readings": self.every_n_steps or log_period(trainer),
+            "validation and test sets are read": self._evaluation is not None,
+            **{name: getattr(self, name) for name in ("loss_reduction", "layout", "padding_mask", "form")},
+        }
 
     def _last_summaries(self) -> dict[str, torch.Tensor]:
-        return self.readings["train"].summaries() if "train" in self.readings else {}
+        """Those of the last training reading; of several segments those of the longest, beside each."""
+        if "train" not in self.readings:
+            return {}
+        readings = self.readings["train"]
+        longest = max(readings.split(), key=lambda part: len(part.step_sizes))
+        return longest.summaries() | readings.summaries()
 
     def _say(self, observer: PathObserver) -> None:
         """Log once what is read, and how."""

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
@@ -70,11 +71,20 @@ def test_layout_page_and_final_numbers_are_written_once(fitted):
     events = fitted(EnergyMonitor(), StepSizeAdapter())
     (layout,) = events.Tensors("custom_scalars__config__")
     config = layout.tensor_proto.string_val[0]
-    for pattern in (b"^cost_of_identity/layer_", b"^step_size/layer_", b"hamiltonian/bottleneck_rank_max", b"^val_"):
+    patterns = (b"^cost_of_identity/layer_", b"^step_size/layer_", b"hamiltonian/bottleneck_rank_max", b"^(val|test)_")
+    for pattern in patterns:
         assert pattern in config
     (page,) = text_of(events, "layers/guide")
     assert "`criticality_residual/layer_*`" in page
-    assert "| `gamma_rel` | `0.001` |" in page
+    assert "| `step_sizes` | of StepSizeAdapter |" in page
+    for row in (
+        "| layers | `4 layers, network.layers.0 … network.layers.3` |",
+        "| effective depth L̃ | `2` |",
+        "| weight decay λ | `0.1` |",
+        "| stabiliser γ | `0.001 ‖K‖` |",
+        "| optimizer steps between two training readings | `1` |",
+    ):
+        assert row in page
     final = [key for key in events.Tags()["scalars"] if key.startswith("final_")]
     assert len(final) == 10
     announced = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
@@ -95,7 +105,7 @@ def test_a_list_of_metrics_that_somebody_else_will_write_is_left_to_them(
 
 def test_charts_of_validation_are_laid_out_where_there_is_validation(fitted):
     (layout,) = fitted(EnergyMonitor(), limit_val_batches=0).Tensors("custom_scalars__config__")
-    assert b"val_" not in layout.tensor_proto.string_val[0]
+    assert b"val" not in layout.tensor_proto.string_val[0]
 
 
 def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
@@ -209,29 +219,34 @@ def test_layers_that_come_and_go_are_drawn(fitted):
     assert set(events.Tags()["images"]) == FIGURES
 
 
+class Convolutional(NoisyModule):
+    """Four blocks of three channels and two of six, with one between that changes the shape."""
+
+    def __init__(self):
+        super().__init__(3, 2, 6, 4, 2.0)
+        channels = [(3, 3)] * 4 + [(3, 6)] + [(6, 6)] * 2
+        self.stack = torch.nn.Sequential(
+            *(torch.nn.Sequential(torch.nn.Conv2d(*sizes, 3, padding=1), torch.nn.ReLU()) for sizes in channels)
+        )
+        self.head = torch.nn.Linear(6, 2)
+        del self.network
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.head(self.stack(batch[0]).mean((2, 3))), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def pictures() -> DataLoader:
+    return DataLoader(TensorDataset(torch.randn(6, 3, 4, 4), torch.arange(6) % 2), batch_size=6)
+
+
 def test_convolutional_networks_and_classes(make_trainer):
     """Two segments: spectra and path are of the longest, coloured by class."""
-    blocks = [torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.ReLU()) for _ in range(4)]
-    wide = [torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), torch.nn.ReLU())]
-    more = [torch.nn.Sequential(torch.nn.Conv2d(6, 6, 3, padding=1), torch.nn.ReLU()) for _ in range(2)]
-    stack = torch.nn.Sequential(*blocks, *wide, *more)
-
-    class Net(NoisyModule):
-        def __init__(self):
-            super().__init__(3, 2, 6, 4, 2.0)
-            self.stack, self.head = stack, torch.nn.Linear(6, 2)
-            del self.network
-
-        def training_step(self, batch, batch_idx):
-            return torch.nn.functional.cross_entropy(self.head(self.stack(batch[0]).mean((2, 3))), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    data = TensorDataset(torch.randn(6, 3, 4, 4), torch.arange(6) % 2)
     figures = Kept()
     monitor = EnergyMonitor("stack.*", on_validation=False)
-    make_trainer(monitor, figures, max_epochs=1).fit(Net(), DataLoader(data, batch_size=6))
+    make_trainer(monitor, figures, max_epochs=1).fit(Convolutional(), pictures())
     drawn = {name: figure.axes[0] for name, figure, _ in figures.drawn}
     assert "singular_values_of_W" not in drawn
     assert [text.get_text() for text in drawn["path"].get_legend().get_texts()] == ["0", "1"]
@@ -306,6 +321,48 @@ def test_a_second_fit_does_not_end_with_the_numbers_of_the_first(make_module, ma
     trainer = make_trainer(monitor, logger=logger, max_epochs=2, log_every_n_steps=50)
     trainer.fit(make_module(), datamodule=make_data())
     assert not [key for key in events_of(logger).Tags()["scalars"] if key.startswith("final_")]
+
+
+def test_two_monitors_keep_apart_with_a_prefix(make_module, make_data, make_trainer, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    monitors = [EnergyMonitor("re:network.layers.[01]"), EnergyMonitor("re:network.layers.[23]", prefix="end/")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Several EnergyMonitors")
+        make_trainer(*monitors, logger=logger, max_epochs=2).fit(make_module(), datamodule=make_data())
+    events = events_of(logger)
+    for prefix, monitor in zip(("", "end/"), monitors, strict=True):
+        for stage, name in (("train", ""), ("validate", "val_")):
+            logged = [events.Scalars(f"{prefix}{name}kinetic_energy/layer_0{layer}")[-1].value for layer in (1, 2)]
+            assert logged == pytest.approx(monitor.readings[stage]["kinetic_energy"].tolist())
+        assert len(events.Scalars(f"{prefix}final_cost_of_identity/min")) == 1
+        assert len(text_of(events, f"{prefix}layers/guide")) == 1
+
+
+def test_two_monitors_without_a_prefix_are_warned_of(make_module, make_data, make_trainer):
+    trainer = make_trainer(EnergyMonitor(), EnergyMonitor(), max_epochs=1)
+    with pytest.warns(UserWarning, match="Several EnergyMonitors have the `prefix` ''"):
+        trainer.fit(make_module(), datamodule=make_data())
+
+
+def test_final_numbers_of_several_segments_are_those_that_were_announced(make_trainer, tmp_path):
+    """The table of runs has a column for each announced name: of the longest segment."""
+    logger, monitor = TensorBoardLogger(tmp_path), EnergyMonitor("stack.*", on_validation=False)
+    make_trainer(monitor, logger=logger, max_epochs=1).fit(Convolutional(), pictures())
+    events = events_of(logger)
+    announced = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"final_cost_of_identity/min" in announced
+    assert monitor.readings["train"].segments == (4, 2)
+    costs = monitor.readings["train"]["cost_of_identity"]
+    for key, segment in (("", costs[:4]), ("segment_1/", costs[:4]), ("segment_2/", costs[4:])):
+        final = events.Scalars(f"final_cost_of_identity/{key}min")[-1].value
+        assert final == pytest.approx(float(segment.min()))
+
+
+def test_a_test_run_has_a_layout_of_its_own(make_module, make_data, make_trainer, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    make_trainer(EnergyMonitor(), logger=logger).test(make_module(), datamodule=make_data(), verbose=False)
+    (layout,) = events_of(logger).Tensors("custom_scalars__config__")
+    assert b"^(val|test)_cost_of_identity/layer_" in layout.tensor_proto.string_val[0]
 
 
 def test_hyper_parameters_kept_from_loggers_stay_away(make_data, make_trainer, tmp_path):
