@@ -52,6 +52,7 @@ MONITOR = {
     "padding_mask": "mask",
     "form": "samples",
     "print_layers": True,
+    "prefix": "net/",
 }
 ADAPTER = {
     "every_n_steps": 4,

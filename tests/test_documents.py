@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import lightning as L
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import scale
 
@@ -15,18 +17,68 @@ def blocks(document: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+def run(document: Path) -> dict[str, object]:
+    """Names that the blocks of a page leave behind: as a script, with two epochs and a reading at every step."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(document):
+        short = re.sub(r"max_epochs=\d+", "max_epochs=2", re.sub(r",\s*log_every_n_steps=\d+", "", block))
+        exec(short.replace("L.Trainer(", "L.Trainer(log_every_n_steps=1, "), namespace)
+    return namespace
+
+
+def events_of(folder: Path) -> EventAccumulator:
+    """What the first fit of a page has logged."""
+    return EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"images": 0}).Reload()
+
+
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if blocks(document)], ids=lambda d: d.name)
 def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {}
-    for block in blocks(document):
-        exec(re.sub(r"max_epochs=\d+", "max_epochs=2", block), namespace)
+    fits = []
+    fit = L.Trainer.fit
+    monkeypatch.setattr(L.Trainer, "fit", lambda *args, **kwargs: fits.append(fit(*args, **kwargs)))
+    run(document)
+    assert len(fits) == sum(block.count("trainer.fit(") for block in blocks(document))
+
+
+def test_the_page_on_charts_draws_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(ROOT / "docs" / "charts.md")
+    tags = events_of(tmp_path).Tags()
+    figures = ("energies", "path", "singular_values_of_A", "singular_values_of_W", "cost_of_identity", "step_size")
+    assert {f"layers/{name}" for name in figures} <= set(tags["images"])
+    assert {"layers/guide/text_summary", "layers/diagnosis/text_summary"} <= set(tags["tensors"])
+
+
+def test_the_quantity_of_ones_own_is_logged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(ROOT / "docs" / "extending.md")
+    ranks = [events_of(tmp_path).Scalars(f"effective_rank/layer_0{layer}") for layer in range(1, 6)]
+    assert all(1 <= event.value <= 50 for events in ranks for event in events)
+    assert [len(events) for events in ranks] == [2] * 5
+
+
+def test_the_rule_of_ones_own_adapts(tmp_path, monkeypatch, make_module, make_data, make_trainer):
+    monkeypatch.chdir(tmp_path)
+    adapter, module = run(ROOT / "docs" / "step_sizes.md")["adapter"], make_module()
+    before = module.network.step_sizes.clone()
+    make_trainer(adapter, max_epochs=20).fit(module, datamodule=make_data())
+    assert (module.network.step_sizes - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_relative_links_lead_somewhere(document):
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    """Pages, pictures, and headings of pages; Sphinx looks at the docs, and nobody else at the README."""
+    for link, heading in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", document.read_text(encoding="utf-8")):
+        target = document.parent / link if link else document
+        assert target.exists(), link
+        assert not heading or heading in headings(target), f"{link}#{heading}"
+
+
+def headings(document: Path) -> set[str]:
+    """Headings of a page as they stand in links: in lower case, with hyphens, without punctuation."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_page_on_scale_shows_what_the_formulas_say():

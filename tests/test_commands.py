@@ -1,0 +1,120 @@
+"""Every command that README and docs show: run with small sizes, or, where it takes long, held to what there is."""
+
+import re
+import runpy
+import shlex
+import shutil
+import tomllib
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+from lightning_leaky import cli
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULE_OF_ONES_OWN = """
+import torch
+from lightning_leaky import TeacherDataModule
+from tests.callbacks.test_attach import Foreign
+
+
+class Net(torch.nn.Module): ...
+
+
+class Data(TeacherDataModule): ...
+
+
+def real_positions(batch):
+    return torch.ones(batch[0].shape[:2])
+"""
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(pattern: str) -> list[str]:
+    """Commands of all pages that match, without their comments, once each and in order."""
+    lines = [line for page in DOCUMENTS for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [re.split(r"\s#", line)[0].strip() for line in lines]
+    return list(dict.fromkeys(command for command in found if re.fullmatch(pattern, command)))
+
+
+MAKE, INSTALL, PYTHON, OURS = r"make (\S+)", r"pip install (\S+)", r"(?:\S*/)?python (.+)", r"lightning-leaky (.+)"
+
+
+def test_no_command_is_of_a_kind_that_is_not_tried():
+    assert set(commands(".+")) == {command for kind in (MAKE, INSTALL, PYTHON, OURS) for command in commands(kind)}
+
+
+@pytest.mark.parametrize("command", commands(MAKE))
+def test_make_knows_the_target(command):
+    (target,) = re.fullmatch(MAKE, command).groups()
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands(INSTALL))
+def test_the_package_has_the_extra(command):
+    """That it installs is tried by `make package`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    folder, extras = re.fullmatch(r'"?([^\["]+)(?:\[(.*)\])?"?', re.fullmatch(INSTALL, command)[1]).groups()
+    assert folder == "."
+    assert set((extras or "").split(",")) - {""} <= set(project["optional-dependencies"])
+
+
+class Parsed(Exception):
+    """A script has read its arguments."""
+
+
+@pytest.mark.parametrize("command", commands(PYTHON))
+def test_a_script_takes_the_arguments(command, monkeypatch):
+    """That it runs is tried by `make examples` and `make bench-quick`."""
+
+    def parse(parser, given=None, namespace=None):
+        options, unknown = parser.parse_known_args(given, namespace)
+        assert not unknown
+        raise Parsed(options)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
+    name, *arguments = shlex.split(re.fullmatch(PYTHON, command)[1])
+    if name == "-m":
+        name, *arguments = arguments
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(Parsed):
+        (runpy.run_path if name.endswith(".py") else runpy.run_module)(name, run_name="__main__")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where somebody works who has a checkout's examples and a module of their own."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("paper", "__pycache__"))
+    (tmp_path / "my_module.py").write_text(MODULE_OF_ONES_OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def call(command: str, *more: str) -> None:
+    cli.main([*shlex.split(command)[1:], *more])
+
+
+def test_the_command_line_of_the_first_page(folder, capsys):
+    """One command after another, as a reader would."""
+    story = [line for block in blocks(ROOT / "docs" / "start.md", "bash") for line in block.splitlines()]
+    story = [line for line in story if line.startswith("lightning-leaky")]
+    assert [line.split()[1] for line in story] == ["fit", "fit", "test", "report", "compare"]
+    digits, teacher, test, report, compare = story
+    short = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--trainer.log_every_n_steps", "1"]
+    for fit in (digits, teacher):
+        call(fit, *short, "--trainer.enable_progress_bar", "false")
+    (checkpoint,) = (folder / "runs" / "lightning_logs" / "version_0").rglob("*.ckpt")
+    call(test.replace("CHECKPOINT", str(checkpoint)), "--trainer.enable_progress_bar", "false")
+    call(report.replace("CHECKPOINT", str(checkpoint)))
+    assert "Bottleneck:" in capsys.readouterr().out
+    assert (folder / "report" / "index.html").stat().st_size > 10_000
+    call(compare)
+    assert "cost_of_identity/min" in capsys.readouterr().out
