@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples paper faults long-run gpu bench bench-quick package clean
+.PHONY: demo test lint types docs check examples pictures paper faults long-run gpu bench bench-quick package clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py
@@ -49,6 +49,13 @@ bench-quick: $(STAMP)
 # The wheel in an environment that holds nothing else; archives that have passed are left in dist/.
 package: $(STAMP)
 	$(BIN)/python -m tests.packaging.check --dist dist
+
+# The pictures of the documentation, from runs of this moment; the second command needs Chromium.
+pictures: $(STAMP)
+	rm -rf runs/gallery
+	$(BIN)/python -W ignore examples/gallery.py --pictures docs/images/gallery
+	$(BIN)/python -m docs.screenshots runs/gallery/healthy docs/images/tensorboard \
+	    --shots custom_scalars images text --width 1200
 
 # The studies behind docs/paper.md: what is missing is measured, for hours; STUDIES="energies meshes" chooses.
 paper: $(STAMP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """Versions, threads, processor, date and device of this run."""
     packages = ("torch", "lightning", "torchmetrics", "torchdiffeq", "delve", "weightwatcher")
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **{name: package_version(name) or "not installed" for name in packages},
         "threads": torch.get_num_threads(),

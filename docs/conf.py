@@ -26,15 +26,11 @@ napoleon_use_ivar = True  # attributes of records are documented once, in their 
 
 # Types of other projects: their inventories are on the network, and a strict build must not need it.
 nitpick_ignore_regex = [
+    (r"py:.*", r"lightning_leaky\..*\._\w+"),  # private bases
+    (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),  # a type variable
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console)",
+        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console|Ranges|Scale)",
     ),
-    (r"py:.*", r"lightning_leaky\.(metrics\.(base|energies|momenta)|capture|observer|measure|leaky_path)\..*"),
-    (
-        r"py:.*",
-        r"lightning_leaky\.(module|data)\..*",
-    ),
-    (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),
 ]

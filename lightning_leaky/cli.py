@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_utilities.core.imports import RequirementCache
 
 from lightning_leaky.block_path import path_of
 from lightning_leaky.diagnosis import paragraphs
+from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.module import LeakyResNetModule
+from lightning_leaky.progress import watched
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
 from lightning_leaky.report.comparison import table_of
 from lightning_leaky.report.page import name_of
@@ -90,6 +91,9 @@ def write_report(
     layers: str | None = None,
     effective_depth: float = 0.0,
     weight_decay: float | None = None,
+    gamma_rel: float = 1e-3,
+    layout: Layout | None = None,
+    padding_mask: PaddingMask = ATTENTION_MASK,
     max_batches: int | None = None,
     output: str = "report",
     weights_only: bool | None = None,
@@ -104,22 +108,28 @@ def write_report(
         layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
         effective_depth: L̃ of such layers.
         weight_decay: λ for the momentum readings, where the module is none of ours; it needs a method ``cost``.
+        gamma_rel: γ0 of the stabiliser γ = γ0 ‖K‖.
+        layout: How a representation becomes a matrix, see `Layout`.
+        padding_mask: Where the inputs say which positions are real, as of `EnergyMonitor`.
         max_batches: Read so many batches at most; all by default.
         output: Folder to write to.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
     """
-    module = model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
+    module = _load(model, ckpt, weights_only)
     # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
     known = getattr(module, "weight_decay", None) if knows_weights(path_of(module, layers, effective_depth)) else None
     cost, decay = getattr(module, "cost", None), weight_decay or known
     reads_momenta = callable(cost) and bool(decay)
     report = report_on(
         module,
-        _batches(data, split, max_batches),
+        watched(_loader(data, split), max_batches),
         title=f"{name_of(module)}, {Path(ckpt).name}",
         facts={"checkpoint": ckpt, "data": f"{type(data).__name__}, {split}"},
         layers=layers,
         effective_depth=effective_depth,
+        gamma_rel=gamma_rel,
+        layout=layout,
+        padding_mask=padding_mask,
         **({"cost": cost, "weight_decay": decay} if reads_momenta else {}),
     )
     folder = Path(output)
@@ -129,21 +139,26 @@ def write_report(
     _say(*paragraphs(report.readings), f"Report: {folder / 'index.html'}")
 
 
-def _batches(data: LightningDataModule, split: str, most: int | None) -> Iterable[Any]:
-    """Batches of a split, behind a progress bar where somebody watches."""
-    from itertools import islice
+def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) -> LightningModule:
+    """The module of a checkpoint, or SystemExit that says what is missing."""
+    try:
+        return model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
+    except KeyError as error:
+        raise SystemExit(f"`ckpt` must be a checkpoint of Lightning, and {ckpt} has no {error}.") from error
+    except TypeError as error:
+        raise SystemExit(
+            f"`model` {model.__name__} cannot be made from the hyper-parameters in {ckpt}: {error}. Call "
+            "`save_hyperparameters()` in its __init__ before training, or use `lightning_leaky.report.report_on`."
+        ) from error
 
-    from tqdm import tqdm
 
+def _loader(data: LightningDataModule, split: str) -> Iterable[Any]:
     data.prepare_data()
     data.setup("test" if split == "test" else "fit")
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     if not isinstance(loader, Iterable) or isinstance(loader, (list, tuple, dict)):
         raise SystemExit(f"`data` must give one loader of {split} batches, got {type(loader).__name__}.")
-    length = sized_len(loader)
-    length = most if length is None else min(length, most or length)
-    watched: Iterable[Any] = tqdm(islice(loader, most), "reading", length, disable=None, leave=False)
-    return watched
+    return loader
 
 
 def _compare(args: Sequence[str]) -> None:

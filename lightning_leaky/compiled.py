@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, library, nn
+
+from lightning_leaky.processes import warn
 
 
 class GradientKeeper(Protocol):
@@ -72,11 +73,10 @@ def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
     limit = torch._dynamo.config.recompile_limit
     count = sum(layer._compiled_call_impl is not None for layer in layers)
     if count > limit:
-        warnings.warn(
+        warn(
             f"{count} layers are compiled one by one by `layer.compile()`, and hooks make each of them a "
             f"graph of its own: torch stops compiling after {limit}, with an error where `fullgraph=True`. Use "
-            f"`torch.compile(layer)`, compile the network, or set torch._dynamo.config.recompile_limit = {2 * count}.",
-            stacklevel=2,
+            f"`torch.compile(layer)`, compile the network, or set torch._dynamo.config.recompile_limit = {2 * count}."
         )
 
 

@@ -60,6 +60,8 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
     table.add_column("work", justify="left", no_wrap=True)
     for name in names:
         table.add_column(_SHOWN[name], justify="right")
+    if readings.names:
+        table.add_column("name", overflow="ellipsis", no_wrap=True)
     for row, is_idle in _rows(readings, names):
         table.add_row(*row, style="dim" if is_idle else None)
     console.print(table)
@@ -74,7 +76,8 @@ def _rows(readings: Readings, names: list[str]) -> list[tuple[list[str], bool]]:
             work = float(diagnosis.work[index]) if len(diagnosis.work) else None
             cells = [f"{len(rows) + 1}", f"{rho:.3g}", _bar(work)]
             is_idle = len(rows) + 1 in diagnosis.idle
-            rows.append((cells + [f"{part[name][index]:.3g}" for name in names], is_idle))
+            name = readings.names[len(rows) : len(rows) + 1]
+            rows.append(([*cells, *(f"{part[key][index]:.3g}" for key in names), *name], is_idle))
     return rows
 
 

@@ -79,7 +79,7 @@ class Diagnosis:
 
     @property
     def rank_bounds(self) -> tuple[float, float] | None:
-        """What encloses the rank of the bottleneck: the median of −2H/L̃, and the least cost of identity.
+        """The median of −2H/L̃ and the least cost of identity, which enclose the rank of the bottleneck.
 
         ``None`` is no estimate: training is far from an optimum, one of the two was not read, or they enclose nothing.
         """

@@ -15,6 +15,7 @@ from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings
 from lightning_leaky.metrics.segments import Form
 from lightning_leaky.observer import PathObserver
+from lightning_leaky.progress import watched
 from lightning_leaky.sample import PathSample
 
 
@@ -31,6 +32,7 @@ def measure_path(
     layout: Layout | None = None,
     padding_mask: PaddingMask = ATTENTION_MASK,
     form: Form = "auto",
+    progress: bool = False,
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
 
@@ -51,6 +53,7 @@ def measure_path(
         layout: How a representation becomes a matrix.
         padding_mask: Where the inputs say which positions are real, see `real_positions`; ``None`` reads padding too.
         form: ``"auto"``, ``"moments"`` or ``"samples"``; see `lightning_leaky.metrics.segments.SegmentReaders`.
+        progress: Whether to show a bar of the batches, in a terminal.
 
     Returns:
         The readings.
@@ -88,7 +91,7 @@ def measure_path(
     )
     if observer.reads_momenta and cost is None:
         raise ValueError(f"`cost` must be given to read {sorted(set(MOMENTA) & set(quantities))}, got None.")
-    _observe(observer, model, batches, cost if observer.reads_momenta else None)
+    _observe(observer, model, watched(batches) if progress else batches, cost if observer.reads_momenta else None)
     readings = observer.compute()
     if readings is None:
         raise ValueError("`batches` must hold at least one batch, got none.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from lightning_leaky.leaky_path import LayerWeights, LeakyPath, feature_settings
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, SegmentReaders, check_form
-from lightning_leaky.processes import first_of
+from lightning_leaky.processes import first_of, warn
 from lightning_leaky.sample import PathSample, label_rows, labels_of, samples_of
 from lightning_leaky.segmentation import Segmentation
 
@@ -433,7 +432,7 @@ class PathObserver:
         """Warn, once of each subject: the shapes in a message may change from batch to batch."""
         if subject not in self._warned:
             self._warned.add(subject)
-            warnings.warn(message, stacklevel=2)
+            warn(message, is_own=subject == "batch")  # each process has batches of its own
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:

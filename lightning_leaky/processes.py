@@ -1,7 +1,8 @@
-"""Sums and agreements over the processes of a torch.distributed run; with a single process, nothing."""
+"""Sums, agreements and who speaks, over the processes of a torch.distributed run; with a single process, nothing."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -12,6 +13,23 @@ from torch import Tensor
 def num_processes() -> int:
     """Number of processes of the run, 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def number_of_process() -> int:
+    """Number of this process, 0 for the first and outside torch.distributed."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def warn(message: str, is_own: bool = False) -> None:
+    """Warn on the first process; of what this process alone may have met, on this one, with its number.
+
+    Args:
+        message: What to say.
+        is_own: Whether other processes may have met nothing of it.
+    """
+    number = number_of_process()
+    if is_own or not number:
+        warnings.warn(f"Process {number}: {message}" if number else message, stacklevel=3)
 
 
 def summed(tensor: Tensor, group: Any = None) -> Tensor:

@@ -23,6 +23,7 @@ ALLOWED = {
     "layers": {"imports"},
     "remesh": {"functional", "layers"},
     "layout": {"imports"},
+    "progress": {"processes"},
     "sample": {"functional", "layout"},
     "history": set(),
     "guide": {"metrics"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "console": {"metrics", "diagnosis"},
     "segmentation": {"layout"},
     "leaky_path": {"functional", "layers"},
-    "compiled": set(),
+    "compiled": {"processes"},
     "capture": {"functional", "structures", "compiled"},
     "curvature": {"functional", "capture", "leaky_path"},
     "block_path": {"functional", "capture", "layers", "leaky_path", "processes"},
@@ -50,7 +51,7 @@ ALLOWED = {
         "segmentation",
     },
     "report": {"metrics", "diagnosis", "guide", "leaky_path", "measure", "pictures", "plotting", "sample"},
-    "measure": {"metrics", "sample", "observer", "block_path", "layers", "leaky_path", "layout"},
+    "measure": {"metrics", "sample", "observer", "block_path", "layers", "leaky_path", "layout", "progress"},
     "callbacks": {
         "functional",
         "metrics",
@@ -74,7 +75,7 @@ ALLOWED = {
     "module": {"functional", "metrics", "models", "processes"},
     "data": set(),
     "pictures": {"functional", "metrics", "plotting", "sample"},
-    "cli": {"module", "report", "block_path", "diagnosis", "leaky_path"},
+    "cli": {"module", "report", "block_path", "diagnosis", "layout", "leaky_path", "progress"},
 }
 # The only places of heavy packages.
 HOMES = {

@@ -1,5 +1,6 @@
 """Every command that README and docs show: run with small sizes, or, where it takes long, held to what there is."""
 
+import json
 import re
 import runpy
 import shlex
@@ -9,25 +10,43 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_leaky import cli
+from lightning_leaky import EnergyMonitor, TeacherDataModule, cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULE_OF_ONES_OWN = """
+import lightning as L
 import torch
 from lightning_leaky import TeacherDataModule
-from tests.callbacks.test_attach import Foreign
 
 
-class Net(torch.nn.Module): ...
+class Net(L.LightningModule):
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.save_hyperparameters()
+        self.encoder = torch.nn.Module()
+        self.encoder.layers = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))
+
+    def forward(self, inputs):
+        return self.encoder.layers(inputs)
+
+    def training_step(self, batch):
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Data(TeacherDataModule): ...
+class Data(TeacherDataModule):
+    def __init__(self):
+        super().__init__(dims=(3, 1, 2), num_train=24, num_val=10, num_test=7, hidden=5)
 
 
 def real_positions(batch):
-    return torch.ones(batch[0].shape[:2])
+    return torch.ones(len(batch[0]))
 """
 
 
@@ -65,7 +84,7 @@ def test_the_package_has_the_extra(command):
     assert set((extras or "").split(",")) - {""} <= set(project["optional-dependencies"])
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """A script has read its arguments."""
 
 
@@ -76,7 +95,7 @@ def test_a_script_takes_the_arguments(command, monkeypatch):
     def parse(parser, given=None, namespace=None):
         options, unknown = parser.parse_known_args(given, namespace)
         assert not unknown
-        raise Parsed(options)
+        raise ParsedError(options)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(ArgumentParser, "parse_args", parse)
@@ -84,7 +103,7 @@ def test_a_script_takes_the_arguments(command, monkeypatch):
     if name == "-m":
         name, *arguments = arguments
     monkeypatch.setattr("sys.argv", [name, *arguments])
-    with pytest.raises(Parsed):
+    with pytest.raises(ParsedError):
         (runpy.run_path if name.endswith(".py") else runpy.run_module)(name, run_name="__main__")
 
 
@@ -95,6 +114,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text(MODULE_OF_ONES_OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-leaky"])
     return tmp_path
 
 
@@ -118,3 +138,36 @@ def test_the_command_line_of_the_first_page(folder, capsys):
     assert (folder / "report" / "index.html").stat().st_size > 10_000
     call(compare)
     assert "cost_of_identity/min" in capsys.readouterr().out
+
+
+def test_the_command_line_of_the_page_on_charts(folder, capsys, make_module, make_trainer):
+    own, theirs, compare = [
+        line for block in blocks(ROOT / "docs" / "charts.md", "bash") for line in block.splitlines()
+    ]
+    from my_module import Data, Net
+
+    for name, module, data in (
+        ("own", make_module(in_features=30, out_features=30), TeacherDataModule(dims=(30, 3, 30))),
+        ("theirs", Net(), Data()),
+    ):
+        trainer = make_trainer(EnergyMonitor(), max_epochs=1, logger=TensorBoardLogger("."), limit_val_batches=0)
+        trainer.fit(module, datamodule=data)
+        trainer.save_checkpoint(f"{name}.ckpt")
+    call(theirs.replace("CHECKPOINT", "theirs.ckpt"))
+    assert json.loads(Path("report/report.json").read_text())["layers"]["name"] == [
+        f"encoder.layers.{i}" for i in range(3)
+    ]
+    call(own.replace("CHECKPOINT", "own.ckpt"))
+    assert "hamiltonian" in json.loads(Path("report/report.json").read_text())["layers"]
+    call(compare)
+    assert "kinetic" in Path("comparison.html").read_text()
+
+
+def test_the_yaml_of_the_page_on_attaching_is_taken(folder, capsys):
+    (text,) = blocks(ROOT / "docs" / "attach.md", "yaml")
+    Path("run.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        call("lightning-leaky fit --config run.yaml --model my_module.Net --data my_module.Data --print_config")
+    assert not ended.value.code
+    (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert callback["init_args"]["layout"]["axes"] == "tnc"

@@ -1,6 +1,7 @@
 """The Python blocks of README and docs run, in order, with their epochs cut short; their links lead somewhere."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import lightning as L
@@ -8,6 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import scale
+from lightning_leaky.guide import SUMMARIES, TAGS_OF
+from lightning_leaky.metrics.path_reader import QUANTITIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +82,34 @@ def headings(document: Path) -> set[str]:
     """Headings of a page as they stand in links: in lower case, with hyphens, without punctuation."""
     titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def cards() -> dict[str, str]:
+    """Text of each card, by what its row of keys names."""
+    page = (ROOT / "docs" / "quantities.md").read_text(encoding="utf-8")
+    return {re.search(r"^\| key \| (.*) \|$", text, flags=re.MULTILINE)[1]: text for text in page.split("\n## ")[1:]}
+
+
+@pytest.mark.parametrize("card", cards().values(), ids=lambda card: card.splitlines()[0])
+def test_a_card_says_everything(card):
+    assert re.findall(r"^\| (\w[\w, ]*) \|", card, flags=re.MULTILINE) == [
+        "key",
+        "formula",
+        "unit, range",
+        "says",
+        "cost",
+        "source",
+    ]
+    assert "*Pitfalls.*" in card
+
+
+def test_everything_that_is_logged_has_a_card():
+    named = [pattern for keys in cards() for pattern in re.findall(r"`([^`]+)`", keys)]
+    logged = [f"{name}/layer_01" for name in (*QUANTITIES, "step_size")]
+    logged += [f"{name}/{end}" for name, ends in SUMMARIES.items() for end in ends]
+    logged += [tag for callback in ("StepSizeAdapter", "LayerRefiner") for tag in TAGS_OF[callback]]
+    logged += ["rank/lower", "rank/upper"]
+    assert [key for key in logged if not any(fnmatch(key, pattern) for pattern in named)] == []
 
 
 def test_the_page_on_scale_shows_what_the_formulas_say():

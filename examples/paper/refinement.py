@@ -139,7 +139,7 @@ def tables_for_readers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataF
             scale = 1e-12 if name == "training_flops" else 1.0
             row[label] = form.format(*interval(scale * group[name].to_numpy()))
         _, mean, half = paired(group, deepest, ["seed", "effective_depth"], "test_error")
-        row[f"less that of L = {deepest['num_layers'].iloc[0]}"] = f"{1e4 * mean:+.1f} ± {1e4 * half:.1f} (1e-4)"
+        row[f"minus that of L = {deepest['num_layers'].iloc[0]}"] = f"{1e4 * mean:+.1f} ± {1e4 * half:.1f} (1e-4)"
         rows.append(row)
     return {"refinement": pd.DataFrame(rows)}
 

@@ -133,6 +133,11 @@ class EnergyMonitor(Callback):
         prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors, whose keys would be
             those of the first.
 
+    Attributes:
+        readings: The last readings, by ``"train"``, ``"validate"`` and ``"test"``.
+        step: Where the last of them is on the x-axis of the loss.
+        num_shown: Rows of each training batch to keep in `samples`; a callback that wants some raises it in ``setup``.
+
     Raises:
         ModuleNotFoundError: If a table is wanted and rich is missing.
         ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, one that does

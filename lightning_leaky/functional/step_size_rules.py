@@ -64,7 +64,7 @@ class SwitchesRule:
     ``c_l = s_l/ρ_l + floor · mean_k(s_k/ρ_k)``, where s_l is the share of the entries of A that change sign in layer l.
     Between two layers in which no sign changes ReLU is one and the same linear map, and they could be one layer; where
     many change, nonlinearity is used. The floor keeps layers without a switch from taking the whole path. It was chosen
-    among some forty ideas on validation data (`docs/step_sizes.md`).
+    among some thirty ideas on validation data (`docs/step_sizes.md`).
 
     Args:
         floor: Added to each layer, in units of the mean over the layers.

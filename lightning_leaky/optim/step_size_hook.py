@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rul
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
 from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
 from lightning_leaky.optim.rhythm import Rhythm
-from lightning_leaky.processes import first_of, is_sharded, num_processes, summed
+from lightning_leaky.processes import first_of, is_sharded, num_processes, summed, warn
 from lightning_leaky.remesh import move_parameters
 
 # Of the sums that a rule may ask for, the layers' own included.
@@ -247,7 +246,7 @@ class StepSizeHook:
             f"The layers change by {distances.tolist()} per unit of p, and the adaptive rule wants that positive and "
             f"finite. {reason}"
         )
-        warnings.warn(f"Step-sizes left as they are. {reason}", stacklevel=2)
+        warn(f"Step-sizes left as they are. {reason}", is_own=bool(complaints))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": []}

@@ -53,7 +53,7 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
     axes = figure.add_subplot()
     places = points.detach().to("cpu", torch.float64)
     numbers, colours, limits = _colours(labels, places.shape[1])
-    lines = LineCollection(list(places.transpose(0, 1).numpy()), linewidths=0.6, alpha=0.6)
+    lines = LineCollection(list(places.transpose(0, 1).numpy()), linewidths=0.5)
     lines.set(array=numbers.numpy(), cmap=colours, clim=limits)
     axes.add_collection(lines)
     if len(places) <= _MARKED_LAYERS:

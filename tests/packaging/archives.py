@@ -2,10 +2,10 @@
 
 import re
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path, PurePosixPath
 
-import tomllib
 from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parent.parent.parent

@@ -190,6 +190,41 @@ def test_a_weight_decay_of_somebody_elses_is_no_lambda(report_of_ones_own):
     assert "hamiltonian" in report_of_ones_own("--weight_decay=0.1")
 
 
+def test_the_stabiliser_and_the_layout_are_those_that_were_asked_for(report_of_ones_own):
+    plain, other = report_of_ones_own(), report_of_ones_own("--gamma_rel=0.1")
+    assert plain["cost_of_identity"][0] > other["cost_of_identity"][0]
+    few = report_of_ones_own("--layout.max_samples=5")
+    assert few["cost_of_identity"] != plain["cost_of_identity"]
+
+
+def test_weights_alone_are_no_checkpoint(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(SystemExit, match=r"`ckpt` must be a checkpoint of Lightning, .* has no 'pytorch-lightning_ver"):
+        main(["report", str(tmp_path / "weights.pt"), *DATA])
+
+
+def test_a_module_that_keeps_no_hyper_parameters_is_told_to(tmp_path, monkeypatch, make_trainer, make_data):
+    (tmp_path / "forgetful.py").write_text(
+        "import torch, lightning as L\n"
+        "class Forgetful(L.LightningModule):\n"
+        "    def __init__(self, needed):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(3, 2)\n"
+        "    def training_step(self, batch):\n"
+        "        return self.layer(batch[0]).square().mean()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from forgetful import Forgetful
+
+    trainer = make_trainer(max_epochs=1, limit_val_batches=0)
+    trainer.fit(Forgetful(1), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    with pytest.raises(SystemExit, match=r"`model` Forgetful cannot be made .*'needed'.* Call `save_hyperparameters"):
+        main(["report", str(tmp_path / "net.ckpt"), "--model=forgetful.Forgetful", *DATA])
+
+
 def test_the_command_says_what_is_missing(capsys):
     with pytest.raises(SystemExit):
         main(["report", "no.ckpt"])
