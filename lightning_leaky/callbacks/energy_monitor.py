@@ -195,6 +195,7 @@ class EnergyMonitor(Callback):
         self._said: set[str] = set()
         self._unlogged: Readings | None = None
         self._is_explained = False
+        self._written: object = None
         self._warned_of_nan = False
 
     @property
@@ -469,9 +470,13 @@ class EnergyMonitor(Callback):
         has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
         validated = evaluation if validates(trainer) or trainer.state.fn == "test" else ()
         layout = chart_layout((*training, *adapts), validated, has_rank, self.prefix)
+        text = page((*training, *evaluation, *adapts), self._settings(trainer, readings), names)
+        written = ([(logger.name, logger.version) for logger in trainer.loggers], layout, text)
+        if written == self._written:  # a fit that goes on in the same log
+            return
+        self._written = written
         if layout:
             log_layout(trainer, layout)
-        text = page((*training, *evaluation, *adapts), self._settings(trainer, readings), names)
         log_text(trainer, f"{self.prefix}layers/guide", text)
 
     def _settings(self, trainer: Trainer, readings: Readings) -> dict[str, object]:

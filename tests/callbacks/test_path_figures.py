@@ -95,6 +95,17 @@ def test_layout_page_and_final_numbers_are_written_once(fitted):
     assert len(events.Histograms("step_sizes")) == len(events.Scalars("step_size/layer_01")) == 8
 
 
+def test_a_fit_that_goes_on_in_the_same_log_explains_nothing_anew(make_module, make_data, make_trainer, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    trainer, module = make_trainer(EnergyMonitor(), logger=logger, max_epochs=1), make_module()
+    for epochs in (1, 2):
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(module, datamodule=make_data())
+    events = events_of(logger)
+    assert len(events.Scalars("kinetic_energy/layer_01")) == 2
+    assert len(events.Tensors("custom_scalars__config__")) == len(text_of(events, "layers/guide")) == 1
+
+
 def test_a_list_of_metrics_that_somebody_else_will_write_is_left_to_them(
     make_module, make_data, make_trainer, tmp_path
 ):
