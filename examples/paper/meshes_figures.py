@@ -22,6 +22,8 @@ NAMES = {
     "switches": "adaptive, switches (ours)",
     "doubled": "equidistant, twice the layers",
 }
+# Layers, so that intervals do not hide one another.
+_APART = 0.25
 _ON = ["seed", "effective_depth", "weight_decay", "num_layers"]
 
 
@@ -65,7 +67,8 @@ def _grid(runs: pd.DataFrame, value: str, label: str, yscale: str = "linear") ->
         for index, (scheme, name) in enumerate(NAMES.items()):
             of_scheme = of_panel[of_panel["scheme"] == scheme]
             if len(of_scheme):
-                draw_means(ax, of_scheme, "num_layers", value, name, index)
+                beside = of_scheme.assign(num_layers=of_scheme["num_layers"] + _APART * (index - 2))
+                draw_means(ax, beside, "num_layers", value, name, index)
         ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale=yscale)
     for ax in axes[:: len(decays)]:
         ax.set_ylabel(label)

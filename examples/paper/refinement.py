@@ -100,7 +100,7 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
         axes[3 * row + 1].set_yscale("log")
         axes[3 * row].legend()
         axes[3 * row].set_ylabel("test error (targets have variance 1)")
-        axes[3 * row + 1].set_ylabel("gap of the outputs to the continuous limit")
+        axes[3 * row + 1].set_ylabel("gap of the outputs")
         of_depth = history[(history["effective_depth"] == depth) & (history["tolerance"] > 0)]
         for index, (tolerance, group) in enumerate(of_depth.groupby("tolerance")):
             draw_means(axes[3 * row + 2], group, "step", "num_layers", f"tolerance {tolerance:g}", index)
