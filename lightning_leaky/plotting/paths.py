@@ -47,9 +47,9 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
             f"`points` must have shape (L + 1, N, 2) and `labels` (N,), got {tuple(points.shape)} and "
             f"{None if labels is None else tuple(labels.shape)}."
         )
+    figure = new_figure()
     from matplotlib.collections import LineCollection
 
-    figure = new_figure()
     axes = figure.add_subplot()
     places = points.detach().to("cpu", torch.float64)
     numbers, colours, limits = _colours(labels, places.shape[1])
