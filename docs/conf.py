@@ -31,6 +31,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console|Ranges|Scale)",
+        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console|Scale)",
     ),
 ]

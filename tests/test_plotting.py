@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
 
@@ -139,30 +139,59 @@ def test_a_heat_map_has_layers_upwards_and_steps_to_the_right():
     assert figure.axes[1].get_ylabel() == "cost of identity"
 
 
+def lines_of(axes) -> LineCollection:
+    """The paths of the samples, as they are drawn."""
+    axes.figure.draw_without_rendering()
+    (lines,) = [drawn for drawn in axes.collections if isinstance(drawn, LineCollection)]
+    return lines
+
+
 def test_each_sample_has_a_path_in_the_colour_of_its_class():
     points, labels = torch.rand(3, 4, 2), torch.tensor([5, 9, 5, 9])
     axes = plot_paths(points, labels).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["5", "9"]
-    (lines,) = [drawn for drawn in axes.collections if isinstance(drawn, LineCollection)]
-    colours = [tuple(colour) for colour in lines.to_rgba(lines.get_array())]
-    assert colours[0] == colours[2] != colours[1] == colours[3]
+    lines = lines_of(axes)
+    in_legend = [tuple(to_rgba(line.get_color())) for line in axes.get_legend().get_lines()]
+    assert [tuple(colour) for colour in lines.get_colors()] == in_legend * 2
     for sample, path in enumerate(lines.get_segments()):
         assert path.tolist() == points[:, sample].double().tolist()
+
+
+def test_dots_have_the_colour_of_their_sample():
+    points, labels = torch.rand(3, 2, 2), torch.tensor([5, 9])
+    axes = plot_paths(points, labels).axes[0]
+    colours = [tuple(colour) for colour in lines_of(axes).get_colors()]
+    (dots,) = [drawn for drawn in axes.collections if isinstance(drawn, PathCollection)]
+    assert [tuple(colour) for colour in dots.get_facecolors()] == colours * 3
+    assert dots.get_offsets().tolist() == points.flatten(0, 1).double().tolist()
 
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
 def test_a_class_has_one_colour_whatever_the_others_are(first, second):
     colours = []
     for classes in (first, second):
-        labels = torch.tensor(sorted(classes))
-        (lines,) = [
-            drawn
-            for drawn in plot_paths(torch.rand(2, len(labels), 2), labels).axes[0].collections
-            if isinstance(drawn, LineCollection)
-        ]
-        colours.append(dict(zip(labels.tolist(), map(tuple, lines.to_rgba(lines.get_array())), strict=True)))
+        axes = plot_paths(torch.rand(2, len(classes), 2), torch.tensor(sorted(classes))).axes[0]
+        colours.append(dict(zip(sorted(classes), map(tuple, lines_of(axes).get_colors()), strict=True)))
     assert all(colours[0][name] == colours[1][name] for name in first & second)
     assert len(set(colours[0].values())) == len(first)
+
+
+def test_classes_keep_their_colours_after_a_batch_with_larger_numbers():
+    """One picture may have a legend and the next one a bar: the legend tells the truth all the same."""
+    limits, found = Limits(), []
+    for classes in ([0, 1, 2], [0, 1, 42], [0, 1, 2]):
+        axes = plot_paths(torch.rand(3, 3, 2), torch.tensor(classes)).axes[0]
+        limits.widen("path", axes)
+        found.append([tuple(colour) for colour in lines_of(axes).get_colors()])
+    assert found[0] == found[2]
+    assert len(set(found[2])) == 3
+
+
+@pytest.mark.parametrize("labels", [[math.nan, 1.0], [math.nan, math.nan], [0.0, 0.0], [-1, 30]])
+def test_labels_of_every_kind_are_drawn(labels):
+    figure = plot_paths(torch.rand(3, 2, 2), torch.tensor(labels))
+    assert all(map(math.isfinite, figure.axes[0].collections[0].get_clim()))
+    assert pixels(figure).numel()
 
 
 def test_targets_are_coloured_about_zero():

@@ -63,7 +63,7 @@ def _above(values: Tensor, bound: float) -> tuple[Tensor, tuple[float, float]]:
     """Values with those at a bound or below it set below all others, and the range of these others."""
     above = values[torch.isfinite(values) & (values > bound)]
     least, most = (float(above.min()), float(above.max())) if above.numel() else (1.0, 1.0)
-    return torch.where(values <= bound, least / 10, values), (least, most)
+    return torch.where(torch.isfinite(values) & (values <= bound), least / 10, values), (least, most)
 
 
 def _edges(steps: Tensor) -> Tensor:

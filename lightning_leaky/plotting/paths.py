@@ -11,8 +11,7 @@ from lightning_leaky.plotting.style import CLASS_COLOURS, COLOURS, SEQUENTIAL, n
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import Colormap
+    from matplotlib.collections import Collection, LineCollection
     from matplotlib.figure import Figure
 
 _MARKED_LAYERS = 30
@@ -52,14 +51,12 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
 
     axes = figure.add_subplot()
     places = points.detach().to("cpu", torch.float64)
-    numbers, colours, limits = _colours(labels, places.shape[1])
     lines = LineCollection(list(places.transpose(0, 1).numpy()), linewidths=0.5)
-    lines.set(array=numbers.numpy(), cmap=colours, clim=limits)
     axes.add_collection(lines)
+    _colour(lines, labels)
     if len(places) <= _MARKED_LAYERS:
         x, y = places.flatten(0, 1).mT.numpy()
-        dots = axes.scatter(x, y, s=3, c=numbers.repeat(len(places)).numpy(), cmap=colours)
-        dots.set_clim(*limits)
+        _colour(axes.scatter(x, y, s=3), labels, times=len(places))
     axes.plot(*places[-1].mT.numpy(), "k.", markersize=4)
     axes.autoscale_view()
     axes.set(xlabel="first direction of the path", ylabel="second direction", title=title)
@@ -68,19 +65,22 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
     return figure
 
 
-def _colours(labels: Tensor | None, num_samples: int) -> tuple[Tensor, Colormap, tuple[float, float]]:
-    """A number for each sample, and the colours and the range that they are drawn in."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
+def _colour(drawn: Collection, labels: Tensor | None, times: int = 1) -> None:
+    """Colour what is drawn of the samples, which come so many times: each class in its own colour, numbers on a scale.
 
+    A class has its colour by itself, not by its place among those of the batch: the same in every picture.
+    """
     if labels is None:
-        return torch.zeros(num_samples), ListedColormap(COLOURS[:1]), (-0.5, 0.5)
-    numbers = labels.detach().to("cpu", torch.float64)
-    if _are_few_classes(labels):
-        # By the class itself, not by its place among those of the batch: it has one colour in every picture.
-        return numbers, ListedColormap(CLASS_COLOURS), (-0.5, len(CLASS_COLOURS) - 0.5)
-    largest = float(numbers.abs().max())
-    return numbers, colormaps[SEQUENTIAL], (-largest if labels.is_floating_point() else 0.0, largest)
+        drawn.set_color(COLOURS[0])
+    elif _are_few_classes(labels):
+        drawn.set_color([CLASS_COLOURS[name] for name in labels.tolist()] * times)
+    else:
+        numbers = labels.detach().to("cpu", torch.float64)
+        finite = numbers[torch.isfinite(numbers)]
+        most = float(finite.abs().max()) if finite.numel() else 1.0
+        drawn.set_array(numbers.repeat(times).numpy())
+        drawn.set_cmap(SEQUENTIAL)
+        drawn.set_clim(-most if labels.is_floating_point() else min(0.0, float(finite.min())), most)
 
 
 def _are_few_classes(labels: Tensor) -> bool:

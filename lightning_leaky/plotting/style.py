@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ CLASS_COLOURS = (
     "#332288", "#88CCEE", "#117733", "#CC6677", "#DDCC77", "#AA4499", "#44AA99", "#999933", "#882255", "#BBBBBB",
 )  # fmt: skip
 SEQUENTIAL = "cividis"
-Ranges: TypeAlias = tuple[tuple[float, float], ...]
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
@@ -77,7 +76,7 @@ class Limits:
         known: As of the attribute.
 
     Attributes:
-        known: The widest limits so far: of x, y and, where there are any, colours, by the name of a figure.
+        known: The widest limits so far, by the name of a figure and what they are of: x, y or colours.
 
     Example:
         >>> limits, axes = Limits(), new_figure().add_subplot()
@@ -89,18 +88,18 @@ class Limits:
         [-3.0, 5.0]
     """
 
-    def __init__(self, known: Mapping[str, Ranges] | None = None) -> None:
-        self.known: dict[str, Ranges] = dict(known or {})
+    def __init__(self, known: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.known: dict[str, tuple[float, float]] = dict(known or {})
 
     def widen(self, name: str, axes: Axes) -> None:
         """Give axes, and what is coloured in them, the widest limits that a figure of this name has had."""
-        coloured = [drawn for drawn in axes.collections if drawn.get_array() is not None]
-        present = [axes.get_xlim(), axes.get_ylim(), *(drawn.get_clim() for drawn in coloured[:1])]
-        widest = tuple(
-            (float(min(low, other_low)), float(max(high, other_high)))
-            for (low, high), (other_low, other_high) in zip(present, self.known.get(name, present), strict=True)
-        )
-        self.known[name] = widest
-        axes.set(xlim=widest[0], ylim=widest[1])
-        for drawn in coloured:
-            drawn.set_clim(*widest[2])
+        x, y = self._widest(f"{name}, x", axes.get_xlim()), self._widest(f"{name}, y", axes.get_ylim())
+        axes.set(xlim=x, ylim=y)
+        for drawn in axes.collections:
+            if drawn.get_array() is not None:
+                drawn.set_clim(*self._widest(f"{name}, colours", drawn.get_clim()))
+
+    def _widest(self, name: str, present: tuple[float, float]) -> tuple[float, float]:
+        low, high = self.known.get(name, present)
+        self.known[name] = (float(min(low, present[0])), float(max(high, present[1])))
+        return self.known[name]
