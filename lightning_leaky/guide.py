@@ -94,7 +94,7 @@ SUMMARIES: dict[str, dict[str, str]] = {
 
 TAGS_OF: dict[str, dict[str, str]] = {
     "EnergyMonitor": {
-        "rank/lower": "Median of −2H/L̃, logged where it is an estimate: the median criticality residual is below 0.5.",
+        "rank/lower": "Median of −2H/L̃, logged where it is an estimate: no median criticality residual of 0.5 or more.",
         "rank/upper": "Least cost of identity, logged likewise: the rank of the bottleneck is between the two.",
         "final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams.",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,6 +147,18 @@ def without_log(state: dict[str, Any]) -> dict[str, Any]:
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer."""
     return list(_untyped(trainer).callbacks)
+
+
+def settings_of_others(trainer: Trainer, callback: Callback) -> dict[str, object]:
+    """What the callbacks of this package beside one were told, as ``StepSizeAdapter, damping``."""
+    found: dict[str, object] = {}
+    for other in callbacks_of(trainer):
+        is_ours = any(cls.__module__.startswith("lightning_leaky.") for cls in type(other).__mro__)
+        if is_ours and not isinstance(other, type(callback)):
+            told = {**vars(other), **getattr(other, "settings", {})}
+            arguments = [name for name in inspect.signature(type(other)).parameters if name in told]
+            found |= {f"{type(other).__name__}, {name}": told[name] for name in arguments}
+    return found
 
 
 def _names(strategy: object) -> list[str]:

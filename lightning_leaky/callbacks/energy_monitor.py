@@ -24,6 +24,7 @@ from lightning_leaky.callbacks._trainer import (
     may_skip_evaluation,
     num_steps,
     optimizer_weight_decay,
+    settings_of_others,
     validates,
     without_log,
 )
@@ -94,7 +95,8 @@ class EnergyMonitor(Callback):
     ``features_momentum_norm/layer_*``          –       ‖Bᵀσ(A)‖_F
     ``rank/lower``, ``rank/upper``              –       median of −2H/L̃ and least cost of identity, of training
                                                         readings where the two are an estimate: the median criticality
-                                                        residual is below 0.5, and they enclose something
+                                                        residual, where it is read, is below 0.5, and they enclose
+                                                        something
     ==========================================  ======  ================================================================
 
     Where the path has several segments, summaries are per segment, as ``cost_of_identity/segment_2/min``.
@@ -458,13 +460,14 @@ class EnergyMonitor(Callback):
 
     def _explain(self, trainer: Trainer, readings: Readings) -> None:
         """Write once what the tags of this run mean, and which of them belong into one chart."""
-        if self._is_explained or not log_period(trainer):
+        if self._is_explained or not log_period(trainer) or not trainer.is_global_zero:
             return
         self._is_explained = True
         training, evaluation = (
             () if observer is None else observer.quantities for observer in (self._train, self._evaluation)
         )
-        names = [type(callback).__name__ for callback in callbacks_of(trainer)]
+        # By name, subclasses too: a callback does not import the others.
+        names = {cls.__name__ for callback in callbacks_of(trainer) for cls in type(callback).__mro__}
         adapts = ("step_size",) if "StepSizeAdapter" in names else ()
         # The one number of a path in several segments has a key for each of them.
         has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
@@ -492,6 +495,7 @@ class EnergyMonitor(Callback):
             "optimizer steps between two training readings": self.every_n_steps or log_period(trainer),
             "validation and test sets are read": self._evaluation is not None,
             **{name: getattr(self, name) for name in ("loss_reduction", "layout", "padding_mask", "form")},
+            **settings_of_others(trainer, self),
         }
 
     def _last_summaries(self) -> dict[str, torch.Tensor]:

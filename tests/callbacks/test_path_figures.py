@@ -83,6 +83,7 @@ def test_layout_page_and_final_numbers_are_written_once(fitted):
         "| weight decay λ | `0.1` |",
         "| stabiliser γ | `0.001 ‖K‖` |",
         "| optimizer steps between two training readings | `1` |",
+        "| StepSizeAdapter, damping | `0.1` |",
     ):
         assert row in page
     final = [key for key in events.Tags()["scalars"] if key.startswith("final_")]
@@ -117,6 +118,22 @@ def test_a_list_of_metrics_that_somebody_else_will_write_is_left_to_them(
 def test_charts_of_validation_are_laid_out_where_there_is_validation(fitted):
     (layout,) = fitted(EnergyMonitor(), limit_val_batches=0).Tensors("custom_scalars__config__")
     assert b"val" not in layout.tensor_proto.string_val[0]
+
+
+class OwnAdapter(StepSizeAdapter):
+    """Somebody's own, which tells of nothing else."""
+
+    def __init__(self, damping: float = 0.3) -> None:
+        super().__init__(damping=damping)
+
+
+def test_an_adapter_of_ones_own_has_chart_and_settings_too(fitted):
+    events = fitted(EnergyMonitor(), OwnAdapter(), PathFigures(num_samples=7))
+    (layout,) = events.Tensors("custom_scalars__config__")
+    assert b"^step_size/layer_" in layout.tensor_proto.string_val[0]
+    (page,) = text_of(events, "layers/guide")
+    for row in ("| OwnAdapter, damping | `0.3` |", "| PathFigures, num_samples | `7` |"):
+        assert row in page
 
 
 def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
