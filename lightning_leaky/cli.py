@@ -144,8 +144,12 @@ def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) ->
     try:
         return model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
     except KeyError as error:
+        if "pytorch-lightning_version" not in str(error):  # from within the module
+            raise
         raise SystemExit(f"`ckpt` must be a checkpoint of Lightning, and {ckpt} has no {error}.") from error
     except TypeError as error:
+        if f"{model.__name__}.__init__()" not in str(error):
+            raise
         raise SystemExit(
             f"`model` {model.__name__} cannot be made from the hyper-parameters in {ckpt}: {error}. Call "
             "`save_hyperparameters()` in its __init__ before training, or use `lightning_leaky.report.report_on`."

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_leaky import EnergyMonitor, LeakyResNet, measure_path
+from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, measure_path
 from lightning_leaky.cli import main
 from lightning_leaky.report import as_html, as_json, report_on
 from lightning_leaky.report.page import name_of
@@ -223,6 +223,16 @@ def test_a_module_that_keeps_no_hyper_parameters_is_told_to(tmp_path, monkeypatc
     trainer.save_checkpoint(tmp_path / "net.ckpt")
     with pytest.raises(SystemExit, match=r"`model` Forgetful cannot be made .*'needed'.* Call `save_hyperparameters"):
         main(["report", str(tmp_path / "net.ckpt"), "--model=forgetful.Forgetful", *DATA])
+
+
+@pytest.mark.parametrize("error", [KeyError("width"), TypeError("cannot add a string to a number")])
+def test_an_error_of_the_module_itself_is_shown_as_it_is(checkpoint, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(LeakyResNetModule, "load_from_checkpoint", fail)
+    with pytest.raises(type(error), match=str(error.args[0])):
+        main(["report", str(checkpoint), *DATA])
 
 
 def test_the_command_says_what_is_missing(capsys):
