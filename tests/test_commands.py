@@ -14,9 +14,8 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_leaky import EnergyMonitor, TeacherDataModule, cli
+from tests.pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULE_OF_ONES_OWN = """
 import lightning as L
 import torch
@@ -50,14 +49,9 @@ def real_positions(batch):
 """
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    text = document.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-
-
 def commands(pattern: str) -> list[str]:
     """Commands of all pages that match, without their comments, once each and in order."""
-    lines = [line for page in DOCUMENTS for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
     found = [re.split(r"\s#", line)[0].strip() for line in lines]
     return list(dict.fromkeys(command for command in found if re.fullmatch(pattern, command)))
 
@@ -141,9 +135,8 @@ def test_the_command_line_of_the_first_page(folder, capsys):
 
 
 def test_the_command_line_of_the_page_on_charts(folder, capsys, make_module, make_trainer):
-    own, theirs, compare = [
-        line for block in blocks(ROOT / "docs" / "charts.md", "bash") for line in block.splitlines()
-    ]
+    (block,) = blocks(ROOT / "docs" / "charts.md", "bash")
+    own, theirs, compare = block.splitlines()
     from my_module import Data, Net
 
     for name, module, data in (
@@ -154,9 +147,8 @@ def test_the_command_line_of_the_page_on_charts(folder, capsys, make_module, mak
         trainer.fit(module, datamodule=data)
         trainer.save_checkpoint(f"{name}.ckpt")
     call(theirs.replace("CHECKPOINT", "theirs.ckpt"))
-    assert json.loads(Path("report/report.json").read_text())["layers"]["name"] == [
-        f"encoder.layers.{i}" for i in range(3)
-    ]
+    names = json.loads(Path("report/report.json").read_text())["layers"]["name"]
+    assert names == [f"encoder.layers.{index}" for index in range(3)]
     call(own.replace("CHECKPOINT", "own.ckpt"))
     assert "hamiltonian" in json.loads(Path("report/report.json").read_text())["layers"]
     call(compare)

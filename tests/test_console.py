@@ -1,5 +1,6 @@
 """The table for a terminal: one line a layer, and when it is printed."""
 
+import dataclasses
 import io
 import sys
 
@@ -36,6 +37,15 @@ def test_one_line_a_layer_within_eighty_columns():
     assert lines[3].split() == ["3", "0.5", "0%", "3", "1e-06", "-1", "0.03"]
     assert max(map(len, lines[:4])) <= 80
     assert [line.split(":")[0] for line in lines[4:]] == ["Bottleneck", "Rank", "Layers", "Trust"]
+
+
+def test_layers_have_their_names_where_they_are_known():
+    names = ("encoder.layers.0", "encoder.layers.1", "encoder.layers.2")
+    lines = printed(dataclasses.replace(READINGS, names=names))
+    assert [line.split()[-1] for line in lines[:4]] == ["name", *names]
+    assert max(map(len, lines[:4])) <= 80
+    segmented = printed(dataclasses.replace(READINGS, names=names, segments=(1, 2)))
+    assert [line.split()[-1] for line in segmented[1:4]] == list(names)
 
 
 def test_segments_are_counted_through():

@@ -11,19 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks import scale
 from lightning_leaky.guide import SUMMARIES, TAGS_OF
 from lightning_leaky.metrics.path_reader import QUANTITIES
-
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(document: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+from tests.pages import PAGES, ROOT, blocks
 
 
 def run(document: Path) -> dict[str, object]:
     """Names that the blocks of a page leave behind: as a script, with two epochs and a reading at every step."""
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for block in blocks(document):
+    for block in blocks(document, "python"):
         short = re.sub(r"max_epochs=\d+", "max_epochs=2", re.sub(r",\s*log_every_n_steps=\d+", "", block))
         exec(short.replace("L.Trainer(", "L.Trainer(log_every_n_steps=1, "), namespace)
     return namespace
@@ -34,14 +28,16 @@ def events_of(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"images": 0}).Reload()
 
 
-@pytest.mark.parametrize("document", [document for document in DOCUMENTS if blocks(document)], ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "document", [document for document in PAGES if blocks(document, "python")], ids=lambda d: d.name
+)
 def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fits = []
     fit = L.Trainer.fit
     monkeypatch.setattr(L.Trainer, "fit", lambda *args, **kwargs: fits.append(fit(*args, **kwargs)))
     run(document)
-    assert len(fits) == sum(block.count("trainer.fit(") for block in blocks(document))
+    assert len(fits) == sum(block.count("trainer.fit(") for block in blocks(document, "python"))
 
 
 def test_the_page_on_charts_draws_what_it_shows(tmp_path, monkeypatch):
@@ -69,7 +65,7 @@ def test_the_rule_of_ones_own_adapts(tmp_path, monkeypatch, make_module, make_da
     assert (module.network.step_sizes - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda d: d.name)
 def test_relative_links_lead_somewhere(document):
     """Pages, pictures, and headings of pages; Sphinx looks at the docs, and nobody else at the README."""
     for link, heading in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", document.read_text(encoding="utf-8")):
@@ -119,4 +115,4 @@ def test_the_page_on_scale_shows_what_the_formulas_say():
 
 
 def test_readme_has_python_blocks():
-    assert len(blocks(ROOT / "README.md")) >= 2
+    assert len(blocks(ROOT / "README.md", "python")) >= 2

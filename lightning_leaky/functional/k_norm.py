@@ -96,8 +96,10 @@ _POWERS, _ROUNDS = 8, 12
 def operator_norm(gram: Tensor) -> Tensor:
     """Largest eigenvalue, shape (...), of symmetric non-negative matrices, shape (..., n, n).
 
-    Power iteration, many times cheaper than the spectrum; the spectrum where it does not settle, as it does not for
-    leading eigenvalues that nearly agree.
+    Power iteration, many times cheaper than the spectrum; the spectrum where it does not settle, as for many leading
+    eigenvalues that nearly agree. Where it settles between two that do, at relative distance g, the estimate is too
+    small by at most ``min(g, √(2 eps s₂/s₁))``, with s₁ and s₂ the shares of their directions in the vector that it
+    starts from.
 
     Example:
         >>> operator_norm(torch.diag(torch.tensor([1.0, 3.0])))
