@@ -16,6 +16,11 @@ from lightning_leaky.layers import plain_name
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+# Of optimizers, by name: some are not in every build of torch.
+_NOT_BY_PARAMETER = {
+    "LBFGS": "whose history is of all of them together",
+    "ZeroRedundancyOptimizer": "which shares them out over the processes once and for all",
+}
 
 
 @torch.no_grad()
@@ -115,11 +120,12 @@ def check_optimizer(optimizer: Optimizer | None, layers: Sequence[dict[str, Tens
         optimizer: The optimizer, with or without a state.
         layers: The parameters of each layer by name.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            "`optimizer` must keep its state parameter by parameter, got LBFGS, whose history is of all of them "
-            "together; use Adam or SGD."
-        )
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in _NOT_BY_PARAMETER:
+            raise ValueError(
+                f"`optimizer` must keep its state parameter by parameter, got {cls.__name__}, "
+                f"{_NOT_BY_PARAMETER[cls.__name__]}; use Adam or SGD."
+            )
     for parameters in layers if optimizer is not None else ():
         for parameter in parameters.values():
             for name, value in _state_of(optimizer, parameter).items():

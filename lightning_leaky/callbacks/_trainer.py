@@ -96,6 +96,28 @@ def check_strategy(trainer: Trainer, asker: str) -> None:
         raise ValueError(f"`strategy` must be one that {asker} can follow, got {type(strategy).__name__}: {reason}.")
 
 
+def rewrap(trainer: Trainer) -> None:
+    """Have DDP count the parameters again, after some have come or gone."""
+    strategy: Any = trainer.strategy
+    if "DDPStrategy" in _names(strategy):
+        strategy.model = trainer.lightning_module
+        strategy.configure_ddp()
+
+
+def why_not_rewrap(trainer: Trainer) -> str | None:
+    """What is in the way of new parameters, with the remedy; ``None`` where nothing is."""
+    strategy: Any = trainer.strategy
+    if "SingleDeviceStrategy" in _names(strategy):
+        return None
+    if "DDPStrategy" not in _names(strategy):
+        return "it shards the parameters; refine under ddp or on one device, and train on from that checkpoint"
+    if strategy._ddp_kwargs.get("static_graph"):
+        return "static_graph=True promises a graph that does not change; leave it out"
+    if strategy._ddp_comm_state is not None:
+        return "`ddp_comm_state` is of as many parameters as there were; leave it out"
+    return None
+
+
 def has_flat_parameters(trainer: Trainer) -> bool:
     """Whether weights outside a forward pass are pieces of flat parameters, as FSDP1 leaves them."""
     return "FSDPStrategy" in _names(trainer.strategy)

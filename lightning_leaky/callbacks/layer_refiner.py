@@ -6,7 +6,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -18,13 +17,17 @@ from lightning_leaky.callbacks._trainer import (
     is_due,
     log_period,
     log_scalars,
+    rewrap,
+    why_not_rewrap,
     without_log,
 )
 from lightning_leaky.curvature import CurvatureRecorder
+from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.refinement import check_refinement, discretisation_errors_of, refined_step_sizes
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
 from lightning_leaky.optim.rhythm import Rhythm
 from lightning_leaky.optim.step_size_hook import step_was_skipped
+from lightning_leaky.processes import summed, warn
 from lightning_leaky.remesh import check_optimizer
 
 # They keep a second network, parameter beside parameter, or change learning rates by its length.
@@ -49,11 +52,11 @@ class LayerRefiner(Callback):
     """Splits and merges layers during training: give a tolerance, not a depth [ours].
 
     Every `every_n_steps` optimizer steps it estimates the error of each Euler step on the batch just seen, all its
-    micro-batches, and changes the mesh as `lightning_leaky.functional.refined_step_sizes` says: layers are split where
-    the estimated errors add up to more than the tolerance, and merged where they hardly have any. Weights are read as
-    functions of p, so that the outputs change by the order of the discretisation error; the optimizer's state moves
-    along. Layers that stay keep their parameters. Layers and step-sizes are saved with the model, and a resumed run
-    equals an uninterrupted one.
+    micro-batches on all processes, and changes the mesh as `lightning_leaky.functional.refined_step_sizes` says: layers
+    are split where the estimated errors add up to more than the tolerance, and merged where they hardly have any.
+    Weights are read as functions of p, so that the outputs change by the order of the discretisation error; the
+    optimizer's state moves along. Layers that stay keep their parameters. Layers and step-sizes are saved with the
+    model, and a resumed run equals an uninterrupted one.
 
     Layers change after an optimizer step and never between forward and backward. Other callbacks that look at layers
     are told: those with a method ``on_layers_changed(trainer, pl_module)``, as `EnergyMonitor` has one.
@@ -78,8 +81,8 @@ class LayerRefiner(Callback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if the model has no layers that can change
-            (it is no `LeakyResNet`, has but one layer, is compiled), runs on several processes or under a strategy that
-            wraps it, is averaged, or is not trained by exactly one optimizer whose state can be moved.
+            (it is no `LeakyResNet`, has but one layer, is compiled), is sharded or averaged, runs under a strategy that
+            keeps more than gradients, or is not trained by exactly one optimizer whose state can be moved.
 
     Example:
         >>> import lightning as L
@@ -138,7 +141,7 @@ class LayerRefiner(Callback):
         self._log(trainer, self._recorder)
         if self._has_stepped:
             self.num_steps += 1
-            if self.rhythm.is_due(self.num_steps) and self._refine(self._recorder):
+            if self.rhythm.is_due(self.num_steps) and self._refine(trainer, self._recorder):
                 for callback in callbacks_of(trainer):
                     tell = getattr(callback, "on_layers_changed", None)
                     if callable(tell):
@@ -177,10 +180,10 @@ class LayerRefiner(Callback):
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._has_stepped = self._has_stepped or not step_was_skipped(optimizer)
 
-    def _refine(self, recorder: CurvatureRecorder) -> bool:
+    def _refine(self, trainer: Trainer, recorder: CurvatureRecorder) -> bool:
         """Change the mesh where that is called for, and say whether it was."""
         path: Any = recorder.path
-        rho, errors = step_sizes_of(path), _errors_of(recorder)
+        rho, errors = step_sizes_of(path), _errors_of(trainer, recorder)
         if not bool(torch.isfinite(errors).all()):
             self._warn_once(errors)
             return False
@@ -189,11 +192,12 @@ class LayerRefiner(Callback):
         if torch.equal(new, rho):
             return False
         path.remesh(new, self._optimizer)
+        rewrap(trainer)
         return True
 
     def _log(self, trainer: Trainer, recorder: CurvatureRecorder) -> None:
         if is_due(trainer, log_period(trainer)):
-            error = _errors_of(recorder).sum()
+            error = _errors_of(trainer, recorder).sum()
             log_scalars(
                 trainer,
                 {"num_layers": torch.tensor(float(len(recorder.layers))), "discretisation_error": error},
@@ -202,7 +206,7 @@ class LayerRefiner(Callback):
     def _warn_once(self, errors: Tensor) -> None:
         if not self._warned:
             self._warned = True
-            rank_zero_warn(
+            warn(
                 f"LayerRefiner: the estimated errors of the layers are {errors.tolist()}; layers are left as they are. "
                 "A layer has diverged, its representation is zero, or none has run in training mode."
             )
@@ -218,12 +222,11 @@ class LayerRefiner(Callback):
 def check_trainer(trainer: Trainer) -> None:
     """Raise ValueError where somebody else has counted the parameters already."""
     check_strategy(trainer, "LayerRefiner")
-    strategies = [cls.__name__ for cls in type(trainer.strategy).__mro__]
-    if trainer.world_size > 1 or "SingleDeviceStrategy" not in strategies:
+    reason = why_not_rewrap(trainer)
+    if reason is not None:
         raise ValueError(
-            f"`strategy` must run one process on one device for LayerRefiner, got {type(trainer.strategy).__name__} "
-            f"with {trainer.world_size}: it registers parameters when it wraps a model, and would not reduce the "
-            "gradients of new ones. Refine on one device, and train on from that checkpoint on many."
+            f"`strategy` must let LayerRefiner change the number of parameters, got {type(trainer.strategy).__name__}: "
+            f"{reason}."
         )
     if trainer.lightning_module._compiler_ctx is not None:
         raise ValueError(
@@ -279,6 +282,8 @@ def optimizer_of(path: LeakyPath, optimizers: list[Optimizer]) -> Optimizer:
     return optimizer
 
 
-def _errors_of(recorder: CurvatureRecorder) -> Tensor:
-    squares = recorder.squares.to("cpu", torch.float64)
+def _errors_of(trainer: Trainer, recorder: CurvatureRecorder) -> Tensor:
+    """Errors over the samples of all processes; the same bits on each, so that all refine alike."""
+    device = trainer.strategy.root_device  # that of the processes' backend, also where no pass has been recorded
+    squares = summed(recorder.squares.to(device, working_dtype(device))).to("cpu", torch.float64)
     return discretisation_errors_of(squares, step_sizes_of(recorder.path))

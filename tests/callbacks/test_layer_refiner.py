@@ -15,13 +15,14 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_leaky import EnergyMonitor, LayerRefiner, LeakyResNet, LeakyResNetModule, StepSizeAdapter
 from lightning_leaky.callbacks.layer_refiner import check_trainer
 from lightning_leaky.functional import discretisation_errors, refined_step_sizes
+from lightning_leaky.remesh import check_optimizer
 from tests.callbacks.helpers import ConstantRate, NoisyModule, Recorder, TwoOptimizers, rows_of, steps_with
 
 SPLITS = {"tolerance": 1e-3, "every_n_steps": 2, "start_step": 2, "max_layers": 24}
@@ -485,13 +486,21 @@ def refused(trainer, module, data, match):
     assert recorder.losses == []
 
 
-@pytest.mark.parametrize("strategy", [DDPStrategy, ModelParallelStrategy])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_strategies_that_wrap_the_model_are_refused(strategy, world_size):
-    made = strategy()
-    made._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 1)}
-    with pytest.raises(ValueError, match=f"`strategy` must run one process .* got {strategy.__name__}"):
-        check_trainer(SimpleNamespace(strategy=made, world_size=world_size, callbacks=[]))
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        (ModelParallelStrategy(1, 1), "it shards the parameters"),
+        (FSDPStrategy(), "it shards the parameters"),
+        (DDPStrategy(static_graph=True), "static_graph=True promises"),
+        (DDPStrategy(ddp_comm_state=object()), "`ddp_comm_state` is of as many"),
+    ],
+    ids=["FSDP2", "FSDP1", "static graph", "state of gradients"],
+)
+def test_strategies_that_count_parameters_for_good_are_refused(strategy, reason):
+    if isinstance(strategy, ModelParallelStrategy):
+        strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 1)}
+    with pytest.raises(ValueError, match=f"`strategy` must .* got {type(strategy).__name__}: {reason}"):
+        check_trainer(SimpleNamespace(strategy=strategy, world_size=2, callbacks=[]))
 
 
 @pytest.mark.parametrize("how", ["module", "layer", "layer in place"])
@@ -554,6 +563,15 @@ def test_lbfgs_is_refused(make_module, make_data, make_trainer):
             return torch.optim.LBFGS(self.parameters())
 
     refused(make_trainer(LayerRefiner(0.1)), make_module(Lbfgs), make_data(), "got LBFGS")
+
+
+def test_an_optimizer_that_is_shared_out_is_refused():
+    class ZeroRedundancyOptimizer(torch.optim.SGD):
+        """As torch's is called, which only several processes can make."""
+
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="got ZeroRedundancyOptimizer, which shares them out"):
+        check_optimizer(ZeroRedundancyOptimizer(layer.parameters(), lr=0.1), [dict(layer.named_parameters())])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lightning_leaky import LayerRefiner
 from tests.distributed.fits import Data, make_callbacks, make_module, make_trainer
 from tests.distributed.launch import exit_codes
 
@@ -33,7 +34,8 @@ class Failing(Callback):
 def work(hook: str, how: str, rank: int, size: int, folder: Path) -> None:
     """Fit, and write down which hooks are left after the error."""
     *callbacks, _ = make_callbacks()
-    trainer, module = make_trainer(size, [Failing(hook, how), *callbacks]), make_module()
+    refiner = LayerRefiner(0.12, every_n_steps=2, start_step=2)
+    trainer, module = make_trainer(size, [Failing(hook, how), *callbacks, refiner]), make_module()
     try:
         trainer.fit(module, Data())
     finally:
@@ -48,6 +50,7 @@ def work(hook: str, how: str, rank: int, size: int, folder: Path) -> None:
     [
         "on_before_optimizer_step",  # the others wait for its part of a training reading
         "on_before_zero_grad",  # ... of the gradients
+        "on_train_batch_end",  # ... of an estimated error
         "on_validation_epoch_end",  # ... of a validation reading
     ],
 )
