@@ -92,4 +92,4 @@ def _spectra(matrix: str, matrices: Tensor) -> Rows:
     ]
 
 
-STUDY = Study("energies", settings, measure, figures=energies_figures.figures, tables=energies_figures.rank_table)
+STUDY = Study("energies", settings, measure, figures=energies_figures.figures, tables=energies_figures.rank_tables)

@@ -24,6 +24,7 @@ DEPTHS = (1.0, 3.0, 7.0)
 WEIGHT_DECAYS = (0.003, 0.03, 0.3)
 NUM_LAYERS = (5, 10, 20)
 SCHEMES = ("equidistant", "irregular", "relative_distance", "switches")
+ADAPTIVE = SCHEMES[2:]
 NUM_SEEDS = 10
 _GAP_POINTS = 200
 _NUM_SINGULAR_VALUES = 12
@@ -31,28 +32,41 @@ _NUM_PATHS = 30
 
 
 def settings(reduced: bool) -> Sequence[Setting]:
-    """Every scheme at every L̃, λ and L; all of one seed before the next, so that what there is is always paired."""
+    """Every scheme at every L̃, λ and L, and both rules with the bound where they reach it and L > L̃."""
     if reduced:
         small = {"num_steps": 30, "num_points": 100, "width": 16}
         return [
-            _setting(seed, 3.0, 0.1, num_layers, scheme, **small)
-            for seed in range(2)
-            for num_layers in (4, 8)
-            for scheme in SCHEMES
+            *(
+                _setting(seed, 3.0, 0.1, size, scheme, **small)
+                for seed in (0, 1)
+                for size in (4, 8)
+                for scheme in SCHEMES
+            ),
+            *(_setting(seed, 3.0, 0.1, 4, rule, max_leak=1.0, **small) for seed in (0, 1) for rule in ADAPTIVE),
         ]
+    sizes = {"num_steps": 3000, "width": 50}
+    # All of one seed before the next, so that what there is is always paired.
     return [
-        _setting(seed, depth, decay, num_layers, scheme, num_steps=3000, width=50)
-        for seed in range(NUM_SEEDS)
-        for depth in DEPTHS
-        for decay in WEIGHT_DECAYS
-        for num_layers in NUM_LAYERS
-        for scheme in SCHEMES
+        *(
+            _setting(seed, depth, decay, num_layers, scheme, **sizes)
+            for seed in range(NUM_SEEDS)
+            for depth in DEPTHS
+            for decay in WEIGHT_DECAYS
+            for num_layers in NUM_LAYERS
+            for scheme in SCHEMES
+        ),
+        *(
+            _setting(seed, 7.0, decay, 10, rule, max_leak=1.0, **sizes)
+            for seed in range(NUM_SEEDS)
+            for decay in WEIGHT_DECAYS
+            for rule in ADAPTIVE
+        ),
     ]
 
 
-def _setting(seed: int, depth: float, decay: float, num_layers: int, scheme: str, **sizes: Any) -> Setting:
-    # Steps may leak more than everything, as the paper's in a bottleneck: with L = 5 < L̃ = 7 they must.
-    return Setting(seed, depth, num_layers, decay, dims="30-6-3-30", teacher="resnet", scheme=scheme, **sizes)
+def _setting(seed: int, depth: float, decay: float, num_layers: int, scheme: str, **others: Any) -> Setting:
+    # Without a bound steps may leak more than everything, as the paper's: with L = 5 < L̃ = 7 they must.
+    return Setting(seed, depth, num_layers, decay, dims="30-6-3-30", teacher="resnet", scheme=scheme, **others)
 
 
 def measure(setting: Setting) -> dict[str, Rows]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,8 @@ _ON = ["seed", "effective_depth", "weight_decay", "num_layers"]
 
 
 def figures(tables: Tables) -> dict[str, Figure]:
-    """All figures by name."""
+    """All figures by name, of the runs without a bound."""
+    tables = {**tables, RUNS: _without_bound(tables[RUNS])}
     runs = tables[RUNS]
     return {
         "fig2a_test_error": _grid(runs.assign(error=100 * runs["test_error"]), "error", "test error (% of variance)"),
@@ -127,8 +128,9 @@ def _draw_paths(ax: Axes, paths: pd.DataFrame) -> None:
 
 
 def tables_for_readers(tables: Tables) -> dict[str, pd.DataFrame]:
-    """Paired differences at equal L, and against equidistant steps with twice the layers."""
-    runs = tables[RUNS]
+    """Paired differences at equal L, and against equidistant steps with twice the layers; what the bound changes."""
+    runs = _without_bound(tables[RUNS])
+    bounded = tables[RUNS][tables[RUNS]["max_leak"] > 0]
     equidistant = runs[runs["scheme"] == "equidistant"]
     return {
         "schemes_same_layers": _differences(runs[runs["scheme"] != "equidistant"], equidistant),
@@ -136,17 +138,24 @@ def tables_for_readers(tables: Tables) -> dict[str, pd.DataFrame]:
         "test_errors": _means(runs),
         "gap": _gaps(runs, "last_error_constant"),
         "gap_linear": _gaps(runs, "last_error_linear"),
+        "bounded": _differences(bounded, equidistant),
+        "bounded_half_the_layers": _differences(bounded, _doubled(equidistant)),
+        "bounded_against_unbounded": _differences(bounded, runs, [*_ON, "scheme"]),
     }
 
 
-def _differences(runs: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
+def _without_bound(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs["max_leak"] == 0]
+
+
+def _differences(runs: pd.DataFrame, against: pd.DataFrame, on: Sequence[str] = _ON) -> pd.DataFrame:
     rows = []
     for (depth, decay, num_layers, scheme), group in runs.groupby(
         ["effective_depth", "weight_decay", "num_layers", "scheme"]
     ):
         row = {"L̃": depth, "λ": decay, "L": num_layers, "scheme": NAMES[scheme]}
         for value, unit, label in (("test_error", 1e-4, "Δ test error (1e-4)"), ("spread", 1.0, "Δ spread of H")):
-            row["n"], mean, half = paired(group, against, _ON, value)
+            row["n"], mean, half = paired(group, against, on, value)
             row[label] = f"{mean / unit:+.1f} ± {half / unit:.1f}"
         if row["n"]:
             rows.append(row)
