@@ -13,7 +13,7 @@ from lightning_leaky.functional import hamiltonian_spread
 
 PLACES = ((3.0, 5), (7.0, 10))
 """L̃ and L."""
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.01, 0.03, 0.1, 0.3)
 """Learning rates of SGD; the best by validation error counts, for each kind of run."""
 SEEDS = range(100, 105)
 
@@ -66,13 +66,15 @@ def _against(runs: pd.DataFrame, option: str, by: str) -> pd.DataFrame:
     for (depth, value), group in runs.groupby(["effective_depth", by]):
         with_it, without = group[group[option]], group[~group[option]]
         row = {"L̃": depth, by: value, "n": len(with_it)}
-        for column, label in (
-            ("val_error", "val. error"),
-            ("spread", "spread of H"),
-            ("criticality_residual", "residual"),
+        for column, label, unit, digits in (
+            ("val_error", "val. error (1e-4)", 1e-4, 1),
+            ("spread", "spread of H", 1.0, 1),
+            ("criticality_residual", "residual", 1.0, 3),
         ):
-            row[f"{label}, without"] = "{:.4f} ± {:.4f}".format(*interval(without[column].to_numpy()))
-            row[f"Δ {label}"] = "{:+.4f} ± {:.4f}".format(*paired(with_it, without, ["seed"], column)[1:])
+            mean, half = (number / unit for number in interval(without[column].to_numpy()))
+            row[f"{label}, without"] = f"{mean:.{digits}f} ± {half:.{digits}f}"
+            change, half = (number / unit for number in paired(with_it, without, ["seed"], column)[1:])
+            row[f"Δ {label}"] = f"{change:+.{digits}f} ± {half:.{digits}f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
