@@ -92,14 +92,15 @@ def settings(reduced: bool) -> Sequence[Setting]:
 
     Each seed is an experiment of its own, tuning included: it splits the data, draws its trials, trains them all, and
     of these the one best on its validation split counts, with its error on its test split. So no test sample plays a
-    part in a choice, and the intervals over seeds hold the luck of the search too.
+    part in a choice, and the intervals over seeds hold the luck of the search too. All of one seed come before the next,
+    so that what there is is always paired.
     """
     epochs = {"breast_cancer": 2, "wine": 2, "diabetes": 2} if reduced else EPOCHS
     num_seeds, num_trials = (2, 2) if reduced else (NUM_SEEDS, NUM_TRIALS)
     return [
         Setting(data, method, seed, trial, *drawn, num_epochs)
-        for data, num_epochs in epochs.items()
         for seed in range(num_seeds)
+        for data, num_epochs in epochs.items()
         for method in METHODS
         for trial, drawn in enumerate(trials(method, seed, num_trials))
     ]
