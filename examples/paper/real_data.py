@@ -92,8 +92,8 @@ def settings(reduced: bool) -> Sequence[Setting]:
 
     Each seed is an experiment of its own, tuning included: it splits the data, draws its trials, trains them all, and
     of these the one best on its validation split counts, with its error on its test split. So no test sample plays a
-    part in a choice, and the intervals over seeds hold the luck of the search too. All of one seed come before the next,
-    so that what there is is always paired.
+    part in a choice, and the intervals over seeds hold the luck of the search too. One seed comes after another, so
+    that what there is is always paired.
     """
     epochs = {"breast_cancer": 2, "wine": 2, "diabetes": 2} if reduced else EPOCHS
     num_seeds, num_trials = (2, 2) if reduced else (NUM_SEEDS, NUM_TRIALS)
@@ -253,6 +253,12 @@ def measure(setting: Setting) -> dict[str, Rows]:
     return {RUNS: [found]}
 
 
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """Trials of the searches that are complete."""
+    num_trials = runs.groupby(["data", "method", "seed"])["trial"].transform("count")
+    return runs[num_trials == num_trials.max()]
+
+
 def chosen(runs: pd.DataFrame) -> pd.DataFrame:
     """Of every search the trial with the least validation error; among equals, with the least validation cost."""
     return runs.sort_values(["val_error", "val_cost"]).groupby(["data", "method", "seed"]).head(1)
@@ -274,7 +280,7 @@ def same_trials(runs: pd.DataFrame) -> pd.DataFrame:
 
 def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Errors and their paired differences, one column a data set."""
-    runs = chosen(tables[RUNS])
+    runs = chosen(finished(tables[RUNS]))
     means, minus_baseline = summary(runs, ["data", "method"], "test_error"), differences(runs)
     names = [name for name in EPOCHS if name in set(runs["data"])]
     figure, axes = panels(len(names), rows=2, width=2.5, height=2.4, sharey=True)
@@ -308,12 +314,13 @@ def unit(name: str) -> float:
 
 def tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """How the methods did, and what each search chose."""
-    runs = chosen(tables[RUNS])
+    complete = finished(tables[RUNS])
+    runs = chosen(complete)
     errors = summary(runs, ["data", "method"], "test_error")
     columns = {
         "test error": errors,
         "minus equidistant": differences(runs),
-        "minus equidistant, same trials": differences(same_trials(tables[RUNS])),
+        "minus equidistant, same trials": differences(same_trials(complete)),
     }
     table = errors[["data", "method", "n"]]
     for name, found in columns.items():
