@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from examples.paper.statistics import interval, paired
 from examples.paper.study import RUNS, Rows, Study
-from examples.paper.training import Setting, data_of, read, train
+from examples.paper.training import Setting, data_of, errors, read, train
 from lightning_leaky.functional import hamiltonian_spread
 
 PLACES = ((3.0, 5), (7.0, 10))
@@ -41,11 +42,15 @@ def settings(reduced: bool) -> Sequence[Setting]:
 
 
 def measure(setting: Setting) -> dict[str, Rows]:
-    """Train; validation error, spread of H and how critical the net is."""
+    """Train; validation error, spread of H and how critical the net is. A run that diverges has no readings."""
     data = data_of(setting)
-    trained = read(train(setting, data), data, setting.weight_decay)
+    network = train(setting, data)
+    found = errors(network, data)
+    if not math.isfinite(found["val_error"]):
+        return {RUNS: [{**found, "spread": math.nan, "criticality_residual": math.nan}]}
+    trained = read(network, data, setting.weight_decay)
     row = {
-        **trained.errors,
+        **found,
         "spread": float(hamiltonian_spread(trained.hamiltonians)),
         "criticality_residual": float(trained.residuals.median()),
     }
@@ -53,8 +58,8 @@ def measure(setting: Setting) -> dict[str, Rows]:
 
 
 def comparison(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Each option against the same run without it."""
-    runs = tables[RUNS]
+    """Each option against the same run without it, where neither diverges."""
+    runs = tables[RUNS].dropna(subset="spread")
     return {
         "moving_weights": _against(runs[runs["optimizer"] == "adam"], "move_weights", "every_n_steps"),
         "scaled_gradients": _against(runs[runs["optimizer"] == "sgd"], "scale_gradients", "learning_rate"),
@@ -65,7 +70,7 @@ def _against(runs: pd.DataFrame, option: str, by: str) -> pd.DataFrame:
     rows = []
     for (depth, value), group in runs.groupby(["effective_depth", by]):
         with_it, without = group[group[option]], group[~group[option]]
-        row = {"L̃": depth, by: value, "n": len(with_it)}
+        row = {"L̃": depth, by: value, "n": paired(with_it, without, ["seed"], "spread")[0]}
         for column, label, unit, digits in (
             ("val_error", "val. error (1e-4)", 1e-4, 1),
             ("spread", "spread of H", 1.0, 1),
