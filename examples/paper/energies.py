@@ -43,7 +43,7 @@ def settings(reduced: bool) -> Sequence[Setting]:
         if rank != 3
         for depth in (3.0, 7.0, 14.0)
     ]
-    finer = [Setting(seed, depth, num_layers=40, weight_decay=0.3) for seed in seeds for depth in (14.0, 20.0)]
+    finer = [Setting(seed, DEPTHS[-1], num_layers=40, weight_decay=0.3) for seed in seeds]
     return [*main, *ranks, *finer]
 
 

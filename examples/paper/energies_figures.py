@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator
 
 from examples.paper.drawing import colour, draw_means, label_panels, legend_below, panels
 from examples.paper.statistics import interval
@@ -19,6 +19,8 @@ from lightning_leaky.functional import rank_gap_bounds, speed_bounds
 GAMMA_REL = 1e-3
 """γ0 of the energies where a figure shows one."""
 
+# Marks of an axis from large negative to large positive numbers.
+_THOUSANDS = (-1e9, -1e6, -1e3, 0, 1e3, 1e6, 1e9)
 _SHOWN_DEPTHS = (1.0, 3.0, 5.0, 7.0, 20.0)
 
 Tables = Mapping[str, pd.DataFrame]
@@ -230,7 +232,7 @@ def _theorem(tables: Tables) -> Figure:
         draw_means(pace, table, x, "speed_upper", "upper bound", 3)
         for ax in (gap, pace):
             ax.set(yscale="symlog", xlabel="effective depth L̃" if row == 0 else "γ0")
-            ax.yaxis.set_major_locator(SymmetricalLogLocator(base=1000, linthresh=1))  # not a label for each decade
+            ax.yaxis.set_major_locator(FixedLocator(_THOUSANDS))
             if row == 1:
                 ax.set_xscale("log")
         gap.set_ylabel("rank (no unit)")
