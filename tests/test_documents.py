@@ -74,10 +74,17 @@ def test_relative_links_lead_somewhere(document):
         assert not heading or heading in headings(target), f"{link}#{heading}"
 
 
-def headings(document: Path) -> set[str]:
+@pytest.mark.parametrize("document", PAGES, ids=lambda d: d.name)
+def test_no_section_stands_twice_on_a_page(document):
+    found = headings(document)
+    assert {heading for heading in found if found.count(heading) > 1} == set()
+
+
+def headings(document: Path) -> list[str]:
     """Headings of a page as they stand in links: in lower case, with hyphens, without punctuation."""
-    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def cards() -> dict[str, str]:
