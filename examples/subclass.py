@@ -38,9 +38,10 @@ class FullyConnectedModule(LeakyResNetModule):
     """The module with another network in it."""
 
     def configure_network(self) -> FullyConnected:
-        """Return the fully-connected net of the hyper-parameters."""
-        hparams = self.hparams_initial
-        return FullyConnected(hparams.in_features, hparams.out_features, hparams.width, hparams.num_layers)
+        """Return the fully-connected net of the same sizes."""
+        return FullyConnected(
+            **{name: self.network_arguments[name] for name in ("in_features", "out_features", "width", "num_layers")}
+        )
 
 
 class SmoothedModule(LeakyResNetModule):

@@ -70,7 +70,8 @@ def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
     """Warn where more layers are compiled one by one than torch allows: hooks make each a graph of its own."""
     if "torch._dynamo" not in sys.modules:
         return
-    limit = torch._dynamo.config.recompile_limit
+    config = torch._dynamo.config
+    limit = getattr(config, "recompile_limit", None) or config.cache_size_limit  # its name before torch 2.7
     count = sum(layer._compiled_call_impl is not None for layer in layers)
     if count > limit:
         warn(

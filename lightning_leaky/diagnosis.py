@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional import fewest_layers, layer_shares
+from lightning_leaky.functional import fewest_layers, layer_shares, path_median
 from lightning_leaky.metrics.path_reader import Readings
 
 Trust = Literal["unknown", "no", "partly", "yes"]
@@ -21,6 +21,8 @@ _NARROW = 0.5
 _COLLAPSED = 0.5
 # Of a rank, with one decimal.
 _NEARLY_ZERO = 0.05
+# Half of a dimension: estimates of the rank that have crossed by less still round to the same count.
+_CROSSED = 0.5
 # Share of the work that the working layers do together; a layer is idle with a tenth of an equal share of the way.
 _MOST, _IDLE = 0.8, 0.1
 
@@ -36,8 +38,8 @@ class Diagnosis:
         dimensions: Cost of identity of the first layer and the least one, the soft count of dimensions; NaN where it
             was not read.
         narrowest: The layer that starts where it is least.
-        rank_from_below: Median of −2H/L̃, by the momentum form where it was read; NaN where neither was.
-        residual: Median criticality residual; NaN where it was not read.
+        rank_from_below: Median of −2H/L̃ along the path, by the momentum form where it was read; NaN where neither was.
+        residual: Median criticality residual along the path; NaN where it was not read.
         work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
             was not read, and zero where nothing moves.
         working: The fewest layers that do 80 % of the work, in order.
@@ -78,13 +80,15 @@ class Diagnosis:
         return self.dimensions[1] <= _NARROW * self.dimensions[0]
 
     @property
-    def rank_bounds(self) -> tuple[float, float] | None:
-        """The median of −2H/L̃ and the least cost of identity, which enclose the rank of the bottleneck.
+    def rank_estimates(self) -> tuple[float, float] | None:
+        """The two estimates of the rank of the bottleneck, the lower one first.
 
-        ``None`` is no estimate: training is far from an optimum, one of the two was not read, or they enclose nothing.
+        As L̃ grows the median of −2H/L̃ comes from below and the least cost of identity from above. Where they have met,
+        the discretisation may have them cross by a little. ``None`` is no estimate; `sentences` says why.
         """
         below, above = self.rank_from_below, self.dimensions[1]
-        return (below, above) if self.trust != "no" and -_NEARLY_ZERO <= below <= above else None
+        is_one = self.trust != "no" and -_NEARLY_ZERO <= below <= above + _CROSSED
+        return (min(below, above), max(below, above)) if is_one else None
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -110,10 +114,14 @@ class Diagnosis:
         below, above = self.rank_from_below, self.dimensions[1]
         if below != below or above != above:
             return "Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity."
-        written = f"{round(below, 1) + 0.0:.1f} (−2H/L̃) and {above:.1f} (least cost of identity)"  # no −0.0
-        if self.rank_bounds is None:
-            return f"Rank: no estimate yet, {written} do not enclose one."
-        return f"Rank: between {written}."
+        written = f"{round(below, 1) + 0.0:.1f} by −2H/L̃, {above:.1f} by the least cost of identity"  # no −0.0
+        if self.rank_estimates is not None:
+            return f"Rank: {written}."
+        if self.trust == "no":
+            return f"Rank: no estimate yet, training is far from an optimum; {written}."
+        if below < 0:
+            return f"Rank: no estimate, L̃ is too small for one; {written}."
+        return f"Rank: no estimate, the two have crossed by too much; {written}."
 
     def _of_work(self) -> str:
         if not len(self.work):
@@ -181,7 +189,7 @@ def paragraphs(readings: Readings) -> list[str]:
 
 
 def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
-    """Bounds of the rank of each bottleneck by log key: ``rank/lower`` and ``rank/upper``, where there is an estimate.
+    """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any.
 
     Args:
         readings: Of any quantities.
@@ -194,9 +202,9 @@ def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
     """
     parts = diagnose(readings)
     return {
-        f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(bound, dtype=torch.float64)
+        f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(rank, dtype=torch.float64)
         for number, part in enumerate(parts, start=1)
-        for end, bound in zip(("lower", "upper"), part.rank_bounds or (), strict=False)
+        for end, rank in zip(("lower", "upper"), part.rank_estimates or (), strict=False)
     }
 
 
@@ -214,7 +222,7 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         dimensions=(float(costs[0]), float(costs.min())),
         narrowest=first + int(costs.argmin()),
         rank_from_below=float(rank),
-        residual=_median(part.quantities.get("criticality_residual")),
+        residual=_median(part, "criticality_residual"),
         work=work,
         working=tuple(first + index for index in fewest_layers(work, _MOST)),
         idle=tuple(first + index for index in idle),
@@ -226,8 +234,9 @@ def _first_broken(part: Readings, first: int) -> int | None:
     return first + int(min(broken)) if broken else None
 
 
-def _median(values: Tensor | None) -> float:
-    return float("nan") if values is None else float(values.quantile(0.5))
+def _median(part: Readings, name: str) -> float:
+    found = part.quantities.get(name)
+    return float("nan") if found is None else float(path_median(found, part.step_sizes))
 
 
 def ranges(numbers: tuple[int, ...]) -> str:

@@ -32,7 +32,7 @@ CARDS: dict[str, Card] = {
         "cost of identity",
         "‖A‖²_K",
         "–",
-        "Soft count of the dimensions in use where a layer starts; its least value bounds the rank from above.",
+        "Soft count of the dimensions in use where a layer starts; its least value nears the rank from above.",
     ),
     "kinetic_energy": Card(
         "kinetic energy",
@@ -59,7 +59,7 @@ CARDS: dict[str, Card] = {
         "Hamiltonian, momentum form",
         "(L̃/2) ‖Bᵀσ(A)‖² − L̃ tr(BᵀA)",
         "energy",
-        "Constant along the path of an optimum. −2H/L̃ bounds the rank of the bottleneck from below.",
+        "Constant along the path of an optimum. −2H/L̃ nears the rank of the bottleneck from below.",
     ),
     "criticality_residual": Card(
         "criticality residual",
@@ -78,13 +78,13 @@ CARDS: dict[str, Card] = {
 """One card a quantity, by the first part of its log keys."""
 
 _OF_A_HAMILTONIAN = {
-    "bottleneck_rank": "Median over the layers of −2H/L̃: approaches the rank of the bottleneck from below as L̃ grows.",
+    "bottleneck_rank": "Median of −2H/L̃ along the path: nears the rank of the bottleneck from below as L̃ grows.",
     "bottleneck_rank_min": "Least of −2H/L̃ over the layers.",
     "bottleneck_rank_max": "Greatest of −2H/L̃: far from the least, there are too few layers or training is no optimum.",
     "spread": "Greatest minus least H over the layers: 0 on an exact optimum of many layers.",
 }
 SUMMARIES: dict[str, dict[str, str]] = {
-    "cost_of_identity": {"min": "Least over the layers: bounds the rank of the bottleneck from above."},
+    "cost_of_identity": {"min": "Least over the layers: nears the rank of the bottleneck from above as L̃ grows."},
     "energy_hamiltonian": _OF_A_HAMILTONIAN,
     "speed": {"path_length": "Length of the path: integral of the speed over p."},
     "hamiltonian": _OF_A_HAMILTONIAN,
@@ -94,8 +94,8 @@ SUMMARIES: dict[str, dict[str, str]] = {
 
 TAGS_OF: dict[str, dict[str, str]] = {
     "EnergyMonitor": {
-        "rank/lower": "Median of −2H/L̃, logged where it is an estimate: no median criticality residual of 0.5 or more.",
-        "rank/upper": "Least cost of identity, logged likewise: the rank of the bottleneck is between the two.",
+        "rank/lower": "Of two estimates of the rank the lower: median of −2H/L̃ and least cost of identity.",
+        "rank/upper": "The upper. Both only where they are estimates, with a median criticality residual below 0.5.",
         "final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams.",
     },
     "PathFigures": {
@@ -117,7 +117,7 @@ _SEGMENT = r"(segment_\d+/)?"
 def chart_layout(
     training: Collection[str], evaluation: Collection[str] = (), has_rank: bool = True, prefix: str = ""
 ) -> dict[str, dict[str, list[Any]]]:
-    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, the rank between its bounds.
+    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, two estimates of the rank.
 
     Tags are regular expressions, so that the number of layers may change.
 
@@ -133,7 +133,7 @@ def chart_layout(
 
     Example:
         >>> list(chart_layout(["hamiltonian", "cost_of_identity"])["Is there a bottleneck?"])
-        ['rank, between its bounds', 'least cost of identity']
+        ['rank, two estimates', 'least cost of identity']
     """
     start = f"^{re.escape(prefix)}"
     first: dict[str, list[Any]] = {}
@@ -141,8 +141,8 @@ def chart_layout(
     forms = [name for name in _FORMS if name in training]
     if "cost_of_identity" in training:
         if has_rank and forms:
-            bounds = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
-            first["rank, between its bounds"] = ["Margin", bounds]
+            ends = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
+            first["rank, two estimates"] = ["Margin", ends]
         first["least cost of identity"] = ["Multiline", [rf"{start}cost_of_identity/{_SEGMENT}min$"]]
     if "criticality_residual" in training:
         trust["criticality residual, each layer"] = ["Multiline", [rf"{start}criticality_residual/layer_"]]

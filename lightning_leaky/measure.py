@@ -149,7 +149,7 @@ def _observe(
     observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
 ) -> None:
     """Run batches through a model in evaluation mode, and its observer with them."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     observer.attach()
     try:
@@ -160,7 +160,8 @@ def _observe(
             observer.drain()
     finally:
         observer.detach()
-        model.train(was_training)
+        for module, was_training in modes.items():  # parts may have modes of their own, as a frozen batch norm
+            module.training = was_training
 
 
 def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:

@@ -76,6 +76,8 @@ class RegularizedNetwork(Protocol):
 class LeakyResNetModule(LightningModule):
     """Trains a `LeakyResNet` on ``C + (λ/(2L̃)) Σ_l ρ_l ‖W_l‖²_F`` (arXiv 2405.17573, section 1.1).
 
+    Each learned input and output map M adds ``(λ/2) ‖M‖²_F``.
+
     Override one method at a time in a subclass: `cost`, `loss`, `configure_metrics`, `configure_optimizers`, `step`,
     `configure_network`. Hyper-parameters are saved; `load_from_checkpoint` brings back the network with its adapted
     step-sizes.
@@ -130,6 +132,7 @@ class LeakyResNetModule(LightningModule):
         init: Literal["identity", "plain"] = "identity",
         init_noise: float = 0.3,
     ) -> None:
+        given = dict(locals())
         super().__init__()
         if task not in ("regression", "classification"):
             raise ValueError(f'`task` must be "regression" or "classification", got {task!r}.')
@@ -139,15 +142,16 @@ class LeakyResNetModule(LightningModule):
         self.out_features = out_features
         self.weight_decay = check_non_negative("weight_decay", weight_decay)
         self.task = task
+        # Not from the saved hyper-parameters: those of a subclass with an argument of the same name are its own.
+        self.network_arguments = {name: given[name] for name in inspect.signature(LeakyResNet).parameters}
         self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
         self.val_cost, self.val_metrics = SampleMean(), self.configure_metrics("val")
         self.test_cost, self.test_metrics = SampleMean(), self.configure_metrics("test")
 
     def configure_network(self) -> RegularizedNetwork:
-        """Network of the hyper-parameters."""
-        names = inspect.signature(LeakyResNet).parameters
-        return LeakyResNet(**{name: value for name, value in self.hparams_initial.items() if name in names})
+        """Network of the arguments of `__init__` that `LeakyResNet` has too: the dictionary `network_arguments`."""
+        return LeakyResNet(**self.network_arguments)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs, shape (N, out_features)."""

@@ -39,8 +39,8 @@ class PathObserver:
         gamma: The stabiliser of the K-norm, or ``None`` for a relative one; see `KNorm`.
         gamma_rel: γ0 of the relative stabiliser.
         weight_decay: λ > 0, where a momentum quantity is read.
-        optimizer_weight_decay: An optimizer's weight decay, to take λ from where it is not given; see
-            `lightning_leaky.functional.objective_weight_decay`.
+        optimizer_weight_decay: An optimizer's weight decay; its λ, see
+            `lightning_leaky.functional.objective_weight_decay`, is added.
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
         effective_depth: L̃ of a path that is found.
         layout: How a representation becomes a matrix.
@@ -53,8 +53,8 @@ class PathObserver:
         samples: Those of the last batch that was read, one entry a segment.
 
     Raises:
-        ValueError: If a quantity is not known, or a momentum quantity is wanted without a weight decay or of a part of
-            the positions.
+        ValueError: If a quantity is not known or these layers do not have it, or a momentum quantity is wanted without
+            a weight decay or of a part of the positions.
     """
 
     def __init__(
@@ -75,6 +75,11 @@ class PathObserver:
     ) -> None:
         self.path = path
         self.quantities = check_quantities(quantities)
+        if "criticality_residual" in self.quantities and not knows_weights(path):
+            raise ValueError(
+                '`quantities` cannot include "criticality_residual" for these layers: it needs the W_l of a leaky path '
+                "that has a method `weights`, as `LeakyResNet` has. Leave it out."
+            )
         self.weight_decay, self.optimizer_weight_decay = weight_decay, optimizer_weight_decay
         self.loss_reduction: LossReduction = loss_reduction
         self.layout = Layout() if layout is None else layout
@@ -380,12 +385,13 @@ class PathObserver:
         ]
 
     def _weight_decay(self) -> float:
-        """λ as it was given, or that of the optimizer."""
-        if self.weight_decay is not None or self.path is None:
+        """λ as it was given, and that of the optimizer."""
+        if not self.optimizer_weight_decay or self.path is None:
             return check_weight_decay(self.weight_decay, self.quantities)
         given = check_weight_decay(self.optimizer_weight_decay, self.quantities)
-        acts_per_layer = not knows_weights(self.path)
-        return objective_weight_decay(given, len(self._segmentation.layers), self.path.effective_depth, acts_per_layer)
+        depth, acts_per_layer = self.path.effective_depth, not knows_weights(self.path)
+        decayed = objective_weight_decay(given, len(self._segmentation.layers), depth, acts_per_layer)
+        return (self.weight_decay or 0.0) + decayed
 
     @property
     def weight_decay_read(self) -> float | None:
@@ -457,8 +463,8 @@ def check_weight_decay(weight_decay: float | None, quantities: Collection[str]) 
     if weight_decay is None or not 0 < weight_decay < float("inf"):
         wanted = sorted(set(MOMENTA) & set(quantities))
         raise ValueError(
-            f"`weight_decay` must be a finite number > 0 to read {wanted}, got {weight_decay!r}, and the optimizer has "
-            "no single weight decay > 0 on these layers to take it from; give the λ of the objective, or leave these "
-            "quantities out."
+            f"`weight_decay` must be a finite number > 0 to read {wanted}, got {weight_decay!r}; give the λ of the "
+            "objective, or leave these quantities out. (`EnergyMonitor` takes it from an optimizer that has one weight "
+            "decay > 0 on all matrices of these layers.)"
         )
     return weight_decay

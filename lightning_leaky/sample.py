@@ -15,7 +15,7 @@ from lightning_leaky.layout import Layout
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
 class PathSample:
     """Representations of a few samples along one segment of a path, on the CPU.
 

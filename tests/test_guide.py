@@ -72,7 +72,7 @@ def test_a_chart_without_lines_is_left_out():
     assert chart_layout([]) == {}
 
 
-def test_margin_charts_have_value_lower_and_upper_bound():
+def test_margin_charts_have_value_lower_and_upper_end():
     layout = chart_layout(["hamiltonian", "cost_of_identity"])
     margins = [tags for charts in layout.values() for kind, tags in charts.values() if kind == "Margin"]
     assert margins == [

@@ -252,6 +252,23 @@ def test_every_argument_is_a_saved_hyper_parameter(make_module):
     assert module.hparams["effective_depth"] == 2.0
 
 
+def test_a_subclass_may_pass_on_other_values_than_its_own(tmp_path, make_trainer, make_data):
+    """Arguments of the same name are saved with the values that the subclass was given, and say nothing here."""
+
+    class Doubled(LeakyResNetModule):
+        def __init__(self, width=3, effective_depth=1.5):
+            super().__init__(3, 2, width=2 * width, num_layers=4, effective_depth=2 * effective_depth)
+
+    module, trainer = Doubled(width=5), make_trainer(max_epochs=1, enable_checkpointing=False)
+    assert (module.network.width, module.network.effective_depth) == (10, 3.0)
+    assert module.learning_rate == default_learning_rate(3.0)
+    trainer.fit(module, datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = Doubled.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert again.network.width == 10
+    assert all(map(torch.equal, again.parameters(), module.parameters()))
+
+
 def test_every_network_argument_reaches_the_network(make_module):
     module = make_module(
         activation="tanh",

@@ -107,6 +107,23 @@ def test_a_model_is_read_in_evaluation_mode(make_network):
     assert torch.equal(measure_path(model, [inputs])["cost_of_identity"], whole["cost_of_identity"])
 
 
+def test_parts_keep_modes_of_their_own(make_network):
+    """A batch norm that somebody has frozen in a model that trains."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), make_network())
+    model[0].eval()
+    modes = [part.training for part in model.modules()]
+    measure_path(model, [torch.randn(11, 3)])
+    assert [part.training for part in model.modules()] == modes
+    assert not model[0].training
+
+
+def test_a_residual_of_layers_without_weights_of_a_path_is_refused():
+    blocks = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    arguments = {"cost": nn.functional.mse_loss, "weight_decay": 0.1, "layers": "*"}
+    with pytest.raises(ValueError, match='`quantities` cannot include "criticality_residual"'):
+        measure_path(blocks, [(torch.randn(5, 3), torch.randn(5, 3))], ["criticality_residual"], **arguments)
+
+
 def test_an_error_leaves_no_hooks_and_the_mode(module, batch, hooks_of):
     module.train()
     with pytest.raises(RuntimeError):

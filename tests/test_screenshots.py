@@ -152,7 +152,7 @@ def test_a_run_of_ours_is_drawn_in_full(make_module, make_data, make_trainer, tm
         layers = ["cost of identity", "kinetic energy", "potential energy", "step-size"]
         drawn = board.until_drawn(
             {
-                "Is there a bottleneck?/rank, between its bounds": 1,
+                "Is there a bottleneck?/rank, two estimates": 1,
                 "Is there a bottleneck?/least cost of identity": 1,
                 "Can the reading be trusted?/−2H/L̃ over the layers (momentum form)": 1,
                 "Can the reading be trusted?/spread of the Hamiltonian": 2,

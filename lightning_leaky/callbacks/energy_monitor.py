@@ -71,13 +71,13 @@ class EnergyMonitor(Callback):
     key                                         unit    meaning
     ==========================================  ======  ================================================================
     ``cost_of_identity/layer_*``                –       ‖A‖²_K: soft count of the dimensions in use
-    ``cost_of_identity/min``                    –       least over the layers: bounds the bottleneck rank from above
+    ``cost_of_identity/min``                    –       least over the layers: nears the bottleneck rank from above
     ``kinetic_energy/layer_*``                  energy  (1/(2L̃))‖∂_pA‖²_K: how much the layer works
     ``potential_energy/layer_*``                energy  −(L̃/2)‖A‖²_K
     ``cross_term/layer_*``                      –       ⟨∂_pA, A⟩_K
     ``lagrangian/layer_*``                      energy  least weight cost of the step per unit of p
     ``energy_hamiltonian/layer_*``              energy  kinetic plus potential energy
-    ``energy_hamiltonian/bottleneck_rank``      –       median of −2H/L̃ over the layers (L̃ > 0)
+    ``energy_hamiltonian/bottleneck_rank``      –       median of −2H/L̃ along the path (L̃ > 0)
     ``energy_hamiltonian/bottleneck_rank_min``  –       least of −2H/L̃ over the layers
     ``energy_hamiltonian/bottleneck_rank_max``  –       greatest of −2H/L̃ over the layers
     ``energy_hamiltonian/spread``               energy  max − min over the layers
@@ -85,7 +85,7 @@ class EnergyMonitor(Callback):
     ``speed/path_length``                       –       Σ_l ρ_l ‖∂_pA‖_K
     ``stable_rank/layer_*``                     –       ‖A‖²_*/‖A‖²_F
     ``hamiltonian/layer_*``                     energy  momentum form, (L̃/2)‖Bᵀσ(A)‖² − L̃ tr(BᵀA)
-    ``hamiltonian/bottleneck_rank``             –       median of −2H/L̃ (L̃ > 0): bounds the rank from below
+    ``hamiltonian/bottleneck_rank``             –       median of −2H/L̃ along the path: nears the rank from below
     ``hamiltonian/bottleneck_rank_min``         –       least of −2H/L̃ over the layers
     ``hamiltonian/bottleneck_rank_max``         –       greatest of −2H/L̃ over the layers
     ``hamiltonian/spread``                      energy  max − min over the layers
@@ -93,10 +93,10 @@ class EnergyMonitor(Callback):
     ``criticality_residual/max``                –       greatest over the layers
     ``momentum_norm/layer_*``                   –       ‖B‖_F
     ``features_momentum_norm/layer_*``          –       ‖Bᵀσ(A)‖_F
-    ``rank/lower``, ``rank/upper``              –       median of −2H/L̃ and least cost of identity, of training
-                                                        readings where the two are an estimate: the median criticality
-                                                        residual, where it is read, is below 0.5, and they enclose
-                                                        something
+    ``rank/lower``, ``rank/upper``              –       median of −2H/L̃ and least cost of identity, the lower first, of
+                                                        training readings where they are estimates: the median
+                                                        criticality residual, where it is read, is below 0.5, the first
+                                                        is not below 0 nor more than 0.5 above the second
     ==========================================  ======  ================================================================
 
     Where the path has several segments, summaries are per segment, as ``cost_of_identity/segment_2/min``.
@@ -116,8 +116,8 @@ class EnergyMonitor(Callback):
         gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
         weight_decay: λ of the objective, for the momentum readings; ``None`` takes that of the optimizer, converted as
-            `lightning_leaky.functional.objective_weight_decay` says, or, of a leaky path that knows its weights, the
-            module's ``weight_decay``.
+            `lightning_leaky.functional.objective_weight_decay` says, and of a leaky path that knows its weights the
+            module's ``weight_decay``; where there are both, their sum, with a warning.
         effective_depth: L̃ of layers chosen by `layers`; a leaky path knows its own.
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
         layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
@@ -358,12 +358,18 @@ class EnergyMonitor(Callback):
     def _weight_decays(
         self, trainer: Trainer, pl_module: LightningModule, path: LeakyPath | None
     ) -> tuple[float | None, float | None]:
-        """λ as it is known, or the optimizer's weight decay to take it from."""
+        """λ as it is known, and the optimizer's weight decay, whose λ is added."""
         if self.weight_decay is not None:
             return self.weight_decay, None
         decay = optimizer_weight_decay(trainer, pl_module if path is None else path.layers)
         own = getattr(pl_module, "weight_decay", None) if knows_weights(path) else None
-        return (None, decay) if decay or not own else (float(own), None)
+        if own and decay:
+            rank_zero_warn(
+                f"EnergyMonitor: the model's own `weight_decay` = {own:g} is in its loss, and the optimizer decays the "
+                f"same weights by {decay:g} besides; momenta are read with the λ of both together. Most likely one is "
+                "too many: `torch.optim.AdamW` decays by 0.01 unless told `weight_decay=0.0`."
+            )
+        return float(own) if own else None, decay
 
     def _wanted(
         self, trainer: Trainer, path: LeakyPath | None, weight_decay: float | None, decay: float | None

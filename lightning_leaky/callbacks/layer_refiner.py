@@ -21,6 +21,7 @@ from lightning_leaky.callbacks._trainer import (
     why_not_rewrap,
     without_log,
 )
+from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.curvature import CurvatureRecorder
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.refinement import check_refinement, discretisation_errors_of, refined_step_sizes
@@ -138,14 +139,15 @@ class LayerRefiner(Callback):
         """Log the step, and refine after it, where it was taken: an fp16 scaler skips some."""
         if self._recorder is None or is_accumulating(trainer):
             return
-        self._log(trainer, self._recorder)
-        if self._has_stepped:
-            self.num_steps += 1
-            if self.rhythm.is_due(self.num_steps) and self._refine(trainer, self._recorder):
-                for callback in callbacks_of(trainer):
-                    tell = getattr(callback, "on_layers_changed", None)
-                    if callable(tell):
-                        tell(trainer, pl_module)
+        self.num_steps += int(self._has_stepped)
+        is_logged = is_due(trainer, log_period(trainer))
+        refines = self._has_stepped and self.rhythm.is_due(self.num_steps)
+        if is_logged or refines:
+            errors = _errors_of(trainer, self._recorder)
+            if is_logged:
+                _log(trainer, errors)
+            if refines and self._refine(trainer, self._recorder.path, errors):
+                _tell(trainer, pl_module)
         self._recorder.armed = False
         self._recorder.clear()
 
@@ -180,28 +182,19 @@ class LayerRefiner(Callback):
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._has_stepped = self._has_stepped or not step_was_skipped(optimizer)
 
-    def _refine(self, trainer: Trainer, recorder: CurvatureRecorder) -> bool:
+    def _refine(self, trainer: Trainer, path: Any, errors: Tensor) -> bool:
         """Change the mesh where that is called for, and say whether it was."""
-        path: Any = recorder.path
-        rho, errors = step_sizes_of(path), _errors_of(trainer, recorder)
+        rho = step_sizes_of(path)
         if not bool(torch.isfinite(errors).all()):
             self._warn_once(errors)
             return False
-        longest = 1 / max(1.0, path.effective_depth)
+        longest = min(1.0, _max_leak(trainer) / path.effective_depth) if path.effective_depth else 1.0
         new = refined_step_sizes(rho, errors, self.tolerance, self.max_layers, self.min_layers, longest)
         if torch.equal(new, rho):
             return False
         path.remesh(new, self._optimizer)
         rewrap(trainer)
         return True
-
-    def _log(self, trainer: Trainer, recorder: CurvatureRecorder) -> None:
-        if is_due(trainer, log_period(trainer)):
-            error = _errors_of(trainer, recorder).sum()
-            log_scalars(
-                trainer,
-                {"num_layers": torch.tensor(float(len(recorder.layers))), "discretisation_error": error},
-            )
 
     def _warn_once(self, errors: Tensor) -> None:
         if not self._warned:
@@ -280,6 +273,24 @@ def optimizer_of(path: LeakyPath, optimizers: list[Optimizer]) -> Optimizer:
     optimizer = optimizers[having[0]]
     check_optimizer(optimizer, [dict(layer.named_parameters()) for layer in path.layers])
     return optimizer
+
+
+def _log(trainer: Trainer, errors: Tensor) -> None:
+    log_scalars(trainer, {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()})
+
+
+def _tell(trainer: Trainer, pl_module: LightningModule) -> None:
+    for callback in callbacks_of(trainer):
+        tell = getattr(callback, "on_layers_changed", None)
+        if callable(tell):
+            tell(trainer, pl_module)
+
+
+def _max_leak(trainer: Trainer) -> float:
+    """Bound on ρ_l L̃ where layers are merged: 1, or that of a StepSizeAdapter beside, which must be able to keep it."""
+    adapters = [callback for callback in callbacks_of(trainer) if isinstance(callback, StepSizeAdapter)]
+    bounds: list[float | None] = [adapter.settings["max_leak"] for adapter in adapters]
+    return min([1.0, *(bound for bound in bounds if bound is not None)])
 
 
 def _errors_of(trainer: Trainer, recorder: CurvatureRecorder) -> Tensor:

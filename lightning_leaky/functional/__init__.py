@@ -50,6 +50,7 @@ from lightning_leaky.functional.lagrangian import (
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
+from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.projection import path_projection, principal_coordinate
 from lightning_leaky.functional.refinement import discretisation_errors, refined_step_sizes
 from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
@@ -126,6 +127,7 @@ __all__ = [
     "operator_norm",
     "path_length",
     "path_length_from_moments",
+    "path_median",
     "path_projection",
     "potential_energy",
     "potential_energy_from_moments",

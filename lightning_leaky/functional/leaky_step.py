@@ -52,8 +52,8 @@ def leaky_step(
 def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool:
     """Whether nothing but ordinary backward passes will look into a step, and ρ can be read without waiting."""
     return (
-        representation.ndim == 2
-        and type(representation) is Tensor
+        type(representation) is Tensor  # first: what traces has no number of dimensions
+        and representation.ndim == 2
         and type(weight) in (Tensor, nn.Parameter)
         # A GPU would have to stop for ρ; there, and in compiled code, the passes saved here are fused or cheap.
         and {representation.device.type, step_size.device.type} == {"cpu"}

@@ -45,7 +45,7 @@ def layer_shares(kinetic_energies: Tensor, step_sizes: Tensor) -> LayerShares:
     check_same_shape("step_sizes", step_sizes, "kinetic_energies", kinetic_energies)
     rho, energies = widen(step_sizes), widen(kinetic_energies).clamp(min=0)
     work, length = rho * energies, rho * speed_of(energies)
-    if not bool(work.sum() > 0):
+    if not 0 < float(work.sum()) < float("inf"):
         return LayerShares(torch.zeros_like(work), torch.zeros_like(length))
     return LayerShares(work / work.sum(), length / length.sum())
 

@@ -55,7 +55,8 @@ def singular_values_from_moments(second_moment: Tensor) -> Tensor:
 def stable_rank(representation: Tensor) -> Tensor:
     """Stable rank ``‖A‖²_* / ‖A‖²_F``: nuclear over Frobenius norm, squared (arXiv 2405.17573, Proposition 1).
 
-    At most rank A, and for an A that its features reproduce at most the raw cost of identity (no constant column).
+    Not the other number of this name, ``‖A‖²_F / ‖A‖²_op``. At most rank A, and for an A that its features reproduce
+    at most the raw cost of identity (no constant column).
 
     Args:
         representation: A, shape (..., N, w).

@@ -128,6 +128,28 @@ class LayerMetric(SumMetric):
         return plot_along_path({key: curve.reshape(-1) for key, curve in curves.items()}, ylabel=name, ax=ax)
 
 
+class WeightsMetric(LayerMetric):
+    """Base of metrics that are also told the weights: they are no sum over samples, and kept beside the states.
+
+    Attributes:
+        weights: W_1, …, W_L of the last update since the last reset.
+    """
+
+    weights: Sequence[Tensor] | Tensor | None = None
+
+    def keep(self, weights: Sequence[Tensor] | Tensor | None) -> None:
+        """Keep weights to read at `compute`: copies of tensors; another sequence as it is, for it makes them then."""
+        if isinstance(weights, (list, tuple)):
+            self.weights = [weight.detach().clone() for weight in weights]
+        else:
+            self.weights = weights.detach().clone() if isinstance(weights, Tensor) else weights
+
+    def reset(self) -> None:
+        """Forget samples and weights."""
+        super().reset()
+        self.weights = None
+
+
 def _summed(state: Tensor, group: Any = None) -> list[Tensor]:
     # torchmetrics gathers the states of all processes and then adds them: several times the memory and the collectives.
     return [summed(state, group)]

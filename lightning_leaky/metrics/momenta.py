@@ -13,7 +13,8 @@ from lightning_leaky.functional.hamiltonian import hamiltonian_from_moments
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments_of
-from lightning_leaky.metrics.base import LayerMetric
+from lightning_leaky.metrics.base import WeightsMetric
+from lightning_leaky.processes import summed
 
 LossReduction: TypeAlias = Literal["mean", "sum"]
 """How a cost runs over the samples of a batch."""
@@ -26,14 +27,7 @@ def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
     return loss_reduction
 
 
-def kept_weights(weights: Sequence[Tensor] | Tensor | None) -> Sequence[Tensor] | Tensor | None:
-    """Return weights to read at `compute`: copies of tensors, or another sequence as it is, for it makes them then."""
-    if isinstance(weights, (list, tuple)):
-        return [weight.detach().clone() for weight in weights]
-    return weights.detach().clone() if isinstance(weights, Tensor) else weights
-
-
-class _MomentumMetric(LayerMetric):
+class _MomentumMetric(WeightsMetric):
     """Sums the momentum moments; a subclass chooses what `compute` returns."""
 
     features_momentum: Tensor
@@ -50,15 +44,17 @@ class _MomentumMetric(LayerMetric):
         k_norm: KNorm | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_layers, width, k_norm, **kwargs)
+        super().__init__(num_layers, width, k_norm, **{"dist_sync_fn": _summed_layers, **kwargs})
         leak_scale(effective_depth)
         self.effective_depth = effective_depth
         self.loss_reduction = check_loss_reduction(loss_reduction)
-        self.weights: Sequence[Tensor] | Tensor | None = None
         self.add_sum("features_momentum", num_layers, self.feature_width, width)
         self.add_sum("momentum_representation", num_layers)
         self.add_sum("momentum_square", num_layers)
         self.add_sum("num_samples", num_layers)
+        # Of metrics with equal states a MetricCollection updates but one, and the others would not hear of the weights.
+        # NaN equals nothing.
+        self.add_state("unequal", torch.tensor(torch.nan, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -82,7 +78,7 @@ class _MomentumMetric(LayerMetric):
             self.momentum_representation[index] += share * moments.momentum_representation
             self.momentum_square[index] += share**2 * moments.momentum_square
             self.num_samples[index] += share
-        self.weights = kept_weights(weights)
+        self.keep(weights)
 
     def moments(self) -> MomentumMoments:
         """Return the moments of the whole data set."""
@@ -186,3 +182,8 @@ class CriticalityResidual(_MomentumMetric):
         if "criticality_residual" not in readings:
             raise ValueError("`weights` must be given to `update` for a criticality residual, got None.")
         return readings["criticality_residual"]
+
+
+def _summed_layers(state: Tensor, group: Any = None) -> list[Tensor]:
+    """Sums over processes, as of every metric of a path; what is of no layer is no sum and is not sent."""
+    return [summed(state, group) if state.ndim else state]

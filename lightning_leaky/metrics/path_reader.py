@@ -13,6 +13,7 @@ from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.hamiltonian import bottleneck_rank, hamiltonian_spread
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.kinetic_energy import path_length_of
+from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
 from lightning_leaky.metrics.energies import PathEnergies
 from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
@@ -35,7 +36,7 @@ QUANTITIES = ENERGIES + SPECTRUM + MOMENTA
 """Every quantity a reading can hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
 class Readings:
     """Quantities of every layer of a path, on the CPU in float64.
 
@@ -53,7 +54,7 @@ class Readings:
         >>> readings.positions
         tensor([0.0000, 0.2500])
         >>> readings.summaries()["hamiltonian/bottleneck_rank"]
-        tensor(2.5000)
+        tensor(2., dtype=torch.float64)
     """
 
     quantities: dict[str, Tensor]
@@ -136,7 +137,7 @@ class Readings:
             if name in self.quantities:
                 if self.effective_depth > 0:
                     ranks = bottleneck_rank(self[name], self.effective_depth)
-                    found[f"{name}/bottleneck_rank"] = ranks.quantile(0.5)
+                    found[f"{name}/bottleneck_rank"] = path_median(ranks, self.step_sizes)
                     found[f"{name}/bottleneck_rank_min"] = ranks.amin()
                     found[f"{name}/bottleneck_rank_max"] = ranks.amax()
                 found[f"{name}/spread"] = hamiltonian_spread(self[name])
@@ -188,6 +189,8 @@ def check_quantities(quantities: Collection[str]) -> tuple[str, ...]:
         >>> check_quantities(["stable_rank", "cost_of_identity"])
         ('cost_of_identity', 'stable_rank')
     """
+    if isinstance(quantities, str):
+        raise ValueError(f"`quantities` must be a list of names, got the string {quantities!r}; put it in brackets.")
     unknown = sorted(set(quantities) - set(QUANTITIES))
     if unknown or not quantities:
         raise ValueError(f"`quantities` must be chosen from {list(QUANTITIES)}, got {unknown or 'none'}.")
@@ -346,7 +349,7 @@ class PathReader(nn.Module):
         if all(metric is None for metric in self._sums()):
             self._make_sums()
             self.to(self.samples.device)
-        if self.samples.num_rows() or self.samples.weights is not None:
+        if self.samples.previous:  # batches without samples tell the weights
             self._add(*self.samples.matrices(), self.samples.weights)
             self.samples.reset()
 

@@ -23,12 +23,12 @@ from lightning_leaky.functional.moments import (
 )
 from lightning_leaky.functional.spectrum import singular_values_by_smaller_side, stable_rank_of
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes, equidistant_step_sizes
-from lightning_leaky.metrics.base import LayerMetric
+from lightning_leaky.metrics.base import WeightsMetric
 from lightning_leaky.metrics.energies import energies_of
-from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction, kept_weights
+from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 
 
-class PathSamples(LayerMetric):
+class PathSamples(WeightsMetric):
     """All readings of a path over a data set from its samples, by N × N matrices where N ≤ w.
 
     The twin of `PathEnergies`, `StableRank` and `PathMomenta` for wide networks: nothing of size w × w is formed where
@@ -84,7 +84,6 @@ class PathSamples(LayerMetric):
         self.loss_reduction = check_loss_reduction(loss_reduction)
         self.with_momenta, self.with_energies, self.with_spectrum = with_momenta, with_energies, with_spectrum
         self.step_sizes = equidistant_step_sizes(num_layers)
-        self.weights: Sequence[Tensor] | Tensor | None = None
         for name in ("previous", "current", *(("momenta",) if with_momenta else ())):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -119,7 +118,7 @@ class PathSamples(LayerMetric):
         for name, matrices in groups.items():
             stacked = torch.stack([_at_least_float32(matrix) for matrix in matrices], dim=1).detach()
             getattr(self, name).append((stacked * share if name == "momenta" else stacked).to(self.device))
-        self.weights = kept_weights(weights)
+        self.keep(weights)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the readings by name, each of shape (L,)."""

@@ -57,7 +57,7 @@ def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
         return None
     modules = dict(block.named_modules())
     start = next(node for node in graph.nodes if node.op == "placeholder")
-    end = graph.output_node().args[0]
+    end = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
     if not isinstance(end, fx.Node) or not _is_addition(end):
         return None
     branch = [node for node in end.args if isinstance(node, fx.Node) and node is not start]

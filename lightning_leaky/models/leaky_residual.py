@@ -149,6 +149,7 @@ class LeakySteps(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A state without step-sizes is one that `_says_something` had nothing to add to: all steps are equal.
         num_layers = len(self.step_sizes)
         loaded = check_step_sizes(state_dict.get(f"{prefix}step_sizes", equidistant_step_sizes(num_layers)), num_layers)
         if self.step_sizes.is_meta:

@@ -63,7 +63,7 @@ def refinement_of(
     Raises:
         ValueError: If a number is out of range or there is but one layer.
     """
-    rho = normalise_step_sizes(step_sizes).cpu()
+    rho = normalise_step_sizes(step_sizes.cpu())
     errors = discretisation_errors(representations, rho)
     new = refined_step_sizes(rho, errors, tolerance, max_layers, max(2, min_layers), 1 / max(1.0, effective_depth))
     return Refinement(float(errors.sum()), rho, new)

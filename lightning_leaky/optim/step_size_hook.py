@@ -136,7 +136,7 @@ class StepSizeHook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; the network's own buffer comes with the network's state.
+        """Restore a state, and the step-sizes of the network with it.
 
         Args:
             state: As of `state_dict`.

@@ -17,6 +17,11 @@ from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.html import render
 
 _LAYER = re.compile(r"(?P<name>.+)/layer_(?P<number>\d+)$")
+# A quantity of a monitor, whose `prefix` ends in no letter: as "decoder/".
+_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(CARDS)})$")
+_WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
+# The last readings again, beside the hyper-parameters.
+_FINAL = re.compile(r"(^|\W)final_")
 # What a logger adds for itself.
 _NO_RESULTS = ("epoch", "step", "hp_metric")
 
@@ -97,7 +102,7 @@ def _of_numbers(name: str, last: Mapping[str, tuple[float, float]]) -> Run:
         match = _LAYER.match(key)
         if match and _title(match["name"]):
             layers.setdefault(match["name"], {})[int(match["number"])] = (step, value)
-        elif key not in _NO_RESULTS and not key.startswith("final_"):
+        elif key not in _NO_RESULTS and not _FINAL.search(key):
             numbers[key] = value
     return Run(name, numbers, {quantity: _of_last_step(entries) for quantity, entries in layers.items()})
 
@@ -161,8 +166,6 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def _title(name: str) -> str:
-    """Title of a quantity, of a data set where the key says so; nothing where it is none of ours."""
-    for prefix, where in (("val_", ", validation data"), ("test_", ", test data"), ("", "")):
-        if name.startswith(prefix) and name.removeprefix(prefix) in CARDS:
-            return CARDS[name.removeprefix(prefix)].title + where
-    return ""
+    """Title of a quantity, of the monitor and the data set that the key names; nothing where it is none of ours."""
+    found = _QUANTITY.match(name)
+    return f"{found['prefix']}{CARDS[found['name']].title}{_WHERE[found['where']]}" if found else ""

@@ -538,7 +538,7 @@ def test_frozen_matrices_beside_trained_ones_have_no_single_weight_decay(make_tr
             trained = [parameter for name, parameter in self.named_parameters() if "second" in name]
             return torch.optim.SGD(trained, 0.01, weight_decay=0.1)
 
-    with pytest.raises(ValueError, match="no single weight decay"):
+    with pytest.raises(ValueError, match="one weight decay > 0 on all matrices"):
         read(make_trainer, Adapted(blocks()), monitor=EnergyMonitor("blocks.*", ["momentum_norm"]))
 
 

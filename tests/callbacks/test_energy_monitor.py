@@ -16,7 +16,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, KNorm, LeakyResNetModule, StepSizeAdapter
-from lightning_leaky.functional import cost_of_identity, energy_hamiltonian, hamiltonian, velocity
+from lightning_leaky.functional import (
+    cost_of_identity,
+    energy_hamiltonian,
+    hamiltonian,
+    objective_weight_decay,
+    velocity,
+)
 from tests.callbacks.helpers import (
     ALL,
     ENERGIES,
@@ -138,6 +144,26 @@ def test_weight_decay_given_to_the_monitor_wins(make_module, make_data, make_tra
         make_trainer(monitor, max_epochs=1).fit(make_module(weight_decay=0.1), datamodule=make_data())
         norms.append(monitor.readings["train"]["momentum_norm"])
     torch.testing.assert_close(norms[0], 4 * norms[1])
+
+
+@pytest.mark.parametrize("own", [0.1, 0.0])
+def test_a_weight_decay_of_the_optimizer_is_added_to_that_of_the_module(make_module, make_data, make_trainer, own):
+    """Both act on the W_l: d on each, λρ_l/L̃ by the loss. B is inversely proportional to their sum."""
+
+    class Twice(LeakyResNetModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3, weight_decay=0.02)
+
+    monitor = EnergyMonitor(quantities=["momentum_norm"])
+    alone = EnergyMonitor(quantities=["momentum_norm"], weight_decay=1.0, prefix="alone/")
+    trainer, module = make_trainer(monitor, alone, max_epochs=1), make_module(Twice, weight_decay=own)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=make_data())
+    expected = own + objective_weight_decay(0.02, 4, 2.0, acts_per_layer=False)
+    norms = [one.readings["train"]["momentum_norm"] for one in (alone, monitor)]
+    torch.testing.assert_close(norms[0] / norms[1], torch.full_like(norms[0], expected))
+    assert len([one for one in caught if "one is too many" in str(one.message)]) == (1 if own else 0)
 
 
 def test_without_weight_decay_the_default_reads_no_momenta(make_module, make_data, make_trainer):

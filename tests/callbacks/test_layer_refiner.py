@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_leaky import EnergyMonitor, LayerRefiner, LeakyResNet, LeakyResNetModule, StepSizeAdapter
+from lightning_leaky.callbacks import layer_refiner
 from lightning_leaky.callbacks.layer_refiner import check_trainer
 from lightning_leaky.functional import discretisation_errors, refined_step_sizes
 from lightning_leaky.remesh import check_optimizer
@@ -351,6 +352,25 @@ def test_a_monitor_reads_the_layers_that_there_are(make_module, make_data, make_
     assert all(readings.is_finite() for readings in recorder.readings)
     assert len(monitor.readings["validate"]["cost_of_identity"]) == 24
     assert steps_with(rows_of(logger.log_dir), "cost_of_identity/min") == list(range(14))
+
+
+def test_merging_keeps_the_bound_of_a_step_size_adapter(make_module, make_data, make_trainer):
+    """Of fewer layers the adapter could not keep its bound."""
+    module = make_module(num_layers=12, effective_depth=2.0)
+    adapter = StepSizeAdapter(every_n_steps=1, max_leak=0.5)
+    make_trainer(adapter, LayerRefiner(1e3, 1, 1), max_epochs=5).fit(module, datamodule=make_data())
+    assert 4 <= len(module.network.layers) < 12
+    assert bool((2.0 * module.network.step_sizes <= 0.5 + 1e-6).all())
+
+
+def test_an_estimate_is_summed_once_in_a_step_that_is_logged_and_refined(
+    make_module, make_data, make_trainer, tmp_path, monkeypatch
+):
+    sums = []
+    monkeypatch.setattr(layer_refiner, "summed", lambda tensor: sums.append(len(tensor)) or tensor)
+    trainer = make_trainer(LayerRefiner(1e3, 2, 2), logger=CSVLogger(tmp_path), max_epochs=4, log_every_n_steps=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    assert len(sums) == 4
 
 
 def test_with_the_step_size_adapter(make_module, make_data, make_trainer, tmp_path):

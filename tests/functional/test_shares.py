@@ -47,6 +47,12 @@ def test_the_fewest_layers_have_the_share_and_one_less_has_not(values, least):
     assert shares.topk(len(few) - 1).values.sum() < least + 1e-9
 
 
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_an_energy_that_is_not_finite_leaves_no_shares(broken):
+    shares = layer_shares(torch.tensor([broken, 1.0]), torch.tensor([0.5, 0.5]))
+    assert shares.work.tolist() == shares.length.tolist() == [0.0, 0.0]
+
+
 def test_one_step_size_a_layer():
     with pytest.raises(ValueError, match="`step_sizes` must have the shape of `kinetic_energies`"):
         layer_shares(torch.ones(3), torch.ones(2))

@@ -277,7 +277,7 @@ def test_after_a_sync_each_process_goes_on_alone(case):
     metric.compute()
     local = fed(case, path, HALVES[0]).metric_state
     for name, state in metric.metric_state.items():
-        assert torch.equal(state, local[name])
+        torch.testing.assert_close(state, local[name], rtol=0, atol=0, equal_nan=True)
 
 
 @every_metric
@@ -311,6 +311,32 @@ def test_a_collection_of_energies():
         collection.update(path.previous(rows), path.current(rows), path.step_sizes)
     for key, values in collection.compute().items():
         assert_same_reading(values, CASES[key].expected(path))
+
+
+def test_a_collection_with_compute_groups_tells_each_metric_the_weights():
+    """States of metrics with momenta are equal, and weights are no state."""
+    path = random_path()
+    keys = ("Hamiltonian", "CriticalityResidual", "PathMomenta-mean")
+    collection = MetricCollection({key: CASES[key].make(path) for key in keys})
+    for scale in (1.0, 2.0):
+        collection.reset()
+        for rows in HALVES:
+            collection.update(path.previous(rows), path.momenta(rows), scale * path.weights)
+        alone = CASES["CriticalityResidual"].make(path)
+        for rows in HALVES:
+            alone.update(path.previous(rows), path.momenta(rows), scale * path.weights)
+        found = collection.compute()
+        torch.testing.assert_close(found["CriticalityResidual"], alone.compute())
+        torch.testing.assert_close(found["criticality_residual"], alone.compute())
+
+
+@pytest.mark.parametrize("key", sorted(WANTING_WEIGHTS))
+def test_weights_are_forgotten_with_the_samples(key):
+    path = random_path()
+    metric = fed(CASES[key], path, HALVES[0])
+    assert metric.weights is not None
+    metric.reset()
+    assert metric.weights is None
 
 
 # Figures.

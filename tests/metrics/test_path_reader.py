@@ -196,15 +196,38 @@ SUMMARIES_BY_HAND = {
     "cost_of_identity/min": 3.0,
     "speed/path_length": 0.125 * 2 + 0.5 * 1 + 0.125 * 4,
     "criticality_residual/max": 0.4,
-    "hamiltonian/bottleneck_rank": -2 * -1.5 / 4,
+    "hamiltonian/bottleneck_rank": -2 * -1.0 / 4,
     "hamiltonian/bottleneck_rank_min": -2 * 1.0 / 4,
     "hamiltonian/bottleneck_rank_max": -2 * -3.0 / 4,
     "hamiltonian/spread": 4.0,
-    "energy_hamiltonian/bottleneck_rank": -2 * -5.0 / 4,
+    "energy_hamiltonian/bottleneck_rank": -2 * -4.0 / 4,  # a step of one half
     "energy_hamiltonian/bottleneck_rank_min": -2 * -2.0 / 4,
     "energy_hamiltonian/bottleneck_rank_max": -2 * -8.0 / 4,
     "energy_hamiltonian/spread": 6.0,
 }
+
+
+def test_a_cycle_that_begins_with_many_samples_after_one_with_few():
+    """The weights of the first cycle are no sign of samples in the second."""
+    few, many = random_path(num_samples=3, width=4), random_path(num_samples=9, width=4)
+    reader = PathReader(few.num_layers, few.width, few.depth, QUANTITIES, few.k_norm, form="auto")
+    for path in (few, many):
+        reader.reset()
+        reader.update(path.previous(), path.current(), path.step_sizes, path.momenta(), path.weights)
+    alone = PathReader(few.num_layers, few.width, few.depth, QUANTITIES, few.k_norm, form="moments")
+    alone.update(many.previous(), many.current(), many.step_sizes, many.momenta(), many.weights)
+    for name, values in alone.compute().quantities.items():
+        torch.testing.assert_close(reader.compute()[name], values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_string_is_no_list_of_quantities():
+    with pytest.raises(ValueError, match="got the string 'hamiltonian'"):
+        PathReader(2, 3, 1.0, "hamiltonian")
+
+
+def test_readings_can_be_kept_in_sets():
+    other = Readings(BY_HAND.quantities, BY_HAND.step_sizes, BY_HAND.effective_depth)
+    assert len({BY_HAND, other, BY_HAND}) == 2
 
 
 def test_positions_are_where_the_steps_start():

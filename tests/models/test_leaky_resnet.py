@@ -272,6 +272,11 @@ def test_compiled_network_equals_eager_and_survives_new_step_sizes(make_network)
     torch._dynamo.reset()
 
 
+def test_a_network_can_be_traced_by_fx(make_network):
+    network, inputs = make_network(), torch.randn(5, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(network)(inputs), network(inputs))
+
+
 def test_layers_that_are_wrapped_keep_their_weights():
     network = random_network()
     weights, regularizer = network.weights(), network.regularizer()

@@ -39,6 +39,19 @@ def test_the_last_readings_are_read_from_a_log(fitted, kind):
     assert not [key for key in run.numbers if key.startswith("final_") or key in ("epoch", "step", "hp_metric")]
 
 
+def test_readings_of_a_monitor_with_a_prefix_are_told_apart(make_module, make_data, make_trainer, tmp_path):
+    logger, monitor = CSVLogger(tmp_path), EnergyMonitor(prefix="decoder/")
+    make_trainer(monitor, logger=logger).fit(make_module(), datamodule=make_data())
+    logger.log_metrics({"decoder/final_hamiltonian/spread": 1.0})
+    logger.save()
+    run = read_run(logger.log_dir)
+    for prefix, stage in (("decoder/", "train"), ("decoder/val_", "validate")):
+        for name, values in monitor.readings[stage].quantities.items():
+            assert run.layers[prefix + name] == pytest.approx(values.tolist(), rel=1e-6)
+    assert not [key for key in run.numbers if "/layer_" in key or "final_" in key]
+    assert "decoder/kinetic energy, validation data, at the end" in compare([run])
+
+
 def test_losses_are_read_too(fitted):
     folder, _ = fitted(CSVLogger)
     last = [row["train/loss"] for row in rows_of(folder) if row["train/loss"]][-1]
