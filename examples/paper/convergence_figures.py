@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.paper.drawing import colour, label_panels, panels
+from examples.paper.drawing import colour, draw_band, label_panels, panels
 from examples.paper.statistics import interval, summary
 from examples.paper.study import RUNS
 
@@ -45,10 +45,11 @@ def _draw_training(iterates: pd.DataFrame) -> Figure:
     stop = 0.7 * iterates["num_steps"].max()
     for ax, (size, period) in zip(axes, product(sizes, periods), strict=True):
         here = iterates[(iterates["batch_size"] == size) & (iterates["max_leak"] == 0)]
-        _draw_log_means(ax, here[here["scheme"] == "equidistant"], "step", "no adaptation", "grey")
+        draw_band(ax, here[here["scheme"] == "equidistant"], "step", "distance", "no adaptation", "grey")
         adapted = here[(here["scheme"] != "equidistant") & (here["every_n_steps"] == period)]
         for index, damping in enumerate(dampings):
-            _draw_log_means(ax, adapted[adapted["damping"] == damping], "step", f"damping {damping:g}", colour(index))
+            of_damping = adapted[adapted["damping"] == damping]
+            draw_band(ax, of_damping, "step", "distance", f"damping {damping:g}", colour(index))
         ax.axvline(stop, color="grey", linewidth=0.8, linestyle=":")
         ax.set(xscale="log", yscale="log", ylim=(1e-5, 3))
     _label_outside(axes, len(periods), "training step", "distance to the fixed point")
@@ -67,7 +68,7 @@ def _draw_frozen(frozen: pd.DataFrame) -> Figure:
         for (index, damping), size in product(enumerate(dampings), sizes):
             rows = here[(here["damping"] == damping) & (here["batch_size"] == size)]
             label = None if size else f"damping {damping:g}"
-            _draw_log_means(ax, rows, "iteration", label, colour(index), "--" if size else "-")
+            draw_band(ax, rows, "iteration", "distance", label, colour(index), "--" if size else "-")
         ax.set(yscale="log", xlim=(-1, 61), ylim=(1e-6, None))
     _label_outside(axes, len(names), "adaptations", "distance to the fixed point")
     label_panels(axes, [f"frozen {name}, L̃ = {depth:g}" for depth, name in places])
@@ -106,19 +107,6 @@ def _draw_bound(runs: pd.DataFrame) -> Figure:
     label_panels(axes, [f"L̃ = {depth:g}" for depth, _ in product(depths, quantities)])
     _legend_beside(figure, axes)
     return figure
-
-
-def _draw_log_means(
-    ax: Axes, rows: pd.DataFrame, x: str, label: str | None, line_colour: str, style: str = "-"
-) -> None:
-    """Geometric means of the distance over seeds, with the 95 % interval of their logarithm."""
-    if rows.empty:  # of results that are not complete
-        return
-    found = summary(rows.assign(log=np.log(rows["distance"].clip(lower=1e-12))), [x], "log")
-    ax.plot(found[x], np.exp(found["mean"]), style, color=line_colour, label=label)
-    if style == "-":
-        low, high = (np.exp(found["mean"] + sign * found["half"]) for sign in (-1, 1))
-        ax.fill_between(found[x], low, high, color=line_colour, alpha=0.1, linewidth=0)
 
 
 def _legend_beside(figure: Figure, axes: Sequence[Axes]) -> None:

@@ -28,9 +28,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from examples.paper.drawing import colour, label_panels, panels
+from examples.paper.drawing import draw_means, label_panels, panels
 from examples.paper.real_data import Data, Setting, cost, data_of, error, train
-from examples.paper.statistics import interval, summary
+from examples.paper.statistics import LARGEST_RESIDUAL, interval
 from examples.paper.study import RUNS, Rows, Study
 from lightning_leaky import LeakyResNet, measure_path
 from lightning_leaky.functional import bottleneck_rank
@@ -50,8 +50,8 @@ PANELS = {
     "criticality_residual": "criticality residual, median over layers",
 }
 """Readings in the figure, which leaves out −2H/L̃: only when the net has come to rest can it be read."""
-LARGEST_RESIDUAL = 0.5
-"""Above it a Hamiltonian says nothing and is not shown."""
+LOGARITHMIC = ("weight_norm", "cost_of_identity", "criticality_residual")
+"""Readings over a logarithmic axis, with geometric means."""
 
 
 def settings(reduced: bool) -> Sequence[Setting]:
@@ -131,12 +131,12 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     figure, axes = panels(3, rows=2, sharex=True)
     for ax, name in zip(axes, PANELS, strict=True):
         _draw_reading(ax, table, name)
-    for name in ("weight_norm", "cost_of_identity", "criticality_residual"):
+    for name in LOGARITHMIC:
         axes[list(PANELS).index(name)].set_yscale("log")
     for ax in axes[3:]:
         ax.set_xlabel("epoch")
     axes[0].set_xscale("symlog", linthresh=1)  # 0 is before training
-    axes[0].set_xlim(left=-0.2)
+    axes[0].set_xlim(-0.2, 1.3 * table["epoch"].max())
     axes[0].xaxis.set_major_formatter(ScalarFormatter())
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(DEPTHS))
     label_panels(axes, list(PANELS.values()))
@@ -145,18 +145,9 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
 
 def _draw_reading(ax: Axes, table: pd.DataFrame, name: str) -> None:
     for (weight_decay, depth), group in table.groupby(["weight_decay", "effective_depth"], sort=True):
-        found = summary(group, ["epoch"], name)
-        ax.errorbar(
-            found["epoch"],
-            found["mean"],
-            found["half"],
-            linestyle=WEIGHT_DECAYS[weight_decay],
-            color=colour(DEPTHS.index(depth)),
-            marker="o",
-            markersize=3,
-            capsize=2,
-            label=f"L̃ = {depth:g}, λ = {weight_decay:g}",
-        )
+        label, line = f"L̃ = {depth:g}, λ = {weight_decay:g}", WEIGHT_DECAYS[weight_decay]
+        index, log = DEPTHS.index(depth), name in LOGARITHMIC
+        draw_means(ax, group, "epoch", name, label, index, log, linestyle=line, markersize=3)
 
 
 def tables(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

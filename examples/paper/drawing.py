@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from examples.paper.statistics import summary
+from examples.paper.statistics import geometric, summary
 from lightning_leaky.plotting.style import COLOURS
 
 plt.rcParams.update(
@@ -28,12 +28,37 @@ def panels(
     return figure, list(axes.flat)
 
 
-def draw_means(ax: Axes, table: pd.DataFrame, x: str, y: str, label: str | None = None, index: int = 0) -> None:
-    """Means of y at each x as a line, with bars for their 95 % intervals."""
-    found = summary(table, [x], y)
-    ax.errorbar(
-        found[x], found["mean"], found["half"], marker="o", markersize=4, capsize=2, label=label, color=colour(index)
-    )
+def draw_means(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    label: str | None = None,
+    index: int = 0,
+    log: bool = False,
+    **style: Any,
+) -> None:
+    """Means of y at each x as a line, with bars for their 95 % intervals; geometric means for a logarithmic axis."""
+    style = {"marker": "o", "markersize": 4, "capsize": 2, "label": label, "color": colour(index), **style}
+    if log:
+        found = geometric(table, [x], y)
+        bars = [found["mean"] - found["low"], found["high"] - found["mean"]]
+    else:
+        found = summary(table, [x], y)
+        bars = found["half"]
+    ax.errorbar(found[x], found["mean"], bars, **style)
+
+
+def draw_band(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, label: str | None, line_colour: str, style: str = "-"
+) -> None:
+    """Geometric means of y at each x as a line, and their 95 % intervals as a band behind a solid one."""
+    if table.empty:  # of results that are not complete
+        return
+    found = geometric(table, [x], y)
+    ax.plot(found[x], found["mean"], style, color=line_colour, label=label)
+    if style == "-":
+        ax.fill_between(found[x], found["low"], found["high"], color=line_colour, alpha=0.1, linewidth=0)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:

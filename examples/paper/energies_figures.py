@@ -21,6 +21,9 @@ GAMMA_REL = 1e-3
 
 # Marks of an axis from large negative to large positive numbers.
 _THOUSANDS = (-1e9, -1e6, -1e3, 0, 1e3, 1e6, 1e9)
+_TENS = (-100, -10, -1, 0, 1, 10, 1e2, 1e3, 1e4, 1e5)
+# Ranks that panel a of Fig. 1a shows.
+_FRAME = (-6.0, 10.0)
 _SHOWN_DEPTHS = (1.0, 3.0, 5.0, 7.0, 20.0)
 
 Tables = Mapping[str, pd.DataFrame]
@@ -86,26 +89,34 @@ def _rank(summaries: pd.DataFrame) -> Figure:
     table = _main(summaries)
     stable, raw = (table[table["gamma_rel"] == gamma] for gamma in (GAMMA_REL, 0.0))
     _draw_estimates(axes[0], stable)
-    draw_means(axes[1], raw, "effective_depth", "least_cost", "min. cost of identity, raw", 3)
+    draw_means(axes[1], raw, "effective_depth", "least_cost", "min. cost of identity, raw (geometric)", 3, log=True)
     draw_means(axes[1], raw, "effective_depth", "energy_form", "−2H/L̃, energy form, raw", 4)
-    draw_means(axes[2], stable, "effective_depth", "residual", None, 0)
+    draw_means(axes[2], stable, "effective_depth", "residual", log=True)
     for ax in axes[:2]:
         ax.axhline(3, color="grey", linestyle=":", label="k* = 3")
         ax.set(xlabel="effective depth L̃", ylabel="rank (no unit)")
-        ax.legend()
-    axes[1].set_yscale("log")
+    axes[1].set_yscale("symlog", linthresh=1)  # estimates may be below 0
+    axes[1].yaxis.set_major_locator(FixedLocator(_TENS))
     axes[2].set(xlabel="effective depth L̃", ylabel="median criticality residual", yscale="log")
-    label_panels(axes, ["stable, γ = 1e-3 ‖K‖", "raw", "how far it can be trusted"])
+    legend_below(figure, axes[:2])
+    label_panels(axes, ["stable, γ = 1e-3 ‖K‖", "raw, logarithmic beyond ±1", "how far it can be trusted"])
     return figure
 
 
 def _draw_estimates(ax: Axes, table: pd.DataFrame) -> None:
     draw_means(ax, table, "effective_depth", "momentum_form", "−2H/L̃, momentum form (median)", 0)
     means = table.groupby("effective_depth")[["momentum_form_min", "momentum_form_max"]].mean()
-    ax.fill_between(means.index, means["momentum_form_min"], means["momentum_form_max"], color=colour(0), alpha=0.15)
+    least, most = means["momentum_form_min"], means["momentum_form_max"]
+    label = "momentum form, least to greatest layer"
+    ax.fill_between(means.index, least, most, color=colour(0), alpha=0.15, label=label)
     draw_means(ax, table, "effective_depth", "energy_form", "−2H/L̃, energy form (median)", 1)
     draw_means(ax, table, "effective_depth", "least_cost", "min. cost of identity", 2)
-    ax.set_ylim(-1, 10)
+    ax.set_ylim(*_FRAME)
+    costs = table.groupby("effective_depth")["least_cost"].mean()
+    beyond = ", ".join(f"{cost:.0f} at L̃ = {depth:g}" for depth, cost in costs.items() if cost > _FRAME[1])
+    if beyond:
+        text = f"above the frame, min. cost: {beyond}"
+        ax.text(0.98, 0.94, text, ha="right", fontsize="x-small", transform=ax.transAxes)
 
 
 def _other_ranks(summaries: pd.DataFrame) -> Figure:
@@ -224,7 +235,7 @@ def _theorem(tables: Tables) -> Figure:
     for row, (table, x) in enumerate(((by_depth, "effective_depth"), (by_gamma, "gamma_rel"))):
         gap, pace = axes[2 * row], axes[2 * row + 1]
         draw_means(gap, table, x, "gap_lower", "lower bound", 1)
-        draw_means(gap, table, x, "gap_value", "−2H/L̃ − min. cost of identity", 0)
+        draw_means(gap, table, x, "gap_value", "−2H/L̃ − min. cost of identity", 4)
         draw_means(gap, table, x, "gap_upper", "upper bound", 3)
         draw_means(pace, table, x, "speed_lower", "lower bound", 1)
         draw_means(pace, table, x, "speed_least", "least over the layers", 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.paper.drawing import colour, draw_means, label_panels, legend_below, panels
-from examples.paper.statistics import interval, paired
+from examples.paper.statistics import LARGEST_RESIDUAL, interval, paired
 from examples.paper.study import RUNS
 
 Tables = Mapping[str, pd.DataFrame]
@@ -34,10 +36,10 @@ def figures(tables: Tables) -> dict[str, Figure]:
     return {
         "fig2a_test_error": _grid(runs.assign(error=100 * runs["test_error"]), "error", "test error (% of variance)"),
         "fig2a_differences": _differences_drawn(runs),
-        "fig2a_spread": _grid(runs, "spread", "spread of H over the layers", yscale="log"),
+        "fig2a_spread": _spread_drawn(runs),
         "fig2b_spectra": _spectra(tables),
         "fig2c_paths": _paths(tables),
-        "continuous_gap": _grid(runs, "last_error_constant", "‖A_L − A(1)‖ / ‖A(1)‖", yscale="log"),
+        "continuous_gap": _grid(runs, "last_error_constant", "‖A_L − A(1)‖ / ‖A(1)‖", log=True),
     }
 
 
@@ -53,13 +55,24 @@ def _differences_drawn(runs: pd.DataFrame) -> Figure:
     return figure
 
 
+def _spread_drawn(runs: pd.DataFrame) -> Figure:
+    """The spread of H; a panel says where the nets are too far from an optimum for it to judge a mesh."""
+    figure = _grid(runs, "spread", "spread of H over the layers", log=True)
+    residuals = runs.groupby(["effective_depth", "weight_decay"])["criticality_residual"].median()
+    for ax, residual in zip(figure.axes, residuals, strict=True):
+        if residual > LARGEST_RESIDUAL:
+            ax.set_title(f"{ax.get_title('left')} (residual above {LARGEST_RESIDUAL:g})", loc="left", fontsize="medium")
+            ax.set_facecolor("0.93")
+    return figure
+
+
 def _doubled(equidistant: pd.DataFrame) -> pd.DataFrame:
     """Runs with twice the layers, at the number of layers that they are compared with."""
     return equidistant.assign(num_layers=equidistant["num_layers"] // 2)
 
 
-def _grid(runs: pd.DataFrame, value: str, label: str, yscale: str = "linear") -> Figure:
-    """A value against L, a panel for each L̃ and λ, a line for each scheme."""
+def _grid(runs: pd.DataFrame, value: str, label: str, log: bool = False) -> Figure:
+    """A value against L, a panel for each L̃ and λ in that order, a line for each scheme."""
     depths, decays = sorted(runs["effective_depth"].unique()), sorted(runs["weight_decay"].unique())
     figure, axes = panels(len(decays), len(depths), width=3.8, height=3.0, sharex=True)
     places = [(depth, decay) for depth in depths for decay in decays]
@@ -69,8 +82,10 @@ def _grid(runs: pd.DataFrame, value: str, label: str, yscale: str = "linear") ->
             of_scheme = of_panel[of_panel["scheme"] == scheme]
             if len(of_scheme):
                 beside = of_scheme.assign(num_layers=of_scheme["num_layers"] + _APART * (index - 2))
-                draw_means(ax, beside, "num_layers", value, name, index)
-        ax.set(xlabel="layers L", xticks=sorted(runs["num_layers"].unique()), yscale=yscale)
+                draw_means(ax, beside, "num_layers", value, name, index, log)
+        ax.set(xticks=sorted(runs["num_layers"].unique()), yscale="log" if log else "linear")
+    for ax in axes[-len(decays) :]:
+        ax.set_xlabel("layers L")
     for ax in axes[:: len(decays)]:
         ax.set_ylabel(label)
     legend_below(figure, axes[:1])
@@ -101,12 +116,16 @@ def _spectra(tables: Tables) -> Figure:
             ax = axes[row * len(shown) + column]
             table = of_run[of_run["matrix"] == name].pivot_table(index="layer", columns="index", values="value")
             for number in table.columns:
-                ax.plot(
-                    ends if name == "A" else ends[:-1], table[number], marker=".", color=colour(0 if number <= 3 else 6)
-                )
-            ax.plot(ends, [0] * len(ends), "|", color="black", transform=ax.get_xaxis_transform())
-            ax.set(xlabel="position p", yscale="log", ylabel=f"singular values of {name}")
-    label_panels(axes, [NAMES[scheme] for scheme in shown["scheme"]])
+                label, index = ("the first three singular values", 0) if number <= 3 else ("the others", 6)
+                places = ends if name == "A" else ends[:-1]
+                ax.plot(places, table[number], marker=".", color=colour(index), label=label)
+            style: dict[str, Any] = {"markersize": 9, "color": "black", "transform": ax.get_xaxis_transform()}
+            ax.plot(ends, [0] * len(ends), "|", label="where a layer ends", **style)
+            ax.set(yscale="log", ylabel=f"singular values of {name}")
+            if row == 1:
+                ax.set_xlabel("position p")
+    legend_below(figure, axes[:1])
+    label_panels(axes, [f"{name}, {NAMES[scheme]}" for name in ("A", "W") for scheme in shown["scheme"]])
     return figure
 
 
@@ -115,6 +134,7 @@ def _paths(tables: Tables) -> Figure:
     figure, axes = panels(len(shown))
     for ax, (_, run) in zip(axes, shown.iterrows(), strict=True):
         _draw_paths(ax, tables["paths"][tables["paths"]["run"] == run["run"]])
+    legend_below(figure, axes[:1])
     label_panels(axes, [NAMES[scheme] for scheme in shown["scheme"]])
     return figure
 
@@ -123,25 +143,35 @@ def _draw_paths(ax: Axes, paths: pd.DataFrame) -> None:
     for sample, points in paths.groupby("sample"):
         ax.plot(points["x"], points["y"], marker=".", markersize=3, linewidth=0.7, color=colour(int(sample)))
     ends = paths[paths["layer"] == paths["layer"].max()]
-    ax.plot(ends["x"], ends["y"], "k.", markersize=5)
+    ax.plot(ends["x"], ends["y"], "k.", markersize=5, label="at the end, p = 1")
     ax.set(xlabel="first direction of the path", ylabel="second direction")
 
 
 def tables_for_readers(tables: Tables) -> dict[str, pd.DataFrame]:
-    """Paired differences at equal L, and against equidistant steps with twice the layers; what the bound changes."""
+    """Errors; paired differences from equidistant steps, as many and twice as many, and between the rules; gaps."""
     runs = _without_bound(tables[RUNS])
     bounded = tables[RUNS][tables[RUNS]["max_leak"] > 0]
-    equidistant = runs[runs["scheme"] == "equidistant"]
+    equidistant = _of_scheme(runs, "equidistant")
+    # Equidistant steps keep the bound by themselves, L being above L̃ there.
+    beside = equidistant.merge(bounded[_ON].drop_duplicates(), on=_ON)
     return {
         "schemes_same_layers": _differences(runs[runs["scheme"] != "equidistant"], equidistant),
         "schemes_half_the_layers": _differences(runs, _doubled(equidistant)),
+        "rules": _differences(_of_scheme(runs, "switches"), _of_scheme(runs, "relative_distance")),
         "test_errors": _means(runs),
+        "goal": _goal(runs),
         "gap": _gaps(runs, "last_error_constant"),
         "gap_linear": _gaps(runs, "last_error_linear"),
+        "gap_largest": _gaps(runs, "largest_error_constant"),
         "bounded": _differences(bounded, equidistant),
-        "bounded_half_the_layers": _differences(bounded, _doubled(equidistant)),
+        "bounded_half_the_layers": _differences(pd.concat([beside, bounded]), _doubled(equidistant)),
+        "bounded_rules": _differences(_of_scheme(bounded, "switches"), _of_scheme(bounded, "relative_distance")),
         "bounded_against_unbounded": _differences(bounded, runs, [*_ON, "scheme"]),
     }
+
+
+def _of_scheme(runs: pd.DataFrame, scheme: str) -> pd.DataFrame:
+    return runs[runs["scheme"] == scheme]
 
 
 def _without_bound(runs: pd.DataFrame) -> pd.DataFrame:
@@ -157,6 +187,27 @@ def _differences(runs: pd.DataFrame, against: pd.DataFrame, on: Sequence[str] = 
         for value, unit, label in (("test_error", 1e-4, "Δ test error (1e-4)"), ("spread", 1.0, "Δ spread of H")):
             row["n"], mean, half = paired(group, against, on, value)
             row[label] = f"{mean / unit:+.1f} ± {half / unit:.1f}"
+        if row["n"]:
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _goal(runs: pd.DataFrame) -> pd.DataFrame:
+    """By how much our rule and equidistant steps miss the goal: twice as many equidistant layers, at L̃ ≥ 3."""
+    goals = _doubled(_of_scheme(runs, "equidistant"))
+    values = (("test_error", 1e-4, "error (1e-4)"), ("spread", 1.0, "spread of H"))
+    rows = []
+    for (depth, num_layers, decay), group in runs[runs["effective_depth"] >= 3].groupby(
+        ["effective_depth", "num_layers", "weight_decay"]
+    ):
+        row: dict[str, Any] = {"L̃": depth, "L": num_layers, "λ": decay}
+        for (value, unit, label), scheme in product(values, ("switches", "equidistant")):
+            row["n"], mean, half = paired(_of_scheme(group, scheme), goals, _ON, value)
+            row[f"{label}, {scheme}"] = f"{mean / unit:+.1f} ± {half / unit:.1f}"
+            if (value, scheme) == ("test_error", "switches"):
+                goal = group.merge(goals, on=_ON, suffixes=("_ours", ""))["test_error"].mean()
+                row["upper end, of the goal"] = f"{100 * (mean + half) / goal:+.1f} %"
+        row["residual"] = f"{group['criticality_residual'].median():.2f}"
         if row["n"]:
             rows.append(row)
     return pd.DataFrame(rows)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from examples.paper.continuous import gap
@@ -70,6 +74,7 @@ def measure(setting: Refined) -> dict[str, Rows]:
     row = {
         **errors(network, data),
         "final_layers": len(network.layers),
+        # Of the layers only; figures and tables add the two maps.
         "training_flops": training_flops(network, inputs, sum(counts)),
         "estimated_error": float(discretisation_errors(network.representations(inputs), network.step_sizes).sum()),
         "gap": gap(network, data["test"][0][:GAP_POINTS], "linear")["output_error"],
@@ -79,16 +84,32 @@ def measure(setting: Refined) -> dict[str, Rows]:
 
 
 def training_flops(network: LeakyResNet, inputs: Tensor, layer_steps: int) -> float:
-    """Floating-point operations of the matrix products: three of 2Nw² a layer and step, forward and backward.
+    """Floating-point operations of the layers' matrix products: three of 2Nw² a layer and step, forward and backward.
 
     Refining adds one forward pass each time, which is not counted: at most a third of a percent.
     """
     return 6.0 * len(inputs) * network.width**2 * layer_steps
 
 
+def map_flops(runs: pd.DataFrame) -> pd.Series[float]:
+    """Operations of the two learned maps, by the settings of runs: the same whatever the number of layers.
+
+    Products of 2·N·w·(inputs or outputs): forward and of the gradient of the weight for both maps, of the gradient of
+    what goes in for the output map only, for nobody asks for that of the data.
+    """
+    sizes = runs["dims"].str.split("-")
+    num_inputs, num_outputs = sizes.str[0].astype(int), sizes.str[-1].astype(int)
+    products = 2 * num_inputs + 3 * num_outputs
+    return 2.0 * runs["num_points"] * runs["width"] * products * runs["num_steps"]
+
+
+def _with_maps(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs.assign(training_flops=runs["training_flops"] + map_flops(runs))
+
+
 def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
     """Test error and gap against what training cost, and the number of layers over training."""
-    runs, history = tables[RUNS], tables["history"].merge(tables[RUNS], on="run", suffixes=("", "_first"))
+    runs, history = _with_maps(tables[RUNS]), tables["history"].merge(tables[RUNS], on="run", suffixes=("", "_first"))
     depths = sorted(runs["effective_depth"].unique())
     figure, axes = panels(3, len(depths))
     for row, depth in enumerate(depths):
@@ -98,36 +119,44 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
             _draw_costs(ax, of_depth[of_depth["tolerance"] > 0], value, "tolerance", "refined, by tolerance", 1)
             ax.set(xlabel="training cost (TFLOP)")
         axes[3 * row + 1].set_yscale("log")
-        axes[3 * row].legend()
         axes[3 * row].set_ylabel("test error (targets have variance 1)")
         axes[3 * row + 1].set_ylabel("gap of the outputs")
         of_depth = history[(history["effective_depth"] == depth) & (history["tolerance"] > 0)]
-        for index, (tolerance, group) in enumerate(of_depth.groupby("tolerance")):
-            draw_means(axes[3 * row + 2], group, "step", "num_layers", f"tolerance {tolerance:g}", index)
+        for tolerance, group in of_depth.groupby("tolerance"):
+            label, shade = f"tolerance {tolerance:g}", _shade(tolerance)
+            draw_means(axes[3 * row + 2], group, "step", "num_layers", label, color=shade)
         axes[3 * row + 2].set(xlabel="optimizer step", ylabel="layers")
-    legend_below(figure, axes[2:3])
+    legend_below(figure, [axes[0], axes[2]])
     label_panels(axes, [f"{title}, L̃ = {depth:g}" for depth in depths for title in ("error", "gap", "layers")])
     return {"refinement": figure}
 
 
+def _shade(tolerance: float) -> tuple[float, ...]:
+    """A colour of a scale from dark to bright, which no kind of run has; not its end, too bright for a line."""
+    return colormaps["viridis"](0.85 * (1 - tolerance) / (1 - min(TOLERANCES)))
+
+
 def _draw_costs(ax: Axes, runs: pd.DataFrame, value: str, by: str, label: str, index: int) -> None:
     """Mean of a value against mean cost, a point for each kind of run, with the interval of the value."""
+    style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour(index)}
+    # Beyond the ends of the bars, one kind above and one below, so that no label hides another.
+    side = 1 if index else -1
+    text: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "center", "color": colour(index)}
+    text["path_effects"] = [withStroke(linewidth=2, foreground="white")]
     for number, (kind, group) in enumerate(runs.groupby(by)):
         cost, (mean, half) = group["training_flops"].mean() / 1e12, interval(group[value].to_numpy())
-        ax.errorbar(
-            cost, mean, half, fmt="o", markersize=4, capsize=2, color=colour(index), label="" if number else label
-        )
-        place = (3, 5) if index else (3, -10)
-        ax.annotate(
-            f"{kind:g}", (cost, mean), textcoords="offset points", xytext=place, fontsize=7, color=colour(index)
-        )
+        ax.errorbar(cost, mean, half, label="" if number else label, **style)
+        end = (cost, mean + side * np.nan_to_num(half))
+        ax.annotate(f"{kind:g}", end, textcoords="offset points", xytext=(0, 6 * side), **text)
+    ax.margins(x=0.08, y=0.12)
 
 
 def tables_for_readers(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """What each kind of run cost and reached; test errors also beside those of the deepest fixed net, in pairs."""
-    rows, fixed = [], tables[RUNS][tables[RUNS]["tolerance"] == 0]
+    runs = _with_maps(tables[RUNS])
+    rows, fixed = [], runs[runs["tolerance"] == 0]
     deepest = fixed[fixed["num_layers"] == fixed["num_layers"].max()]
-    for (depth, tolerance, layers), group in tables[RUNS].groupby(["effective_depth", "tolerance", "num_layers"]):
+    for (depth, tolerance, layers), group in runs.groupby(["effective_depth", "tolerance", "num_layers"]):
         row = {"L̃": depth, "tolerance": tolerance or "–", "first L": layers, "n": len(group)}
         for name, label, form in (
             ("final_layers", "final L", "{:.1f} ± {:.1f}"),

@@ -1,4 +1,4 @@
-"""The search for a better rule: every idea that was tried, on validation data of seeds that no other study uses."""
+"""The search for a better rule: every idea that was tried, on validation data of four seeds."""
 
 from __future__ import annotations
 

@@ -8,6 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+LARGEST_RESIDUAL = 0.5
+"""Criticality residual above which a Hamiltonian says nothing."""
+# What counts as zero in a logarithm.
+_LEAST = 1e-12
+
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Mean and half width of its 95 % interval, by Student's t; NaN where there are too few values for them."""
@@ -25,6 +30,13 @@ def summary(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
         mean, half = interval(group[value].to_numpy())
         rows.append({**dict(zip(by, key, strict=True)), "n": len(group), "mean": mean, "half": half})
     return pd.DataFrame(rows)
+
+
+def geometric(table: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Columns ``n``, ``mean``, ``low`` and ``high``: geometric means, and the 95 % interval of the logarithm."""
+    found = summary(table.assign(log=np.log(table[value].clip(lower=_LEAST))), by, "log")
+    bounds = {"low": found["mean"] - found["half"], "high": found["mean"] + found["half"], "mean": found["mean"]}
+    return found.assign(**{name: np.exp(logs) for name, logs in bounds.items()}).drop(columns="half")
 
 
 def paired(table: pd.DataFrame, other: pd.DataFrame, on: Sequence[str], value: str) -> tuple[int, float, float]:

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torchdiffeq")
 
 from examples.paper.__main__ import STUDIES
-from examples.paper.statistics import interval, paired, summary
+from examples.paper.statistics import geometric, interval, paired, summary
 from examples.paper.study import RUNS, Results, Study, name_of, run
 
 
@@ -88,3 +88,10 @@ def test_differences_are_paired():
     base = pd.DataFrame({"seed": [0, 1, 2], "error": [10.0, 20.0, 30.0]})
     other = pd.DataFrame({"seed": [2, 1, 0], "error": [29.0, 19.0, 9.0]})
     assert paired(base, other, ["seed"], "error") == (3, 1.0, 0.0)
+
+
+def test_means_for_a_logarithmic_axis_are_geometric():
+    """Of 1 and 100: log 10 twice, ± t(0.975, 1) = 12.7062 times log 10."""
+    found = geometric(pd.DataFrame({"depth": [1, 1], "gap": [1.0, 100.0]}), ["depth"], "gap")
+    assert found["mean"].tolist() == pytest.approx([10.0])
+    assert np.log10(found[["low", "high"]].to_numpy()[0]) == pytest.approx([1 - 12.7062, 1 + 12.7062], rel=1e-5)
