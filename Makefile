@@ -86,5 +86,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+# Not runs and lightning_logs: they hold logs of whoever works here.
 clean:
-	rm -rf $(VENV) docs/_build runs lightning_logs dist
+	rm -rf $(VENV) docs/_build dist

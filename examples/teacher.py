@@ -1,6 +1,6 @@
 """Reproduce the bottleneck of the paper's teacher task: L̃ = 7, 20 layers, a task of rank 3.
 
-    python examples/teacher.py                  (about three minutes on two cores)
+    python examples/teacher.py                  (two to three minutes on one idle core)
     python examples/teacher.py --scheme adaptive
 
 Prints one line per layer, measured over the training set, and the bottleneck-rank estimate -2H/L̃.
