@@ -164,7 +164,7 @@ class PathObserver:
                     self._keep_samples()
             except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
                 self._segmentation = segmentation
-                self._complain("batch", f"A batch is not read: {error}", error)
+                self._complain("batch", f"A batch is not read: {str(error) or repr(error)}", error)
         self._clear()
 
     def reset(self) -> None:
