@@ -227,7 +227,8 @@ class LeakyResNet(nn.Module):
             4
         """
         check_layers_can_change(self.layers)
-        rho = check_step_sizes(torch.as_tensor(step_sizes, device="cpu").to(torch.float64))  # MPS has no float64
+        given = step_sizes.cpu() if isinstance(step_sizes, Tensor) else step_sizes  # MPS has no float64
+        rho = check_step_sizes(torch.as_tensor(given, dtype=torch.float64))
         layers = remeshed_layers(list(self.layers), normalise_step_sizes(self.step_sizes), rho, optimizer)
         del self.layers[:]
         self.layers.extend(layers)

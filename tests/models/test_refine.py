@@ -68,6 +68,13 @@ def test_one_layer_and_back(inputs):
     assert network(inputs).isfinite().all()
 
 
+def test_numbers_keep_all_their_digits():
+    network = LeakyResNet(2, 2, width=4, num_layers=2, effective_depth=1.0).double()
+    network.step_sizes = network.step_sizes.double()
+    network.remesh([0.1, 0.2, 0.7])
+    assert network.step_sizes.tolist() == [0.1, 0.2, 0.7]
+
+
 def test_the_network_stays_the_same_object():
     """Its list of layers, the layers that are kept, the buffer's name, dtype and mode."""
     network = smooth_network(4).eval()
