@@ -75,11 +75,7 @@ class PathObserver:
     ) -> None:
         self.path = path
         self.quantities = check_quantities(quantities)
-        if "criticality_residual" in self.quantities and not knows_weights(path):
-            raise ValueError(
-                '`quantities` cannot include "criticality_residual" for these layers: it needs the W_l of a leaky path '
-                "that has a method `weights`, as `LeakyResNet` has. Leave it out."
-            )
+        check_residual(self.quantities, path)
         self.weight_decay, self.optimizer_weight_decay = weight_decay, optimizer_weight_decay
         self.loss_reduction: LossReduction = loss_reduction
         self.layout = Layout() if layout is None else layout
@@ -445,6 +441,15 @@ def _is_encoder_decoder(model: nn.Module) -> bool:
     """Whether a part of the model says of itself, as those of transformers do, that it has both sides."""
     configs = (getattr(module, "config", None) for module in model.modules())
     return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+
+
+def check_residual(quantities: Collection[str], path: LeakyPath | None) -> None:
+    """Raise ValueError where a criticality residual is wanted of layers whose weights are no W_l."""
+    if "criticality_residual" in quantities and not knows_weights(path):
+        raise ValueError(
+            '`quantities` cannot include "criticality_residual" for these layers: it needs the W_l of a leaky path '
+            "that has a method `weights`, as `LeakyResNet` has. Leave it out."
+        )
 
 
 def check_momenta(quantities: Collection[str], weight_decay: float | None, layout: Layout) -> None:
