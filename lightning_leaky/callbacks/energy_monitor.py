@@ -39,7 +39,7 @@ from lightning_leaky.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.observer import PathObserver, check_residual
 from lightning_leaky.sample import PathSample
 
 # No stable rank: it needs the whole spectrum of every layer, which takes several times as long as all of these.
@@ -381,11 +381,11 @@ class EnergyMonitor(Callback):
             leaks = (self.effective_depth if path is None else path.effective_depth) > 0
             reads_all = self.layout is None or self.layout.reads_all_positions
             return _DEFAULT_READINGS + (_DEFAULT_OF_LEAKS if leaks else ()) + (momenta if reads_all else ())
+        check_residual(self.quantities, path)
         if "criticality_residual" in self.quantities and not has_weights:
             raise ValueError(
-                f'`quantities` cannot include "criticality_residual" for layers {self.layers!r} under '
-                f"{type(trainer.strategy).__name__}: it needs the weights of a leaky path, and FSDPStrategy leaves "
-                "pieces of them (ModelParallelStrategy does not). Leave it out."
+                f'`quantities` cannot include "criticality_residual" under {type(trainer.strategy).__name__}: it needs '
+                "the weights, and FSDPStrategy leaves pieces of them (ModelParallelStrategy does not). Leave it out."
             )
         return tuple(self.quantities)
 

@@ -32,7 +32,7 @@ class SumMetric(Metric):
     full_state_update = False
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"dist_sync_fn": _summed, **kwargs})
+        super().__init__(**{"dist_sync_fn": summed_state, **kwargs})
 
     def add_sum(self, name: str, *shape: int) -> None:
         """Add a state that is a sum over samples."""
@@ -150,7 +150,8 @@ class WeightsMetric(LayerMetric):
         self.weights = None
 
 
-def _summed(state: Tensor, group: Any = None) -> list[Tensor]:
+def summed_state(state: Tensor, group: Any = None) -> list[Tensor]:
+    """Sum a state over processes, in place of torchmetrics' gather."""
     # torchmetrics gathers the states of all processes and then adds them: several times the memory and the collectives.
     return [summed(state, group)]
 

@@ -13,8 +13,7 @@ from lightning_leaky.functional.hamiltonian import hamiltonian_from_moments
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments_of
-from lightning_leaky.metrics.base import WeightsMetric
-from lightning_leaky.processes import summed
+from lightning_leaky.metrics.base import WeightsMetric, summed_state
 
 LossReduction: TypeAlias = Literal["mean", "sum"]
 """How a cost runs over the samples of a batch."""
@@ -186,4 +185,4 @@ class CriticalityResidual(_MomentumMetric):
 
 def _summed_layers(state: Tensor, group: Any = None) -> list[Tensor]:
     """Sums over processes, as of every metric of a path; what is of no layer is no sum and is not sent."""
-    return [summed(state, group) if state.ndim else state]
+    return summed_state(state, group) if state.ndim else [state]
