@@ -141,20 +141,22 @@ def _rank_of(dims: str) -> int:
 
 
 def _spectra(tables: Tables) -> Figure:
-    figure, axes = panels(2)
+    figure, axes = panels(3)
     settings = _main(tables[RUNS])
     chosen = settings[(settings["effective_depth"] == 7.0) & (settings["seed"] == settings["seed"].min())]
     spectra = tables["spectra"].merge(chosen[["run"]], on="run")
-    positions = tables["layers"].merge(chosen[["run"]], on="run")[["layer", "position", "step_size"]]
-    ends = np.concatenate([[0.0], positions["step_size"].cumsum()])
-    for ax, name in zip(axes, ("A", "W"), strict=True):
+    layers = tables["layers"].merge(chosen[["run"]], on="run")
+    ends = np.concatenate([[0.0], layers["step_size"].cumsum()])
+    for ax, name in zip(axes, ("A", "W"), strict=False):
         table = spectra[spectra["matrix"] == name].pivot_table(index="layer", columns="index", values="value")
-        places = ends if name == "A" else positions["position"]
+        places = ends if name == "A" else layers["position"]
         for number in table.columns:
             ax.plot(places, table[number], marker=".", color=colour(0 if number <= 3 else 6))
         ax.set(xlabel="position p", yscale="log", ylabel=f"singular values of {name}")
         ax.plot(ends, [0] * len(ends), "|", color="grey", transform=ax.get_xaxis_transform())
-    label_panels(axes, ["A_p: the first three dark", "W_p: the first three dark"])
+    axes[2].plot(layers["position"], layers["criticality_residual"], marker="o", markersize=4, color=colour(0))
+    axes[2].set(xlabel="position p", ylabel="criticality residual", yscale="log")
+    label_panels(axes, ["A_p: the first three dark", "W_p: the first three dark", "how far it can be trusted"])
     return figure
 
 
