@@ -69,3 +69,8 @@ def unsharded(tensor: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is one process's part of a DTensor, whose module has moved between versions of torch."""
     return hasattr(tensor, "full_tensor")
+
+
+def is_flattened(tensor: Tensor) -> bool:
+    """Whether a parameter is one of FSDP1's flat ones, or a piece of it: these get their gradients in other tensors."""
+    return getattr(tensor, "_fsdp_flattened", False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rul
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
 from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
 from lightning_leaky.optim.rhythm import Rhythm
-from lightning_leaky.processes import first_of, is_sharded, num_processes, summed, warn
+from lightning_leaky.processes import first_of, is_flattened, is_sharded, num_processes, summed, warn
 from lightning_leaky.remesh import move_parameters
 
 # Of the sums that a rule may ask for, the layers' own included.
@@ -191,16 +190,19 @@ class StepSizeHook:
             move_parameters(list(self.path.layers), before, self._master, optimizer)
         self.path.step_sizes.copy_(self._master)
 
-    def _gradient_hooks(self) -> Iterator[RemovableHandle]:
-        for index, layer in enumerate(self.path.layers):
-            for parameter in layer.parameters():
-                if is_sharded(parameter):
-                    raise ValueError(
-                        "`scale_gradients` must be False for sharded parameters, got True: they take their gradients "
-                        "without the hooks that would scale them."
-                    )
-                if parameter.requires_grad:
-                    yield parameter.register_hook(partial(self._per_unit, index))  # type: ignore[no-untyped-call]
+    def _gradient_hooks(self) -> list[RemovableHandle]:
+        parameters = [(index, one) for index, layer in enumerate(self.path.layers) for one in layer.parameters()]
+        # FSDP1 without `use_orig_params` may leave the layers none: they are in a flat one of the whole network.
+        if not parameters or any(is_sharded(one) or is_flattened(one) for _, one in parameters):
+            raise ValueError(
+                "`scale_gradients` must be False for sharded parameters, got True: they take their gradients without "
+                "the hooks that would scale them."
+            )
+        return [
+            one.register_hook(partial(self._per_unit, index))  # type: ignore[no-untyped-call]
+            for index, one in parameters
+            if one.requires_grad
+        ]
 
     def _per_unit(self, index: int, gradient: Tensor) -> Tensor:
         """∂/∂W_l over L ρ_l: what it is per unit of p, and unchanged where steps are equidistant."""

@@ -1,14 +1,19 @@
 """What several processes cannot read is refused at the start, by all of them, or left out with a warning."""
 
 import warnings
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_leaky import EnergyMonitor, StepSizeAdapter
+from lightning_leaky import EnergyMonitor, LeakyResNet, StepSizeAdapter, StepSizeHook
 from tests.distributed.fits import Data, Sharded, make_module, make_trainer
 from tests.distributed.launch import launch
 
@@ -28,6 +33,37 @@ def test_tensor_parallelism_is_refused_by_all_processes(tmp_path):
     for of_monitor, of_adapter in launch(split_tensors, 2, tmp_path):
         assert "EnergyMonitor can follow, got ModelParallelStrategy: with tensor_parallel_size > 1" in of_monitor
         assert "StepSizeAdapter can follow" in of_adapter
+
+
+SHARDED = {
+    "FSDP1": partial(FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True),
+    "FSDP1, flat parameters": partial(FullyShardedDataParallel, device_id=torch.device("cpu")),
+    "FSDP2": lambda network: fully_shard(network, mesh=init_device_mesh("cpu", (dist.get_world_size(),))),
+}
+
+
+def scaled(rank: int, size: int, folder: Path) -> dict[str, str]:
+    """Ask for scaled gradients of sharded networks; return what is said of each."""
+    said = {}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for name, shard in SHARDED.items():
+        network = LeakyResNet(3, 2, width=6, num_layers=3, effective_depth=2.0)
+        parameters = shard(network).parameters()
+        hook = StepSizeHook(network, scale_gradients=True)
+        with pytest.raises(ValueError, match="`scale_gradients`") as error:
+            hook.attach(torch.optim.SGD(parameters, lr=0.1))
+        said[name] = f"{error.value} Attached: {hook.is_attached}"
+    dist.destroy_process_group()
+    return said
+
+
+def test_gradients_of_sharded_parameters_are_not_left_unscaled_in_silence(tmp_path):
+    """Hooks of a parameter that FSDP has sharded or flattened are not called."""
+    for said in launch(scaled, 2, tmp_path):
+        assert said.keys() == SHARDED.keys()
+        for of_one in said.values():
+            assert "must be False for sharded parameters, got True" in of_one
+            assert of_one.endswith("Attached: False")
 
 
 class Lacking(Data):

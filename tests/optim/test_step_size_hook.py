@@ -581,13 +581,3 @@ def test_an_attached_hook_that_scales_and_moves_can_be_copied(follow):
     copied = pickle.loads(pickle.dumps(copy.deepcopy(hook)))
     assert not copied.is_attached
     assert hook.is_attached
-
-
-def test_gradients_of_sharded_parameters_are_not_scaled(make_network, monkeypatch):
-    """FSDP2 fills them in without calling hooks: refused, not silently left as they are."""
-    monkeypatch.setattr("lightning_leaky.optim.step_size_hook.is_sharded", lambda parameter: True)
-    network = make_network()
-    hook = StepSizeHook(network, scale_gradients=True)
-    with pytest.raises(ValueError, match="`scale_gradients` must be False for sharded"):
-        hook.attach(torch.optim.SGD(network.parameters(), lr=0.1))
-    assert not hook.is_attached
