@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ NUM_RECORDS = 30
 FROZEN = {"weights": frozen_weights, "path": frozen_path}
 FROZEN_ITERATIONS = (*range(11), 12, 15, 20, 25, 30, 35, 40, 50, 60, 80, 100, *range(150, 201, 10))
 FROZEN_POINTS = 500
-ROUNDS = 9
+RULES_TIMED = ("relative_distance", "switches")
+ROUNDS = 31
 STEPS_A_ROUND = 200
 
 
@@ -51,8 +52,8 @@ class Iteration(Setting):
 def settings(reduced: bool) -> Sequence[Iteration]:
     """Without adaptation, every damping and period without the bound, some with it; all of one seed before the next.
 
-    The overhead comes last. What else runs on the machine disturbs it: its sides are measured in turn, and the lowest
-    and highest ratio of all rounds stand beside the median.
+    The overhead comes last. What else runs on the machine disturbs it: its sides are measured in turn, and the
+    quartiles of the rounds' ratios stand beside the median.
     """
     shape: dict[str, Any] = {"dims": "30-6-3-30", "teacher": "resnet", "width": 50, "num_steps": 2000}
     if reduced:
@@ -157,17 +158,16 @@ def _eigenvalues(name: str, path_of: PathOf, num_layers: int) -> Rows:
 
 
 def _overhead(setting: Iteration, data: Data) -> Rows:
-    """Seconds a step with the hook at every period over those without, all of them in turn, round by round."""
-    sides = {0: setting} | {
-        period: replace(setting, scheme="relative_distance", every_n_steps=period) for period in PERIODS
-    }
-    rounds = [{period: _seconds(side, data) for period, side in sides.items()} for _ in range(1 + ROUNDS)][1:]
+    """Seconds a step with the hook, of each rule at every period, over those without, in turn, round by round."""
+    adaptive = [replace(setting, scheme=rule, every_n_steps=period) for rule, period in product(RULES_TIMED, PERIODS)]
+    rounds = [[_seconds(side, data) for side in (setting, *adaptive)] for _ in range(1 + ROUNDS)][1:]
+    without, *seconds = zip(*rounds, strict=True)
     rows = []
-    for period in PERIODS:
-        ratios = [seconds[period] / seconds[0] for seconds in rounds]
-        without = 1e3 * median(seconds[0] for seconds in rounds)
-        row = {"every_n_steps": period, "ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
-        rows.append({**row, "rounds": ROUNDS, "milliseconds_without": without})
+    for side, times in zip(adaptive, seconds, strict=True):
+        ratios = [with_hook / alone for with_hook, alone in zip(times, without, strict=True)]
+        row = {"rule": side.scheme, "every_n_steps": side.every_n_steps}
+        row |= dict(zip(("lower_quartile", "ratio", "upper_quartile"), quantiles(ratios), strict=True))
+        rows.append({**row, "rounds": ROUNDS, "milliseconds_without": 1e3 * median(without)})
     return rows
 
 
