@@ -1,9 +1,5 @@
 """The studies read a trained network by formulas of their own; `measure_path` must read the same."""
 
-import pytest
-
-pytest.importorskip("torchdiffeq")
-
 import torch
 
 from examples.paper.training import Setting, cost, data_of, network_of, read
