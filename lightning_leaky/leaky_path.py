@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightning_leaky.functional._checks import implements
 from lightning_leaky.layers import plain_name, unwrapped
 
 
-@runtime_checkable
 class LeakyPath(Protocol):
     """A stack of leaky steps with a buffer of step-sizes.
 
@@ -61,7 +61,9 @@ def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
         plain_name(name): module
         for name, module in model.named_modules()
         # A compiled wrapper answers for the module inside it: it would be found twice.
-        if isinstance(module, LeakyPath) and isinstance(module.step_sizes, Tensor) and not hasattr(module, "_orig_mod")
+        if implements(module, LeakyPath)
+        and isinstance(module.step_sizes, Tensor)
+        and not hasattr(module, "_orig_mod")
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,7 +23,7 @@ from lightning_leaky.callbacks._trainer import (
 )
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.curvature import CurvatureRecorder
-from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional._checks import implements, working_dtype
 from lightning_leaky.functional.refinement import check_refinement, discretisation_errors_of, refined_step_sizes
 from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
 from lightning_leaky.optim.rhythm import Rhythm
@@ -35,7 +35,6 @@ from lightning_leaky.remesh import check_optimizer
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
-@runtime_checkable
 class RefinablePath(LeakyPath, Protocol):
     """A leaky path whose number of layers can change: `LeakyResNet`, or whatever offers the same.
 
@@ -237,7 +236,7 @@ def check_trainer(trainer: Trainer) -> None:
 def find_refinable_path(model: torch.nn.Module) -> RefinablePath:
     """Return the one path of a model whose layers can change, or raise ValueError."""
     path = find_leaky_path(model)
-    if not isinstance(path, RefinablePath):
+    if not implements(path, RefinablePath):
         raise ValueError(
             f"`model` must contain a LeakyResNet for LayerRefiner, got {type(path).__name__} without `remesh`: blocks "
             "of other networks cannot stand in for one another. Choose their number by hand."

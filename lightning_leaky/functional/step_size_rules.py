@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_non_negative, widen
+from lightning_leaky.functional._checks import check_non_negative, implements, widen
 from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 
 
-@runtime_checkable
 class StepSizeRule(Protocol):
     """How fast each layer changes; the step-sizes become inverse to it (`adaptive_step_sizes`).
 
@@ -26,8 +25,7 @@ class StepSizeRule(Protocol):
         ...
         ...     def distances(self, sums, step_sizes, effective_depth):
         ...         return sums[:, 0].sqrt() / step_sizes
-        >>> isinstance(Distance(), StepSizeRule)
-        True
+        >>> rule = resolve_rule(Distance())
     """
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ def resolve_rule(rule: str | StepSizeRule) -> StepSizeRule:
     """
     if isinstance(rule, str) and rule in RULES:
         return RULES[rule]
-    if isinstance(rule, (str, type)) or not isinstance(rule, StepSizeRule):
+    if isinstance(rule, (str, type)) or not implements(rule, StepSizeRule):
         raise ValueError(
             f"`rule` must be one of {sorted(RULES)} or an object with `sums` and `distances`, got {rule!r}."
         )
