@@ -34,15 +34,12 @@ def number_of(keeper: GradientKeeper) -> int:
 
 # torch traces the body of a gradient hook and refuses one that writes to Python's objects. An operator is not looked
 # into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped. A CUDA
-# graph would replay without it, so it says that it must stay outside of one, where torch knows the word.
-_UNSAFE = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-
-
+# graph would replay without it, so it says that it must stay outside of one.
 @library.custom_op(
     "lightning_leaky::keep_gradient",
     mutates_args=(),
     schema="(Tensor gradient, int number, int index) -> Tensor",
-    **_UNSAFE,  # type: ignore[arg-type]
+    tags=[torch.Tag.cudagraph_unsafe],
 )
 def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
     """Keep a gradient that passes compiled code, and return a copy of it.
@@ -70,8 +67,7 @@ def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
     """Warn where more layers are compiled one by one than torch allows: hooks make each a graph of its own."""
     if "torch._dynamo" not in sys.modules:
         return
-    config = torch._dynamo.config
-    limit = getattr(config, "recompile_limit", None) or config.cache_size_limit  # its name before torch 2.7
+    limit = torch._dynamo.config.recompile_limit
     count = sum(layer._compiled_call_impl is not None for layer in layers)
     if count > limit:
         warn(

@@ -2,13 +2,12 @@
 
 import shutil
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_leaky import compiled, measure_path
+from lightning_leaky import measure_path
 from lightning_leaky.capture import PathCapture
 from lightning_leaky.compiled import keep_gradient, warn_of_recompilation
 
@@ -37,16 +36,12 @@ def test_the_default_backend_reads_as_eager_code_does(make_network):
         torch.testing.assert_close(compiled[name], values, rtol=1e-9, atol=1e-9)
 
 
-def test_the_limit_of_older_versions_of_torch(monkeypatch):
-    """Before 2.7 it had another name."""
+def test_more_layers_than_torch_compiles_are_told_of():
     layers = [nn.Linear(2, 2) for _ in range(3)]
     for layer in layers:
         layer.compile(backend="eager")
-    config = SimpleNamespace(cache_size_limit=2)
-    monkeypatch.setattr(compiled, "torch", SimpleNamespace(_dynamo=SimpleNamespace(config=config)))
-    with pytest.warns(UserWarning, match="3 layers are compiled one by one"):
+    with torch._dynamo.config.patch(recompile_limit=2), pytest.warns(UserWarning, match="3 layers are compiled one by"):
         warn_of_recompilation(layers)
-    config.recompile_limit = 3
-    with warnings.catch_warnings():
+    with torch._dynamo.config.patch(recompile_limit=3), warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_recompilation(layers)
