@@ -235,15 +235,18 @@ class SumRecorder(LayerHooks):
     Args:
         layers: The layers of a path, in order.
         rule: What to sum.
+        device: Where the representations are expected.
 
     Attributes:
         sums: Shape (L, ...); ``None`` until a layer has been seen.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], rule: StepSizeRule) -> None:
+    def __init__(self, layers: Sequence[nn.Module], rule: StepSizeRule, device: torch.device) -> None:
         super().__init__(layers)
         self.rule = rule
         self.sums: Tensor | None = None
+        # A CUDA graph overwrites tensors that it has made at its next replay: the sums are made before.
+        self._room = self._room_for_sums(device)
 
     def clear(self) -> None:
         """Set the sums to zero."""
@@ -257,9 +260,27 @@ class SumRecorder(LayerHooks):
             return
         dtype, width = working_dtype(current.device), current.shape[-1]
         found = self.rule.sums(previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width))
-        if self.sums is None or self.sums.device != found.device:
-            self.sums = found.new_zeros(len(self.layers), *found.shape) if self.sums is None else self.sums.to(found)
+        if self.sums is None:
+            self.sums = self._zeros_for(found)
+        elif self.sums.device != found.device:
+            self.sums = self.sums.to(found)
         self.sums[index] += found
+
+    def _zeros_for(self, found: Tensor) -> Tensor:
+        room = self._room
+        if room is not None and room[0].shape == found.shape and room.device == found.device:
+            return room
+        return found.new_zeros(len(self.layers), *found.shape)
+
+    @torch.no_grad()
+    def _room_for_sums(self, device: torch.device) -> Tensor | None:
+        """Zeros of the shape of the sums, where that does not depend on the width."""
+        one = torch.zeros(1, 1, dtype=working_dtype(device), device=device)
+        try:
+            sums = self.rule.sums(one, one)
+        except Exception:  # a rule of the user's own, of whose sums the shape is known once it has seen a layer
+            return None
+        return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ class StepSizeHook:
         self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(self.path.layers))
         self.num_steps = 0
         self._master = step_sizes_of(self.path)
-        self._recorder = SumRecorder(list(self.path.layers), self.rule)
+        self._recorder = SumRecorder(list(self.path.layers), self.rule, self.path.step_sizes.device)
         self._handles: list[RemovableHandle] = []
         self._shape: list[int] | None = None
         self._warned = False

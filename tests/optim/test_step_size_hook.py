@@ -501,6 +501,43 @@ def test_a_rule_of_ones_own(follow):
     torch.testing.assert_close(network.step_sizes, expected)
 
 
+def test_compiled_code_does_not_make_the_sums(follow):
+    """A CUDA graph overwrites what it has made: of the tensors that outlive a pass, it may make none."""
+    made = []
+
+    def backend(graph, inputs):
+        made.extend(node for node in graph.graph.nodes if "zeros" in str(node.target))
+        return graph
+
+    network, optimizer, hook = follow()
+    eager, other, _ = follow()
+    torch._dynamo.reset()
+    network.compile(backend=backend, fullgraph=True)
+    batches = [torch.randn(5, 3) for _ in range(3)]
+    torch.testing.assert_close(train(network, optimizer, batches), train(eager, other, batches))
+    assert hook.state_dict()["sums"] is not None
+    assert made == []
+
+
+class PerNeuron:
+    """Sums of the width of the layer, which a single column does not have."""
+
+    def sums(self, previous, current):
+        if current.shape[-1] < 2:
+            raise ValueError("two neurons at least")
+        return (current - previous).square().sum(0)
+
+    def distances(self, sums, step_sizes, effective_depth):
+        return sums.sum(1).sqrt() / step_sizes
+
+
+def test_sums_may_be_as_wide_as_the_layer(follow):
+    network, optimizer, hook = follow(rule=PerNeuron())
+    (after,) = train(network, optimizer, [torch.randn(5, 3)])
+    assert hook.state_dict()["sums"].shape == (4, 6)
+    assert float((after - 0.25).abs().max()) > 1e-3
+
+
 def test_switches_over_micro_batches(follow):
     """Sums of micro-batches are those of the whole batch, and the update is that of the rule by hand."""
     inputs = torch.randn(12, 3)
