@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import compiling, memory, monitoring, peers, readings, scaling, training
+from benchmarks import compiling, gpt_and_vit, memory, monitoring, peers, readings, scaling, trainer, training
 from benchmarks.environment import environment
 from benchmarks.sizes import SIZES, Settings
-from benchmarks.tables import Row, markdown
+from benchmarks.tables import Row, markdown, write
 
-SUITES: dict[str, Callable[[Settings], list[Row]]] = {
+SUITES: dict[str, Callable[[Settings], Iterable[Row]]] = {
     "training": training.run,
     "readings": readings.run,
     "monitoring": monitoring.run,
+    "trainer": trainer.run,
     "peers": peers.run,
     "memory": memory.run,
     "scaling": scaling.run,
     "compiling": compiling.run,
+    "gpt_and_vit": gpt_and_vit.run,
 }
 DEFAULT_SIZES = {"cpu": "c1,c2,c3", "cuda": "g1,g2"}
 CHECK_ACCURACY = ("readings",)
@@ -34,9 +35,10 @@ CHECK_ACCURACY = ("readings",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suites and return the exit status: 1 if an accuracy is out of bounds or a network was recompiled.
+    """Run the suites and return the exit status.
 
-    Goals of speed and memory are shown, with whether they are met, and fail nothing.
+    It is 1 if a suite failed, an accuracy is out of bounds or a network was recompiled. Goals of speed and memory are
+    shown, with whether they are met, and fail nothing.
     """
     options = _parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -52,23 +54,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quick=options.quick,
     )
     _silence()
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-    where, suites = environment(settings.device), dict[str, list[dict[str, Any]]]()
+    where, suites = environment(settings.device), dict[str, list[Row]]()
     print("\n".join(f"- {name}: {value}" for name, value in where.items()))
-    rows: list[Row] = []
     for name in names:
         is_short = options.quick and not options.sizes and name not in CHECK_ACCURACY
-        found = SUITES[name](replace(settings, sizes=sizes[:1]) if is_short else settings)
-        rows += found
-        print(f"\n## {name}\n\n{markdown(found)}", flush=True)
-        if options.output is not None:  # after each suite: a long run may be cut short
-            suites[name] = [row.as_json() for row in found]
-            report = {"environment": where, "quick": settings.quick, "suites": suites}
-            options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    broken = [reason for row in rows for reason in row.broken()]
+        suites[name] = []
+        for row in _rows(name, replace(settings, sizes=sizes[:1]) if is_short else settings):
+            suites[name].append(row)
+            if options.output is not None:  # after each row: a long run may be cut short
+                found = {name: [row.as_json() for row in rows] for name, rows in suites.items()}
+                report = {"environment": where, "quick": settings.quick, "suites": found}
+                write(options.output, report, "\n\n".join(map(_shown, suites, suites.values())))
+        print(f"\n{_shown(name, suites[name])}", flush=True)
+    broken = [reason for rows in suites.values() for row in rows for reason in row.broken()]
     print(*broken, sep="\n", end="\n" if broken else "", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _rows(name: str, settings: Settings) -> Iterator[Row]:
+    """Rows of a suite; an error ends it with a row that says so, and leaves the others alone."""
+    try:
+        yield from SUITES[name](settings)
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())
+        yield Row(name, "", note=f"FAILED: {reason[:300]}", failed=True)
+
+
+def _shown(name: str, rows: Sequence[Row]) -> str:
+    return f"## {name}\n\n{markdown(rows)}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+import lightning_leaky
+
 
 def environment(device: torch.device) -> dict[str, str | int]:
     """Versions, threads, processor, date and device of this run."""
@@ -17,12 +19,21 @@ def environment(device: torch.device) -> dict[str, str | int]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
+        "lightning-leaky": lightning_leaky.__version__,
         **{name: package_version(name) or "not installed" for name in packages},
         "threads": torch.get_num_threads(),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "cpu": _cpu_model(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": _name(device),
     }
+
+
+def _name(device: torch.device) -> str:
+    """A CPU says no more than that it is one."""
+    if device.type != "cuda":
+        return str(device)
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return f"{torch.cuda.get_device_name(device)}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def package_version(name: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.readings import reading
+from benchmarks.readings import reading, rows_read
 from benchmarks.sizes import Settings, Size
 from benchmarks.tables import Row, spread_of
 
@@ -22,19 +23,17 @@ MOST_OF_WIDE = 2048.0
 ROUNDS = 5
 
 
-def run(settings: Settings) -> list[Row]:
+def run(settings: Settings) -> Iterator[Row]:
     """Peak above the representations at each size, and of a network that is much wider than its batch.
 
     The value is the greatest of the rounds: what an allocator hands back, and when, differs from process to process.
     """
-    rows = []
     for size in (*settings.sizes, WIDE):
         peaks = [_peak(size, settings.device) / MIB for _ in range(1 if settings.quick else ROUNDS)]
         goal = MOST_OF_WIDE if size is WIDE else None
         row = Row("peak of one reading", size.name, unit="MiB", goal=goal, **{**spread_of(peaks), "value": max(peaks)})
         row.measures["representations, MiB"] = 4 * (size.num_layers + 1) * size.samples * size.width / MIB
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _peak(size: Size, device: torch.device) -> int:
@@ -70,7 +69,7 @@ def _prepared_path(size: Size, device: torch.device) -> list[Tensor]:
     """A_0, …, A_L, each once, after a tiny reading for which libraries are loaded."""
     tiny = replace(size, samples=8, width=8)
     reading([torch.randn(tiny.samples, tiny.width, device=device) for _ in range(1 + tiny.num_layers)], tiny)()
-    return [torch.randn(size.samples, size.width, device=device) for _ in range(1 + size.num_layers)]
+    return rows_read([torch.randn(size.samples, size.width, device=device) for _ in range(1 + size.num_layers)], size)
 
 
 def _resident(field: Literal["VmRSS", "VmHWM"]) -> int:

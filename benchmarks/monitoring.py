@@ -1,23 +1,22 @@
-"""Callbacks in a trainer against the same run without them, and the trainer against a bare loop."""
+"""Callbacks in a trainer against the same run without them."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from benchmarks.fits import Fit, SameBatch, Side, fit, fits_in_turn, steps_of, trainer_of
-from benchmarks.networks import LEARNING_RATE, autocast
+from benchmarks.fits import Fit, SameBatch, Side, fits_in_turn, trainer_of
+from benchmarks.networks import LEARNING_RATE
 from benchmarks.sizes import LOG_PERIOD, Settings, Size
 from benchmarks.tables import Row, ratio_row
-from benchmarks.timing import seconds_per_call
+from benchmarks.timing import seconds_per_call, synchronize
 from benchmarks.training import WEIGHT_DECAY
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter
 
@@ -28,10 +27,30 @@ ADAPTED = range(1, LOG_PERIOD, 10)
 VALIDATION_BATCHES = 4
 
 
-def run(settings: Settings) -> list[Row]:
-    """Whole fits in turn, validation epochs in turn, and fits and bare loops in turn."""
-    parts = (_fitting, _validation, _overhead)
-    return [row for size in settings.sizes for part in parts for row in part(size, settings)]
+class Compared(NamedTuple):
+    """What is compared with a fit without it: its callbacks, where in a logging period they work, and the goal."""
+
+    name: str
+    callbacks: Callable[[], list[Callback]]
+    places: Collection[int]
+    goal: float
+
+
+def run(settings: Settings) -> Iterator[Row]:
+    """Fits in turn, and validation epochs in turn."""
+    for size in settings.sizes:
+        monitor, adapter = "EnergyMonitor", "StepSizeAdapter, every 10 steps"
+        yield from _fitting(
+            size,
+            settings,
+            Compared(monitor, lambda: [EnergyMonitor()], READ, 1.02),
+            Compared(adapter, lambda: [StepSizeAdapter(every_n_steps=10)], ADAPTED, 1.01),
+        )
+        goal = 1.5 if size.name == "c1" else None
+        yield validation_row(Side(partial(module_of, size)), size, settings, goal)
+        momenta = "EnergyMonitor with Hamiltonian and criticality"
+        of_momenta = Compared(momenta, lambda: [EnergyMonitor()], READ, 1.03)
+        yield from _fitting(size, settings, of_momenta, weight_decay=WEIGHT_DECAY)
 
 
 def callback_row(
@@ -48,7 +67,7 @@ def callback_row(
     Ratios of whole fits drown a per cent in noise, so steps of one fit are also compared with one another: "by steps"
     is 1 plus what those at these places take longer than the others, less the same without the callback (where logging
     alone takes longer), over a logging period. "other steps" are the others with and without it. On a GPU a step ends
-    before its work does, and only whole fits count.
+    before its work does, and whole logging periods are compared in place of whole fits.
     """
     pairs = list(zip(fits, without, strict=True))
     measures = {
@@ -58,7 +77,7 @@ def callback_row(
         ),
         "other steps": statistics.median(one.ordinary(places) / other.ordinary(places) for one, other in pairs),
     }
-    ours, theirs = ([one.seconds for one in side] for side in (fits, without))
+    ours, theirs = ([one.compared(settings.device) for one in side] for side in (fits, without))
     by_steps = measures if settings.device.type == "cpu" else None
     return ratio_row(name, size.name, "the same fit without", ours, theirs, goal, by_steps)
 
@@ -72,77 +91,49 @@ def module_of(size: Size, weight_decay: float = 0.0) -> LeakyResNetModule:
     )
 
 
-def _fitting(size: Size, settings: Settings) -> list[Row]:
-    with_decay, without_decay = partial(module_of, size, WEIGHT_DECAY), partial(module_of, size)
-    sides = {
-        "without": Side(without_decay),
-        "EnergyMonitor": Side(without_decay, lambda: [EnergyMonitor()]),
-        "StepSizeAdapter, every 10 steps": Side(without_decay, lambda: [StepSizeAdapter(every_n_steps=10)]),
-        "without, λ known": Side(with_decay),
-        "EnergyMonitor with Hamiltonian and criticality": Side(with_decay, lambda: [EnergyMonitor()]),
-    }
+def _fitting(size: Size, settings: Settings, *compared: Compared, weight_decay: float = 0.0) -> list[Row]:
+    module = partial(module_of, size, weight_decay)
+    sides = {"without": Side(module)} | {one.name: Side(module, one.callbacks) for one in compared}
     fits = fits_in_turn(sides, size, settings)
-    _, monitor, adapter, _, momenta = sides
     return [
-        callback_row(monitor, size, settings, fits[monitor], fits["without"], READ, 1.02),
-        callback_row(momenta, size, settings, fits[momenta], fits["without, λ known"], READ, 1.03),
-        callback_row(adapter, size, settings, fits[adapter], fits["without"], ADAPTED, 1.01),
+        callback_row(one.name, size, settings, fits[one.name], fits["without"], one.places, one.goal)
+        for one in compared
     ]
 
 
 class _ValidationStopwatch(Callback):
     """Times a validation epoch. It comes first of the callbacks."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
     def on_validation_start(self, *args: Any, **kwargs: Any) -> None:
+        synchronize(self.device)
         self.start = time.perf_counter()
 
     def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
+        synchronize(self.device)
         self.seconds = time.perf_counter() - self.start
 
 
-def _validation(size: Size, settings: Settings) -> list[Row]:
+def validation_row(
+    side: Side, size: Size, settings: Settings, goal: float | None = None, layers: str | None = None
+) -> Row:
     """Time from the start of a validation epoch to its end; the ratio of whole calls of `validate` is beside it."""
     epochs: dict[bool, list[float]] = {True: [], False: []}
     calls: dict[bool, list[float]] = {True: [], False: []}
-    module = module_of(size).to(settings.device)
-    loader = SameBatch(size, settings, VALIDATION_BATCHES)
+    module, loader = side.made(settings.device), SameBatch(side.batch(size, settings.device), VALIDATION_BATCHES)
     for _ in range(1 + settings.rounds):
         for reads in epochs:
-            stopwatch = _ValidationStopwatch()
+            stopwatch = _ValidationStopwatch(settings.device)
             with tempfile.TemporaryDirectory() as folder:
-                callbacks = [stopwatch, *([EnergyMonitor()] if reads else [])]
+                callbacks = [stopwatch, *([EnergyMonitor(layers)] if reads else [])]
                 trainer = trainer_of(size, settings, callbacks, folder)
                 call = partial(trainer.validate, module, loader, verbose=False)
                 calls[reads].append(seconds_per_call(call, settings.device))
             epochs[reads].append(stopwatch.seconds)
     name = f"validation epoch of {VALIDATION_BATCHES} batches with EnergyMonitor"
-    goal = 1.5 if size.name == "c1" else None
     # The first round has warmed up.
     whole = statistics.median(one / other for one, other in zip(calls[True][1:], calls[False][1:], strict=True))
     measures = {"whole call": whole}
-    return [ratio_row(name, size.name, "the same without", epochs[True][1:], epochs[False][1:], goal, measures)]
-
-
-def _overhead(size: Size, settings: Settings) -> list[Row]:
-    side = Side(partial(module_of, size, WEIGHT_DECAY), logs=False)
-    fits, loops = [], []
-    for num_steps in [LOG_PERIOD] + [steps_of(size, settings)] * settings.rounds:
-        fits.append(fit(side, size, settings, num_steps).seconds)
-        module, loader = module_of(size, WEIGHT_DECAY).to(settings.device), SameBatch(size, settings, num_steps)
-        loops.append(seconds_per_call(partial(_bare_loop, module, loader, size), settings.device))
-    goal = 1.1 if size.name == "c1" else None
-    return [ratio_row("LeakyResNetModule in a trainer", size.name, "bare loop", fits[1:], loops[1:], goal)]
-
-
-def _bare_loop(module: LeakyResNetModule, loader: SameBatch, size: Size) -> None:
-    """Train with the same loss, optimizer and schedule."""
-    fused = True if module.device.type == "cpu" else None  # as the module's own
-    optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=fused)
-    scheduler = CosineAnnealingLR(optimizer, T_max=len(loader), eta_min=LEARNING_RATE / 100)
-    for inputs, targets in loader:
-        with autocast(size, module.device):
-            loss = module.loss(module(inputs), targets)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        scheduler.step()
+    return ratio_row(name, size.name, "the same without", epochs[True][1:], epochs[False][1:], goal, measures)

@@ -18,8 +18,8 @@ LEARNING_RATE = 1e-4
 
 def batch_of(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs and targets, each of shape (N, w)."""
-    generator = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randn(2, size.samples, size.width, generator=generator).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    inputs, targets = torch.randn(2, size.samples, size.width, generator=generator, device=device)
     return inputs, targets
 
 
@@ -27,20 +27,21 @@ def leaky(size: Size, device: torch.device) -> LeakyResNet:
     """Our network, nothing but its path: no maps at its ends."""
     torch.manual_seed(0)
     sizes = (size.width, size.width, size.width, size.num_layers, size.effective_depth)
-    return LeakyResNet(*sizes, input_map="identity", output_map="identity").to(device)
+    with device:  # drawn there: to draw the weights of g2 on a CPU takes longer than to train on them
+        return LeakyResNet(*sizes, input_map="identity", output_map="identity")
 
 
 def plain(size: Size, device: torch.device) -> nn.Module:
     """A fully-connected ReLU net of the same width and depth, started so that its signal keeps its size."""
-    layers = _linears(size)
+    layers = _linears(size, device)
     for linear in layers:
         nn.init.normal_(linear.weight, std=math.sqrt(2 / size.width))
-    return nn.Sequential(*(module for linear in layers for module in (nn.ReLU(), linear))).to(device)
+    return nn.Sequential(*(module for linear in layers for module in (nn.ReLU(), linear)))
 
 
 def obvious(size: Size, device: torch.device) -> nn.Sequential:
     """Leaky steps as anyone would write them, with the weights of ours."""
-    return nn.Sequential(*(ObviousStep(linear, size) for linear in _copied_linears(size))).to(device)
+    return nn.Sequential(*(ObviousStep(linear, size) for linear in _copied_linears(size, device)))
 
 
 class ObviousStep(nn.Module):
@@ -65,7 +66,7 @@ class OdeNet(nn.Module):
     def __init__(self, size: Size, device: torch.device) -> None:
         super().__init__()
         self.odeint = importlib.import_module("torchdiffeq").odeint
-        self.layers = nn.ModuleList(_copied_linears(size)).to(device)
+        self.layers = nn.ModuleList(_copied_linears(size, device))
         self.effective_depth = size.effective_depth
         self.grid = torch.linspace(0, 1, size.num_layers + 1, device=device)
         self.calls = 0
@@ -94,13 +95,13 @@ def autocast(size: Size, device: torch.device) -> AbstractContextManager[object]
     return torch.autocast(device.type, torch.bfloat16, enabled=size.precision == "bf16-mixed")
 
 
-def _linears(size: Size) -> list[nn.Linear]:
+def _linears(size: Size, device: torch.device) -> list[nn.Linear]:
     torch.manual_seed(0)
-    return [nn.Linear(size.width, size.width) for _ in range(size.num_layers)]
+    return [nn.Linear(size.width, size.width, device=device) for _ in range(size.num_layers)]
 
 
-def _copied_linears(size: Size) -> list[nn.Linear]:
-    linears = _linears(size)
-    for linear, own in zip(linears, leaky(size, torch.device("cpu")).layers, strict=True):
+def _copied_linears(size: Size, device: torch.device) -> list[nn.Linear]:
+    linears = _linears(size, device)
+    for linear, own in zip(linears, leaky(size, device).layers, strict=True):
         linear.load_state_dict(own.state_dict())
     return linears

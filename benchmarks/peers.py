@@ -89,8 +89,8 @@ def _delve(size: Size, settings: Settings) -> list[Row]:
     fits = fits_in_turn(sides, size, settings)
 
     def seconds(fit: Fit) -> float:
-        """What a reading takes: on a GPU, where steps cannot be told apart, with the whole fit around it."""
-        return fit.extra(READ) if settings.device.type == "cpu" else fit.seconds
+        """What a reading takes: on a GPU, where steps cannot be told apart, with the steps around it."""
+        return fit.extra(READ) if settings.device.type == "cpu" else fit.per_step
 
     ours, theirs = ([seconds(fit) for fit in fits[side]] for side in ("ours", "delve"))
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from benchmarks.sizes import Settings, Size
 from benchmarks.tables import Row, ratio_row
 from benchmarks.timing import in_turn
 from benchmarks.training import training_step
-from lightning_leaky import Readings
+from lightning_leaky import Layout, Readings
 from lightning_leaky.functional import equidistant_step_sizes
 from lightning_leaky.metrics.segments import SegmentReaders
 
@@ -28,14 +28,15 @@ MOST_SAMPLES = 1024
 MOST_ENTRIES = 2**20
 
 
-def run(settings: Settings) -> list[Row]:
+def run(settings: Settings) -> Iterator[Row]:
     """Time of one reading against a training step and against pseudo-inverses, and its errors."""
-    return [row for size in settings.sizes for row in _rows(size, settings)]
+    for size in settings.sizes:
+        yield from _rows(size, settings)
 
 
 def reading(path: list[Tensor], size: Size) -> Callable[[], Readings]:
     """One reading of A_0, …, A_L, as `EnergyMonitor` takes it, to be called again and again."""
-    readers = SegmentReaders([(size.width, size.num_layers)], size.effective_depth, QUANTITIES).to(path[0].device)
+    readers = _readers(size).to(path[0].device)
     step_sizes = equidistant_step_sizes(size.num_layers)
 
     def read() -> Readings:
@@ -44,6 +45,16 @@ def reading(path: list[Tensor], size: Size) -> Callable[[], Readings]:
         return readers.compute()
 
     return read
+
+
+def rows_read(path: list[Tensor], size: Size) -> list[Tensor]:
+    """The samples that `EnergyMonitor` reads: of those that would take more than 1 GiB, as many as fit."""
+    room = _readers(size).room(path[0].dtype)
+    return path if room is None else [Layout().limited(room).rows(representation) for representation in path]
+
+
+def _readers(size: Size) -> SegmentReaders:
+    return SegmentReaders([(size.width, size.num_layers)], size.effective_depth, QUANTITIES)
 
 
 @torch.no_grad()
@@ -59,7 +70,7 @@ def rank_one_path(size: Size, device: torch.device) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     samples = torch.randn(size.samples, 1, generator=generator)
     neurons = torch.randn(size.num_layers + 1, 1, size.width, generator=generator)
-    return list((samples * neurons).to(device))
+    return list(samples.to(device) * neurons.to(device))
 
 
 def worst_error(path: list[Tensor], size: Size) -> float:
@@ -68,13 +79,13 @@ def worst_error(path: list[Tensor], size: Size) -> float:
     errors = [
         abs(float(found[name][index]) / float(expected) - 1)
         for index in _checked_layers(size)
-        for name, expected in by_svd(_layer(path, size, index))._asdict().items()
+        for name, expected in by_svd(_layer(path, size, index).cpu())._asdict().items()
     ]
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
 def _rows(size: Size, settings: Settings) -> list[Row]:
-    path = path_of(size, settings.device)
+    path = rows_read(path_of(size, settings.device), size)
     sides: dict[str, Callable[[], object]] = {
         "reading": reading(path, size),
         "training step": training_step(leaky(size, settings.device), size, settings.device),
@@ -84,11 +95,12 @@ def _rows(size: Size, settings: Settings) -> list[Row]:
         sides["pseudo-inverse"] = lambda: by_pseudo_inverse(_layer(path, size, 0))
     seconds = in_turn(sides, settings)
     name, step, inverses = "one reading", "one training step", "N × N pseudo-inverse of each layer, float64"
-    paths = {"error": path, "error at rank one": rank_one_path(size, settings.device)}
+    paths = {"error": path, "error at rank one": rows_read(rank_one_path(size, settings.device), size)}
     errors = {name: worst_error(each, size) for name, each in paths.items()}
-    bounds = dict.fromkeys(errors, LARGEST_ERROR)
+    bounds, thinned = dict.fromkeys(errors, LARGEST_ERROR), len(path[0]) < size.samples
+    measures = errors | ({"samples read": float(len(path[0]))} if thinned else {})
     goal = OF_A_STEP.get(size.name)
-    rows = [ratio_row(name, size.name, step, seconds["reading"], seconds["training step"], goal, errors, bounds)]
+    rows = [ratio_row(name, size.name, step, seconds["reading"], seconds["training step"], goal, measures, bounds)]
     if "pseudo-inverse" not in seconds:
         return [*rows, Row(name, size.name, inverses, note="takes too long")]
     of_all_layers = [size.num_layers * each for each in seconds["pseudo-inverse"]]

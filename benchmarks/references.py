@@ -25,6 +25,10 @@ class Layer(NamedTuple):
     step_size: float
     effective_depth: float
 
+    def cpu(self) -> Layer:
+        """The same in the memory of the CPU, whose singular values are the reference for every device."""
+        return self._replace(previous=self.previous.cpu(), current=self.current.cpu())
+
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return A, the velocity V and the features σ(A) with their constant column, in float64."""
         A, after = self.previous.double(), self.current.double()
@@ -34,7 +38,9 @@ class Layer(NamedTuple):
 def by_svd(layer: Layer) -> Energies:
     """The reference: singular vectors of σ(A), never its square, and what is left of a matrix outside of them."""
     A, V, sigma = layer.matrices()
-    vectors, values, _ = torch.linalg.svd(sigma, full_matrices=False)
+    is_wide = sigma.shape[0] < sigma.shape[1]  # of tall matrices LAPACK is several times faster
+    left, values, right = torch.linalg.svd(sigma.mT if is_wide else sigma, full_matrices=False)
+    vectors = right.mT if is_wide else left
     gamma = GAMMA_REL * values[0] ** 2
 
     def k_square(M: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ _ALL = (
     Size("c3", 128, 1024, 24, 7.0, steps=100),
     Size("g1", 4096, 1024, 24, 7.0, steps=200),
     Size("g2", 8192, 4096, 32, 7.0, steps=100, precision="bf16-mixed"),
+    Size("g1-reduced", 64, 32, 4, 3.5),
+    Size("g2-reduced", 64, 96, 4, 3.5, precision="bf16-mixed"),
 )
 SIZES = {size.name: size for size in _ALL}
 

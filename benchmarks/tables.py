@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import ROUND_CEILING, Context
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +21,7 @@ class Row:
         measures: Further numbers, each a column.
         bounds: What some of the measures must not exceed, or the run fails.
         note: Why there is no value.
+        failed: Whether that is an error, which fails the run.
     """
 
     name: str
@@ -34,14 +38,15 @@ class Row:
     measures: dict[str, float] = field(default_factory=dict)
     bounds: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    failed: bool = False
 
     def is_met(self) -> bool | None:
         """Whether the value, as measured and not as shown, reaches the goal; ``None`` where one of them is missing."""
         return None if self.value is None or self.goal is None else self.value <= self.goal
 
     def broken(self) -> list[str]:
-        """Measures beyond their bounds; NaN is beyond any."""
-        return [
+        """The error that came in place of a value, and measures beyond their bounds; NaN is beyond any."""
+        return [f"{self.name}: {self.note}"] * self.failed + [
             f"{self.name} at {self.size}: {name} is {self.measures[name]:.3g}, at most {bound:g} is allowed"
             for name, bound in self.bounds.items()
             if not self.measures[name] <= bound
@@ -104,6 +109,15 @@ def markdown(rows: Sequence[Row]) -> str:
 def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """Any table, as markdown."""
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (header, ["---"] * len(header), *lines))
+
+
+def write(output: Path, report: object, text: str) -> None:
+    """Write a JSON file and a Markdown file beside it; whoever reads meanwhile finds the old ones or the new ones."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for file, content in ((output, json.dumps(report, indent=2)), (output.with_suffix(".md"), text)):
+        unfinished = file.with_name(f"{file.name}.tmp")
+        unfinished.write_text(f"{content}\n", encoding="utf-8")
+        os.replace(unfinished, file)
 
 
 def shown(value: float | None, digits: int = 4) -> str:

@@ -26,11 +26,11 @@ def in_turn(sides: Mapping[str, Callable[[], object]], settings: Settings) -> di
 
 def seconds_per_call(call: Callable[[], object], device: torch.device, repetitions: int = 1) -> float:
     """Time of one of several calls, until the device has done them."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(repetitions):
         call()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / repetitions
 
 
@@ -39,6 +39,7 @@ def _repetitions(call: Callable[[], object], settings: Settings) -> int:
     return max(1, math.ceil(settings.seconds / seconds_per_call(call, settings.device)))
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -5,29 +5,28 @@ It ends with status 0 if every check has passed, 1 if one failed, and 2, loudly,
 """
 
 import argparse
-import datetime
 import logging
-import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
-import lightning
 import torch
 
-import lightning_leaky
-from tests.gpu import fits, graphs, processes, tensors
+from benchmarks.environment import environment
+from benchmarks.tables import table, write
+from tests.gpu import NO_CUDA, fits, graphs, processes, tensors
 from tests.others.networks import NETWORKS
 
 Check = Callable[[torch.device], None]
 
-NO_CUDA = "NOT RUN: no CUDA device. Run `python -m tests.gpu.check` where there is one."
-PASSED, NEEDS_CUDA, FAILED = "passed", "needs CUDA", "FAILED"
+PASSED, NEEDS_CUDA, FAILED, RUNNING, NOT_REACHED = "passed", "needs CUDA", "FAILED", "running", "not reached"
 
-ANYWHERE: dict[str, Check] = {
+# The cheap ones come first: what is cut short has said most.
+ON_ONE_DEVICE: dict[str, Check] = {
     "functions of float64 tensors": partial(tensors.functions_equal_the_references, dtype=torch.float64),
     "functions of float32 tensors": partial(tensors.functions_equal_the_references, dtype=torch.float32),
     "derivatives": tensors.derivatives_equal_those_of_the_cpu,
@@ -50,78 +49,86 @@ ANYWHERE: dict[str, Check] = {
         f"network of others, {name}": partial(fits.a_network_of_others_reads_as_on_the_cpu, name=name)
         for name in NETWORKS
     },
-    "torch.compile, inductor": graphs.compiled_networks_read_as_eager_ones,
-    "ddp": partial(processes.strategies_do_as_one_process, name="ddp"),
-    "ModelParallelStrategy, fully_shard": partial(processes.strategies_do_as_one_process, name="model_parallel"),
-}
-ON_CUDA: dict[str, Check] = {
-    "FSDPStrategy": partial(processes.strategies_do_as_one_process, name="fsdp"),
-    "torch.compile, reduce-overhead": graphs.networks_compiled_to_cuda_graphs_read_as_eager_ones,
+    "no synchronisation": graphs.hooks_that_are_not_armed_do_not_synchronise,
     "torch.cuda.graph": graphs.captured_passes_see_new_step_sizes,
     "torch.cuda.make_graphed_callables": graphs.graphed_callables_see_new_step_sizes,
-    "no synchronisation": graphs.hooks_that_are_not_armed_do_not_synchronise,
+    "torch.compile, inductor": graphs.compiled_networks_read_as_eager_ones,
+    "torch.compile, reduce-overhead": graphs.networks_compiled_to_cuda_graphs_read_as_eager_ones,
 }
-CHECKS = ANYWHERE | ON_CUDA
+PARTS: dict[str, dict[str, Check]] = {
+    "checks": ON_ONE_DEVICE,
+    "nccl": {"ddp": partial(processes.strategies_do_as_one_process, name="ddp")},
+    "fsdp": {
+        "ModelParallelStrategy, fully_shard": partial(processes.strategies_do_as_one_process, name="model_parallel"),
+        "FSDPStrategy": partial(processes.strategies_do_as_one_process, name="fsdp"),
+    },
+}
+WANT_CUDA = {
+    "no synchronisation",
+    "torch.cuda.graph",
+    "torch.cuda.make_graphed_callables",
+    "torch.compile, reduce-overhead",
+    "FSDPStrategy",
+}
 
 
-class Row(NamedTuple):
+@dataclass
+class Row:
     """A line of the table."""
 
     name: str
-    result: str
-    seconds: float
+    result: str = NOT_REACHED
+    seconds: float = 0.0
 
 
-def run(name: str, check: Check, device: torch.device) -> Row:
+def run(row: Row, check: Check, device: torch.device) -> None:
     """Run one check; whatever it raises becomes its result, and the traceback goes to stderr."""
     start = time.perf_counter()
     try:
         check(device)
-        result = PASSED
+        row.result = PASSED
     except Exception as error:
         traceback.print_exc()
         reason = " ".join(str(error).replace("|", "/").split())
-        result = f"{FAILED}: {type(error).__name__}: {reason[:300]}"
-    return Row(name, result, time.perf_counter() - start)
+        row.result = f"{FAILED}: {type(error).__name__}: {reason[:300]}"
+    row.seconds = time.perf_counter() - start
 
 
-def run_all(device: torch.device, anywhere: Mapping[str, Check], on_cuda: Mapping[str, Check]) -> list[Row]:
-    """Run what the device can run."""
-    rows = [run(name, check, device) for name, check in anywhere.items()]
-    if device.type == "cuda":
-        return rows + [run(name, check, device) for name, check in on_cuda.items()]
-    return rows + [Row(name, NEEDS_CUDA, 0.0) for name in on_cuda]
+def run_all(checks: dict[str, Check], device: torch.device, output: Path | None) -> list[Row]:
+    """Run what the device can run, and write the table before and after each check: a run may be cut short."""
+    rows = [Row(name) for name in checks]
+    for row, check in zip(rows, checks.values(), strict=True):
+        needs_cuda = row.name in WANT_CUDA and device.type != "cuda"
+        row.result = NEEDS_CUDA if needs_cuda else RUNNING
+        save(rows, output)
+        if not needs_cuda:
+            run(row, check, device)
+    save(rows, output)
+    return rows
 
 
-def heading(device: torch.device) -> str:
-    """What the table is about."""
-    name = f"CPU ({platform.machine()}), not a GPU"
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, of {torch.cuda.device_count()}"
-    versions = {
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "lightning": lightning.__version__,
-        "lightning-leaky": lightning_leaky.__version__,
-        "Python": platform.python_version(),
-    }
-    shown = ", ".join(f"{what} {version}" for what, version in versions.items())
-    return f"Device: {name}  \nDate: {datetime.date.today()}  \nVersions: {shown}"
+def save(rows: list[Row], output: Path | None) -> None:
+    """Write the rows as they are now."""
+    if output is not None:
+        write(output, {"checks": [asdict(row) for row in rows]}, shown(rows))
 
 
-def table(rows: list[Row]) -> str:
-    """The rows and how many of each result there are."""
-    lines = [f"| {name} | {result} | {seconds:.1f} |" for name, result, seconds in rows]
-    counts = [
-        f"{sum(row.result.startswith(result) for row in rows)} {result}" for result in (PASSED, FAILED, NEEDS_CUDA)
-    ]
-    return "\n".join(["| check | result | seconds |", "| --- | --- | --- |", *lines, "", ", ".join(counts)])
+def shown(rows: list[Row]) -> str:
+    """The rows as a table, and how many of each result there are."""
+    lines = [(row.name, row.result, f"{row.seconds:.1f}") for row in rows]
+    results = (PASSED, FAILED, NEEDS_CUDA, RUNNING, NOT_REACHED)
+    counts = {result: sum(row.result.startswith(result) for row in rows) for result in results}
+    return f"{table(('check', 'result', 'seconds'), lines)}\n\n" + ", ".join(
+        f"{count} {result}" for result, count in counts.items() if count
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="by default all")
     parser.add_argument("--only", default="", metavar="TEXT", help="run the checks whose names contain this")
+    parser.add_argument("--output", type=Path, help="JSON file to write, with a Markdown file beside it")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         print(NO_CUDA, file=sys.stderr)
@@ -129,9 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     device = torch.device(given.device)
-    chosen = [{name: check for name, check in checks.items() if given.only in name} for checks in (ANYWHERE, ON_CUDA)]
-    rows = run_all(device, *chosen)
-    print(f"\n{heading(device)}\n\n{table(rows)}")
+    chosen = {name: check for part in given.parts for name, check in PARTS[part].items() if given.only in name}
+    rows = run_all(chosen, device, given.output)
+    where = "\n".join(f"- {name}: {value}" for name, value in environment(device).items())
+    print(f"\n{where}\n\n{shown(rows)}")
     return int(any(row.result.startswith(FAILED) for row in rows))
 
 
