@@ -15,6 +15,9 @@ VERSION = PROJECT["project"]["version"]
 # What the build adds to what is listed.
 ADDED = {"PKG-INFO", "pyproject.toml", ".gitignore"}
 UNWANTED = re.compile(r"(^|/)(__pycache__|_build|lightning_logs|\..*)(/|$)|\.(pyc|ckpt)$")
+# Megabytes that the repository keeps: tables and pictures of the studies, and pictures of the pages.
+IN_REPOSITORY_ONLY = re.compile(r"\.(csv|png|svg)$")
+MAX_BYTES = {"wheel": 300_000, "source archive": 1_000_000}
 
 
 def wheel_is_right(wheel: Path) -> None:
@@ -29,14 +32,23 @@ def wheel_is_right(wheel: Path) -> None:
 
 
 def sdist_is_right(sdist: Path) -> None:
-    """The source archive holds what pyproject.toml lists, and nothing that was made by running it."""
+    """The source archive holds what pyproject.toml lists, no pictures, no CSV, and nothing that a run has made."""
     with tarfile.open(sdist) as archive:
         paths = [PurePosixPath(name).relative_to(f"{PACKAGE}-{VERSION}") for name in archive.getnames()]
     listed = set(PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
     top = {path.parts[0] for path in paths}
     assert top == listed | ADDED, f"differs in {sorted(top ^ (listed | ADDED))}"
-    unwanted = [str(path) for path in paths if UNWANTED.search(str(path)) and str(path) not in ADDED]
-    assert not unwanted, f"holds {unwanted}"
+    names = [str(path) for path in paths if str(path) not in ADDED]
+    unwanted = [name for name in names if UNWANTED.search(name) or IN_REPOSITORY_ONLY.search(name)]
+    assert not unwanted, f"holds {unwanted}; leave them out by `exclude` of the sdist in pyproject.toml"
+
+
+def sizes_are_right(wheel: Path, sdist: Path) -> str:
+    """Each archive is at most as large as `MAX_BYTES` says."""
+    bytes_of = {"wheel": wheel.stat().st_size, "source archive": sdist.stat().st_size}
+    shown = ", ".join(f"{name} {size / 1000:.0f} kB of {MAX_BYTES[name] / 1000:.0f}" for name, size in bytes_of.items())
+    assert all(size <= MAX_BYTES[name] for name, size in bytes_of.items()), shown
+    return shown
 
 
 def metadata_is_right(wheel: Path) -> None:

@@ -1,8 +1,4 @@
-"""Whether each feature whose package is missing names the extra that brings it.
-
-Run as `python missing.py`, with the names of packages to hide where they are installed. It prints one line for each
-message that is not right, and ends with status 1 if there is one.
-"""
+"""Whether each feature whose package is missing names the extra that brings it."""
 
 import importlib.metadata
 import importlib.util
@@ -112,9 +108,11 @@ def complaint(feature: Feature) -> str | None:
     return f"no error without {package}"
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:
-        Hidden(sys.argv[1:]).install()
-    wrong = [f"{name}: {text}" for name, feature in FEATURES.items() if (text := complaint(feature))]
-    print("\n".join(wrong))
-    sys.exit(bool(wrong))
+def complaints(hidden: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the messages of all features.
+
+    Args:
+        hidden: Packages to hide for the rest of the process, where they are installed.
+    """
+    Hidden(hidden).install()
+    return [f"{name}: {text}" for name, feature in FEATURES.items() if (text := complaint(feature))]

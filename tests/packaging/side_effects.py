@@ -1,6 +1,6 @@
-"""What importing a module changes in a process that has imported Lightning: one line each, and status 1.
+"""What importing a module changes in a process that has imported Lightning.
 
-Run as `python side_effects.py MODULE`. Loaded modules and the definitions in them are no side effects.
+Loaded modules and the definitions in them are no side effects, and neither is that Python compiles them.
 """
 
 import builtins
@@ -105,11 +105,11 @@ def acts_of(module: str) -> list[str]:
     is_on = True
 
     def hear(event: str, arguments: tuple[object, ...]) -> None:
-        # An audit hook stays for good, hence the switch.
-        if is_on and event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
-            acts.append(f"written: {arguments[0]}")
-        elif is_on and event in FORBIDDEN:
-            acts.append(f"{event} {arguments}")
+        # An audit hook stays for good, hence the switch. A file descriptor was opened before, by its name.
+        is_named = event == "open" and not isinstance(arguments[0], int)
+        is_written = is_named and isinstance(arguments[2], int) and bool(arguments[2] & WRITING)
+        if is_on and (is_written or event in FORBIDDEN) and "__pycache__" not in str(arguments):
+            acts.append(f"written: {arguments[0]}" if is_written else f"{event} {arguments}")
 
     sys.addaudithook(hear)
     importlib.import_module(module)
@@ -133,10 +133,3 @@ def side_effects(module: str) -> list[str]:
     told = [f"warned: {warning.message}" for warning in caught]
     said = [f"printed: {printed.getvalue()!r}"] if printed.getvalue() else []
     return changed + acts + told + said
-
-
-if __name__ == "__main__":
-    sys.dont_write_bytecode = True  # Python's doing, not the module's
-    found = side_effects(sys.argv[1])
-    print("\n".join(found))
-    sys.exit(bool(found))

@@ -1,21 +1,30 @@
-"""Without a package that a feature needs, the message says how to install it."""
+"""The check of messages looks at every figure, and says what is wrong with one."""
 
 import pytest
 
 from lightning_leaky import plotting
-from tests.packaging.missing import FEATURES
-from tests.packaging.scripts import run_script
+from tests.packaging.missing import FEATURES, Feature, complaint
 
 
-def test_messages_name_the_missing_extras(tmp_path):
-    """In a process that finds none of the optional packages."""
-    packages = {feature.package for feature in FEATURES.values()}
-    assert run_script("missing.py", *packages, cwd=tmp_path).split() == []
+def unhelpful():
+    raise ModuleNotFoundError("No module named 'matplotlib'")
 
 
-def test_a_package_that_is_there_says_nothing_of_the_message(tmp_path):
-    with pytest.raises(RuntimeError, match="mlxtend is installed; nothing can be said"):
-        run_script("missing.py", "matplotlib", "jsonargparse", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    [
+        (Feature("torch", "plot", unhelpful), "torch is installed; nothing can be said"),
+        (Feature("nowhere_to_be_found", "plot", unhelpful), "the extra [plot] does not install nowhere_to_be_found"),
+    ],
+)
+def test_a_check_that_says_nothing_is_told(feature, said):
+    assert complaint(feature) == said
+
+
+@pytest.mark.parametrize(("use", "said"), [(unhelpful, "the message does not say"), (list, "no error without")])
+def test_a_message_without_the_extra_is_told(use, said, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert complaint(Feature("matplotlib", "plot", use)).startswith(said)
 
 
 def test_every_figure_is_among_the_features():

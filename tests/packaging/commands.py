@@ -1,22 +1,10 @@
-"""Runs the scripts of this folder with a Python that may have nothing else of the checkout."""
+"""Runs commands to their end."""
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
 TIMEOUT = 600
-
-
-def run_script(name: str, *arguments: str, python: str | Path = sys.executable, cwd: Path) -> str:
-    """Run a script to its end and return what it printed.
-
-    Raises:
-        RuntimeError: If it ends with another status than 0; the message is what it printed.
-    """
-    # -I: neither the folder of the script nor PYTHONPATH may bring modules that are not installed.
-    return run_command(python, "-I", FOLDER / name, *arguments, cwd=cwd)
 
 
 def run_command(*command: str | Path, cwd: Path, **environment: str) -> str:
