@@ -3,22 +3,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Stamps: what the demo and the fast tests need, and beside it what everything else needs.
+TEST := $(VENV)/.test
+STAMP := $(VENV)/.dev
 
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types docs check examples pictures paper faults long-run gpu bench bench-quick package clean
+.PHONY: demo test test-all matrix audit lint types docs check examples pictures paper faults long-run gpu bench bench-quick package \
+    release-check clean
 
-demo: $(STAMP)
+demo: $(TEST)
 	$(BIN)/python examples/digits.py
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+test: $(TEST)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
+
+# The slow tests one by one, for some start processes of their own; properties once more, with more examples.
+test-all: test $(STAMP)
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile thorough
+
+# The wheel and the fast tests on each Python at hand, with the pinned, the oldest and the newest versions: an hour.
+# CELLS="--only '3.13-*'" chooses; CELLS=--other is what CI runs, the newest Python that is not this one.
+matrix: $(TEST)
+	$(BIN)/python -m tests.matrix $(CELLS)
+
+audit: $(STAMP)
+	$(BIN)/python -m tests.audit
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -34,8 +54,9 @@ long-run: $(STAMP)
 	$(BIN)/python -W ignore -m tests.campaigns.long_run --steps 20000
 	$(BIN)/python -W ignore -m tests.campaigns.long_run --steps 20000 --precision 64-true
 
-gpu: $(STAMP)
-	$(BIN)/python -m tests.gpu.check
+# On a machine with a GPU, by the Python that has torch there; GPU_ARGS="--device cpu --reduced" rehearses it.
+gpu:
+	$(PYTHON) -W ignore -m tests.gpu $(GPU_ARGS)
 
 # Ratios beside peers, whose tables are in docs/benchmarks.md; the quick mode checks that they run and are exact.
 bench: $(STAMP)
@@ -49,6 +70,10 @@ bench-quick: $(STAMP)
 # The wheel in an environment that holds nothing else; archives that have passed are left in dist/.
 package: $(STAMP)
 	$(BIN)/python -m tests.packaging.check --dist dist
+
+# That, and before it the version, the changelog, the working tree and the tag; CONTRIBUTING.md says what to do by hand.
+release-check: $(STAMP)
+	$(BIN)/python -m tests.packaging.release --dist dist
 
 # The pictures of the documentation, from runs of this moment; the second command needs Chromium.
 pictures: $(STAMP)
@@ -74,17 +99,23 @@ examples: $(STAMP)
 	$(BIN)/python examples/gallery.py --max-epochs 20 --width 16 --root $(REDUCED)/gallery --pictures $(REDUCED)/pictures
 	rm -rf $(REDUCED)/paper
 	$(BIN)/python -W ignore -m examples.paper --reduced
-	cd examples && for name in digits teacher subclass leaky_transformer; do \
+	cd examples && for name in subclass leaky_transformer; do \
 	    $(abspath $(BIN))/lightning-leaky fit --config $$name.yaml $(ONE_EPOCH) || exit 1; done
 
-check: test lint types docs examples
+check: test-all lint types docs examples
 
 # torch comes first and alone: its CPU build is named in the constraints, and a later resolution must not replace it.
-$(STAMP): pyproject.toml constraints.txt
+$(TEST): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
+	    echo "PYTHON must be Python 3.11 or later with its venv module, got $(PYTHON): try make PYTHON=python3.12."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(STAMP): $(TEST)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $(STAMP)
+	touch $@
 
 # Not runs and lightning_logs: they hold logs of whoever works here.
 clean:

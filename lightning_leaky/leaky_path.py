@@ -61,9 +61,7 @@ def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
         plain_name(name): module
         for name, module in model.named_modules()
         # A compiled wrapper answers for the module inside it: it would be found twice.
-        if implements(module, LeakyPath)
-        and isinstance(module.step_sizes, Tensor)
-        and not hasattr(module, "_orig_mod")
+        if implements(module, LeakyPath) and isinstance(module.step_sizes, Tensor) and not hasattr(module, "_orig_mod")
     }
 
 

@@ -11,8 +11,12 @@ from torch import nn
 
 from lightning_leaky import LeakyResNet, LeakyResNetModule, TeacherDataModule
 
-hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("suite")
+# `make test-all` draws a hundred examples of each property: --hypothesis-profile=thorough.
+for _name, _max_examples in {"quick": 20, "thorough": 100}.items():
+    hypothesis.settings.register_profile(
+        _name, max_examples=_max_examples, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -82,7 +82,11 @@ class ParsedError(Exception):
     """A script has read its arguments."""
 
 
-@pytest.mark.parametrize("command", commands(PYTHON))
+@pytest.mark.parametrize(
+    "command",
+    # The studies need more than the extra `test`.
+    [pytest.param(one, marks=[pytest.mark.slow] * ("examples.paper" in one)) for one in commands(PYTHON)],
+)
 def test_a_script_takes_the_arguments(command, monkeypatch):
     """That it runs is tried by `make examples` and `make bench-quick`."""
 
@@ -116,6 +120,7 @@ def call(command: str, *more: str) -> None:
     cli.main([*shlex.split(command)[1:], *more])
 
 
+@pytest.mark.slow
 def test_the_command_line_of_the_first_page(folder, capsys):
     """One command after another, as a reader would."""
     story = [line for block in blocks(ROOT / "docs" / "start.md", "bash") for line in block.splitlines()]
@@ -134,6 +139,7 @@ def test_the_command_line_of_the_first_page(folder, capsys):
     assert "cost_of_identity/min" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_line_of_the_page_on_charts(folder, capsys, make_module, make_trainer):
     (block,) = blocks(ROOT / "docs" / "charts.md", "bash")
     own, theirs, compare = block.splitlines()

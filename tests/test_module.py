@@ -310,11 +310,13 @@ def relative_cost(make_trainer, **changes) -> float:
     return float(module.cost(module(inputs), targets).detach() / targets.square().sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effective_depth", [0.0, 1.0, 3.0, 7.0, 12.0])
 def test_the_default_rate_trains_at_every_leak(make_trainer, effective_depth):
     assert relative_cost(make_trainer, effective_depth=effective_depth) < 0.5
 
 
+@pytest.mark.slow
 def test_plain_weights_collapse_where_identity_weights_train(make_trainer):
     """At L̃ = 7 the signal of small random weights is gone before it reaches the output."""
     assert relative_cost(make_trainer, effective_depth=7.0, init="plain") > 0.95
@@ -350,10 +352,12 @@ def spread(values):
     return float(values.max() - values.min())
 
 
+@pytest.mark.slow
 def test_training_ends_near_a_critical_point(trained):
     assert float(trained["criticality_residual"].max()) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [slice(None), slice(8, None)], ids=["whole path", "second half"])
 def test_the_hamiltonian_is_conserved_along_the_path(trained, layers):
     """Its two parts nearly cancel: each varies many times as much as their sum, also away from the violent start.
@@ -366,6 +370,7 @@ def test_the_hamiltonian_is_conserved_along_the_path(trained, layers):
     assert varies < spread(trained["potential_energy"][layers]) / 5
 
 
+@pytest.mark.slow
 def test_both_forms_of_the_hamiltonian_agree_at_a_critical_point(trained):
     """Up to the stabiliser γ and the discretisation, where kinetic and potential energy themselves reach hundreds."""
     difference = (trained["hamiltonian"] - trained["energy_hamiltonian"]).abs().max()

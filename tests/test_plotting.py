@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import LogNorm, to_rgba
@@ -166,6 +166,7 @@ def test_dots_have_the_colour_of_their_sample():
     assert dots.get_offsets().tolist() == points.flatten(0, 1).double().tolist()
 
 
+@settings(max_examples=10)
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
 def test_a_class_has_one_colour_whatever_the_others_are(first, second):
     colours = []

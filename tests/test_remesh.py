@@ -287,6 +287,7 @@ def _work(rank: int, size: int, folder: Path):
     return moved
 
 
+@pytest.mark.slow
 def test_sharded_parameters_move_as_whole_ones_do(tmp_path):
     expected = _moved(shards=False)
     for found in launch(_work, 2, tmp_path):

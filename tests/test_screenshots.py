@@ -10,9 +10,14 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from docs.screenshots import Board, browser, find_chromium, tensorboard
 from lightning_leaky import EnergyMonitor, PathFigures, StepSizeAdapter
 from tests.callbacks.test_path_figures import FIGURES as FIGURES_OF_OURS
+
+pytest.importorskip("selenium")
+
+from docs.screenshots import Board, browser, find_chromium, tensorboard
+
+pytestmark = pytest.mark.slow
 
 try:
     find_chromium()

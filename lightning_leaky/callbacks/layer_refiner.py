@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -252,7 +252,7 @@ def find_refinable_path(model: torch.nn.Module) -> RefinablePath:
             f"`model` must not be compiled for LayerRefiner, got a compiled {type(compiled[0]).__name__}: its graph is "
             "of as many layers as there were. Refine without torch.compile, and compile what comes out."
         )
-    return path
+    return cast("RefinablePath", path)
 
 
 def optimizer_of(path: LeakyPath, optimizers: list[Optimizer]) -> Optimizer:

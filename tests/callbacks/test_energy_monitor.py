@@ -262,6 +262,7 @@ def test_of_several_closures_in_one_step_the_first_is_read(make_module, make_dat
     assert_equal_readings(recorder.readings[1], readings_by_hand(then, *recorder.batch(1)), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_a_compiled_network_reads_like_an_eager_one(make_module, make_data, make_trainer, fullgraph):
     readings = []

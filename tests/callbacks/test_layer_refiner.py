@@ -278,6 +278,7 @@ def test_logs_at_logging_steps_only(make_module, make_data, make_trainer, tmp_pa
 # Checkpoints.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("num_layers", "tolerance"), [(4, 1e-3), (16, 20.0)], ids=["splits", "merges"])
 def test_a_resumed_fit_equals_an_uninterrupted_one(
@@ -373,6 +374,7 @@ def test_an_estimate_is_summed_once_in_a_step_that_is_logged_and_refined(
     assert len(sums) == 4
 
 
+@pytest.mark.slow
 def test_with_the_step_size_adapter(make_module, make_data, make_trainer, tmp_path):
     """All three callbacks, and a resumed run. Needs `StepSizeAdapter.on_layers_changed`."""
 

@@ -427,7 +427,10 @@ def adapter(loop):
     return StepSizeAdapter(every_n_steps=2, damping=0.5, **loop.adapter)
 
 
-every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
+SLOW = ("compiled module", "BatchSizeFinder")
+every_loop = pytest.mark.parametrize(
+    "loop", [pytest.param(loop, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, loop in LOOPS.items()]
+)
 
 
 def steps_logged(logger, key) -> list[int]:
@@ -506,6 +509,7 @@ class Watch(Callback):
         self.count = self.counter.frame_count if self.count is None else self.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["module", "child"])
 @pytest.mark.parametrize("quantity", ["cost_of_identity", "hamiltonian"])
 @pytest.mark.parametrize("layers", ["body.blocks.*", None], ids=["named", "found"])

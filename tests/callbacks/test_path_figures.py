@@ -127,6 +127,7 @@ class OwnAdapter(StepSizeAdapter):
         super().__init__(damping=damping)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_ones_own_has_chart_and_settings_too(fitted):
     events = fitted(EnergyMonitor(), OwnAdapter(), PathFigures(num_samples=7))
     (layout,) = events.Tensors("custom_scalars__config__")
@@ -141,6 +142,7 @@ def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
     assert b"step_size" not in layout.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_gets_the_figures(make_module, make_data, make_trainer, tmp_path):
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     trainer = make_trainer(EnergyMonitor(), PathFigures(), logger=logger, max_epochs=1)
@@ -153,6 +155,7 @@ def test_weights_and_biases_gets_the_figures(make_module, make_data, make_traine
     assert pictures == FIGURES
 
 
+@pytest.mark.slow
 def test_mlflow_gets_figures_and_texts(make_module, make_data, make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its database needs the whole of mlflow
     logger = MLFlowLogger(tracking_uri=f"file:{tmp_path}/runs", artifact_location=str(tmp_path / "artifacts"))
@@ -171,6 +174,7 @@ def test_csv_gets_its_numbers_and_no_logger_is_no_error(make_module, make_data, 
     make_trainer(EnergyMonitor(), PathFigures(), logger=False).fit(make_module(), datamodule=make_data())
 
 
+@pytest.mark.slow
 def test_training_does_not_feel_the_figures(make_module, make_data, make_trainer, tmp_path):
     runs = []
     for callbacks in ([], [EnergyMonitor(), PathFigures(every_n_steps=1)]):
@@ -217,6 +221,7 @@ def test_figures_show_what_was_read(make_module, make_data, make_trainer):
     assert torch.as_tensor(ends).abs().max() <= path[-1].norm(dim=1).max() + 1e-9
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_figure_only_grows(make_module, make_data, make_trainer):
     figures = Kept(every_n_steps=1)
     make_trainer(EnergyMonitor(), figures, max_epochs=6).fit(make_module(), datamodule=make_data())
@@ -226,6 +231,7 @@ def test_the_scale_of_a_figure_only_grows(make_module, make_data, make_trainer):
         assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(limits))
 
 
+@pytest.mark.slow
 def test_the_heat_map_goes_on_after_a_resume(make_module, make_data, make_trainer, tmp_path):
     whole = PathFigures()
     make_trainer(EnergyMonitor(), whole, max_epochs=4).fit(make_module(), datamodule=make_data())
@@ -241,6 +247,7 @@ def test_the_heat_map_goes_on_after_a_resume(make_module, make_data, make_traine
         assert len(state[name]["steps"]) == 4
 
 
+@pytest.mark.slow
 def test_layers_that_come_and_go_are_drawn(fitted):
     refiner = LayerRefiner(tolerance=1e-3, every_n_steps=2, start_step=2, max_layers=8)
     events = fitted(EnergyMonitor(), refiner, PathFigures(every_n_steps=1))
@@ -334,6 +341,7 @@ def test_targets_that_are_not_finite_spoil_no_reading(make_module, make_trainer)
     assert len(path.axes) == 1
 
 
+@pytest.mark.slow
 def test_of_several_monitors_the_first_is_drawn(make_module, make_data, make_trainer):
     first, second, figures = EnergyMonitor("network.layers.*"), EnergyMonitor("re:network.layers.[01]"), PathFigures()
     make_trainer(first, second, figures, max_epochs=3).fit(make_module(), datamodule=make_data())

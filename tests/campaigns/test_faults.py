@@ -5,6 +5,8 @@ import pytest
 from tests.campaigns.disturbances import FAULTS
 from tests.campaigns.faults import Campaign
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.campaigns.long_run import Limits, main, train, verdicts
+from tests.campaigns.long_run import Limits, train, verdicts
 
 # The first steps allocate, and the run is too short for its time to say anything.
 LENIENT = Limits(growth=1.1, slowdown=float("inf"))
-pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The number of training batches")]
 
 
 def failures(run):
@@ -50,26 +50,10 @@ class Pusher(Callback):
             pl_module.network.step_sizes.mul_(1.001)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
-def test_a_few_hundred_steps_leave_nothing_behind(precision):
-    assert not failures(train(400, 50, precision))
+def test_a_few_hundred_steps_leave_nothing_behind():
+    assert not failures(train(400, 50, "64-true"))
 
 
-def test_nor_do_they_without_callbacks():
-    run = train(400, 50, with_callbacks=False)
-    assert not failures(run)
-    assert torch.equal(run.step_sizes, torch.full((6,), 1 / 6))
-
-
-@pytest.mark.parametrize(
-    ("other", "failed"), [(Hoarder, "memory"), (Opener, "descriptors"), (Pusher, "sum, torch.float32")]
-)
-def test_what_grows_is_found(other, failed):
-    run = train(400, 50, others=[other()])
-    assert failures(run) == {failed}
-
-
-def test_the_script_says_which_verdict_failed(capsys, monkeypatch):
-    monkeypatch.setattr("tests.campaigns.long_run.open_descriptors", iter(range(100)).__next__)
-    assert main(["--steps", "400", "--window", "50", "--warm-up", "200"]) == 1
-    assert "FAILED descriptors: 3 → 7" in capsys.readouterr().out
+def test_what_grows_is_found():
+    run = train(400, 50, others=[Hoarder(), Opener(), Pusher()])
+    assert failures(run) == {"memory", "descriptors", "sum, torch.float32"}

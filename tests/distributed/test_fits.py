@@ -15,6 +15,8 @@ from tests.callbacks.test_path_figures import FIGURES
 from tests.distributed import fits
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STAGES = ["train", "validate", "test"]
 
@@ -81,14 +83,12 @@ def test_the_first_process_draws_and_nobody_feels_it(alone, tmp_path):
 
 
 def test_what_the_callbacks_say_does_not_grow_with_the_network(tmp_path):
+    """And an adaptation says two numbers a layer."""
     for said in launch(fits.collectives, 2, tmp_path):
         of_monitor = [Counter(said[length, "monitor"]) - Counter(said[length, "nobody"]) for length in (3, 12)]
         assert 0 < of_monitor[0].total() == of_monitor[1].total()
         assert {name for name, _ in of_monitor[0]} == {"all_gather", "all_reduce"}
 
-
-def test_an_adaptation_says_two_numbers_a_layer(tmp_path):
-    for said in launch(fits.collectives, 2, tmp_path):
         for length in (3, 12):  # 10 optimizer steps, of which every second one adapts
             of_adapter = Counter(said[length, "adapter"]) - Counter(said[length, "nobody"])
             assert of_adapter == {("all_reduce", 2 * length): 5, ("all_gather", 5): 1}  # once: how much a layer sums

@@ -8,7 +8,7 @@ from tests.distributed import workers
 from tests.distributed.launch import launch
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def processes(request, tmp_path_factory):
     """What each of several processes finds."""
     return launch(workers.work, request.param, tmp_path_factory.mktemp("processes"))

@@ -6,6 +6,8 @@ import torch
 from tests.distributed import refinements
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.slow
+
 CASES = ["plain", "merging", "accumulated", "adapting", "unused", "manual"]
 
 

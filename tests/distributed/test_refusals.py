@@ -17,6 +17,8 @@ from lightning_leaky import EnergyMonitor, LeakyResNet, StepSizeAdapter, StepSiz
 from tests.distributed.fits import Data, Sharded, make_module, make_trainer
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.slow
+
 
 def split_tensors(rank: int, size: int, folder: Path) -> list[str]:
     """Start where tensors may be split over the processes, and return what each callback says."""

@@ -7,6 +7,8 @@ from tests.campaigns.fit import NUM_BATCHES
 from tests.distributed import resumes
 from tests.distributed.launch import launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):

@@ -5,11 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_leaky import LeakyResNet
-
-pytest.importorskip("torchdiffeq")
-
 from examples.paper.continuous import gap
+from lightning_leaky import LeakyResNet
 
 EFFECTIVE_DEPTH = 2.0
 UNEVEN = [0.1, 0.4, 0.2, 0.3]

@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("torchdiffeq")
-
 from examples.paper.meshes_figures import layers_of
 
 CURVE = pd.Series([np.log(1 / layers) for layers in (5, 10, 20)], index=[5, 10, 20])

@@ -1,10 +1,6 @@
 """What training cost, by the settings of a run."""
 
 import pandas as pd
-import pytest
-
-pytest.importorskip("torchdiffeq")
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from examples.paper.refinement import Refined, map_flops

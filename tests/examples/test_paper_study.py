@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("torchdiffeq")
-
 from examples.paper.__main__ import STUDIES
 from examples.paper.statistics import geometric, interval, paired, summary
 from examples.paper.study import RUNS, Results, Study, name_of, run

@@ -100,6 +100,7 @@ def test_the_page_has_a_column_a_run_and_a_line_a_run():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_the_page(fitted, tmp_path, capsys):
     folder, _ = fitted(CSVLogger)
     main(["compare", str(folder), str(folder), f"--output={tmp_path / 'both.html'}"])
