@@ -93,7 +93,7 @@ class Fit:
         return statistics.mean(self.steps)
 
     def compared(self, device: torch.device) -> float:
-        """Seconds of the whole call; on a GPU of a step, for there a call ends with moving all weights to the CPU."""
+        """Seconds of the whole call; on a GPU of a step, because a call ends there by moving weights to the CPU."""
         return self.seconds if device.type == "cpu" else self.per_step
 
     def ordinary(self, places: Collection[int]) -> float:

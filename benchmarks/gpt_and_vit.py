@@ -152,7 +152,7 @@ def run(settings: Settings) -> Iterator[Row]:
         if network.module is Gpt2 and not package_version("transformers"):
             yield Row("EnergyMonitor", size.name, note="transformers is not installed")
         elif settings.device.type == "cpu" and not settings.quick:
-            yield Row("EnergyMonitor", size.name, note="wants a GPU")
+            yield Row("EnergyMonitor", size.name, note="needs a GPU")
         else:
             side = Side(partial(network.module, size), batch=network.batch)
             yield from _fitting(side, size, settings)

@@ -112,7 +112,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def write(output: Path, report: object, text: str) -> None:
-    """Write a JSON file and a Markdown file beside it; whoever reads meanwhile finds the old ones or the new ones."""
+    """Write a JSON file and a Markdown file beside it; a reader meanwhile finds the old or the new ones."""
     output.parent.mkdir(parents=True, exist_ok=True)
     for file, content in ((output, json.dumps(report, indent=2)), (output.with_suffix(".md"), text)):
         unfinished = file.with_name(f"{file.name}.tmp")

@@ -151,7 +151,7 @@ def install(cell: Cell, wheel: Path, folder: Path, log: Path) -> Path | None:
     pip = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     steps: list[list[str | Path]] = [
         [cell.executable, "-m", "venv", folder / "environment"],
-        [*pip, "torch"],  # alone, for the reason that the Makefile gives
+        [*pip, "torch"],  # alone: the Makefile says why
         [*pip, f"{wheel}[{','.join(user_extras())}]"],
     ]
     return python if all(run(step, folder, log) == 0 for step in steps) else None

@@ -11,8 +11,8 @@ from torch import Tensor
 def implements(value: Any, protocol: type) -> bool:
     """Return whether ``value`` has every member of a protocol.
 
-    ``isinstance`` is no substitute: since Python 3.12 it looks members up statically, and misses the buffers and
-    submodules of an ``nn.Module``, which come from ``__getattr__``.
+    ``isinstance`` misses the buffers and submodules of an ``nn.Module``: since Python 3.12 it looks members up
+    statically, and these come from ``__getattr__``.
     """
     names = (name for part in protocol.__mro__ for name in (*vars(part), *getattr(part, "__annotations__", ())))
     return all(hasattr(value, name) for name in names if not name.startswith("_"))

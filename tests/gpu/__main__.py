@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in less than eight minutes: `make gpu`, or `python -m tests.gpu`.
+"""Everything that needs a GPU, in less than eight minutes: `make gpu`, or `python -m tests.gpu`.
 
 Each part runs in a process of its own, which is cut when its time is over: a part that fails or hangs stops no other.
 What earlier parts leave of their time, later ones may use. `gpu.json` and `gpu.md` are written anew every second, and

@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None, before: Mapping[str, Check] | None 
     """Print the table.
 
     Args:
-        arguments: Of the command line.
+        arguments: The command line's; by default those of the process.
         before: Checks of the checkout, which run before anything is built of it.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -37,7 +37,7 @@ def fit() -> list[str]:
 
 
 def messages() -> list[str]:
-    """Messages that do not name the extra that is missing; last, for it hides a package."""
+    """Messages that do not name the missing extra. It runs last because it hides a package."""
     import missing
 
     return missing.complaints(hidden=["jinja2"])  # comes with torch, which does not promise it

@@ -53,7 +53,7 @@ def build(product: Product) -> None:
 
 
 def install(product: Product) -> None:
-    """Make the environment and install the wheel; torch first, for the reason that the Makefile gives."""
+    """Make the environment and install the wheel; torch first: the Makefile says why."""
     venv.create(product.python.parent.parent, with_pip=False)
     for what in ("torch", product.wheel):
         # Python compiles what is imported, a small part of torch.
