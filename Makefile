@@ -19,9 +19,9 @@ demo: $(TEST)
 test: $(TEST)
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
-# The slow tests one by one, for some start processes of their own; properties once more, with more examples.
+# The slow tests two at a time, because some start processes of their own; properties again, with more examples.
 test-all: test $(STAMP)
-	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile thorough
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile thorough -n 2 --dist loadscope
 
 # The wheel and the fast tests on each Python at hand, with the pinned, the oldest and the newest versions: an hour.
 # CELLS="--only '3.13-*'" chooses; CELLS=--other is what CI runs, the newest Python that is not this one.
