@@ -278,9 +278,9 @@ class SumRecorder(LayerHooks):
         one = torch.zeros(1, 1, dtype=working_dtype(device), device=device)
         try:
             sums = self.rule.sums(one, one)
-        except Exception:  # a rule of the user's own, of whose sums the shape is known once it has seen a layer
+            return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
+        except Exception:  # a user's rule may refuse a single column: its sums are made when it sees a layer
             return None
-        return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
 
 
 @torch.no_grad()

@@ -520,19 +520,25 @@ def test_compiled_code_does_not_make_the_sums(follow):
 
 
 class PerNeuron:
-    """Sums of the width of the layer, which a single column does not have."""
+    """Sums of the width of the layer, and something else for a single column."""
+
+    def __init__(self, of_one_column):
+        self.of_one_column = of_one_column
 
     def sums(self, previous, current):
-        if current.shape[-1] < 2:
-            raise ValueError("two neurons at least")
-        return (current - previous).square().sum(0)
+        return (current - previous).square().sum(0) if current.shape[-1] > 1 else self.of_one_column()
 
     def distances(self, sums, step_sizes, effective_depth):
         return sums.sum(1).sqrt() / step_sizes
 
 
-def test_sums_may_be_as_wide_as_the_layer(follow):
-    network, optimizer, hook = follow(rule=PerNeuron())
+def refuse():
+    raise IndexError("two neurons at least")
+
+
+@pytest.mark.parametrize("of_one_column", [refuse, lambda: None, lambda: torch.zeros(1)])
+def test_sums_may_be_as_wide_as_the_layer(follow, of_one_column):
+    network, optimizer, hook = follow(rule=PerNeuron(of_one_column))
     (after,) = train(network, optimizer, [torch.randn(5, 3)])
     assert hook.state_dict()["sums"].shape == (4, 6)
     assert float((after - 0.25).abs().max()) > 1e-3

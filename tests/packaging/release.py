@@ -59,7 +59,7 @@ def changelog_is_dated(root: Path) -> str:
     try:
         date.fromisoformat(dates[0])
     except ValueError as error:
-        raise AssertionError(f"{dates[0]!r} is no date; write ## [{version}] - {date.today()}") from error
+        raise AssertionError(f"{dates[0]!r} is not a date; write ## [{version}] - {date.today()}") from error
     return dates[0]
 
 

@@ -69,7 +69,7 @@ def test_the_tag_may_come_later(commit):
         ("version", changed("lightning_leaky/__init__.py", "1.2.0", "1.3.0"), "__init__.py says 1.3.0"),
         ("changelog", changed("CHANGELOG.md", "[Unreleased]\n", "[Unreleased]\n\n- Two.\n"), "1 lines stand under"),
         ("changelog", changed("CHANGELOG.md", "[1.2.0] - 2026-02-03", "[1.1.0] - 2026-02-03"), "no section of this"),
-        ("changelog", changed("CHANGELOG.md", "2026-02-03", "soon"), "'soon' is no date"),
+        ("changelog", changed("CHANGELOG.md", "2026-02-03", "soon"), "'soon' is not a date"),
     ],
 )
 def test_what_is_missing_is_told(commit, name, changes, said):

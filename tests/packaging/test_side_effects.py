@@ -50,7 +50,7 @@ def test_side_effects_are_seen(tmp_path, monkeypatch):
     (tmp_path / "quiet.py").write_text("import os")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("sys.dont_write_bytecode", False)  # that Python compiles a module is no effect of its own
+    monkeypatch.setattr("sys.dont_write_bytecode", False)  # compiling a module is not an effect of that module
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(side_effects, ("quiet",)) == []
         found = pool.apply(side_effects, ("noisy",))
