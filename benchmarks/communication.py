@@ -24,10 +24,10 @@ from benchmarks.environment import environment
 from benchmarks.processes import on_processes
 from benchmarks.tables import table
 from benchmarks.traffic import FORMS, Reading, Traffic, agreement_traffic, samples_peak, summed
-from lightning_leaky.block_path import path_of
 from lightning_leaky.functional import equidistant_step_sizes
 from lightning_leaky.metrics.segments import Form, SegmentReaders
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.paths.block_path import path_of
+from lightning_leaky.reading.observer import PathObserver
 
 
 @dataclass(frozen=True)

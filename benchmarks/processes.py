@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 
 def on_processes(processes: int, task: Callable[[int, Any], Any], argument: object) -> list[Any]:
     """What a task returns on each of some processes, given its rank and an argument."""
-    multiprocessing.set_forkserver_preload(["lightning_leaky.observer"])  # imports once, not once a process
+    multiprocessing.set_forkserver_preload(["lightning_leaky.reading.observer"])  # imports once, not once a process
     with tempfile.TemporaryDirectory() as folder:
         arguments = (processes, Path(folder), task, argument)
         start_processes(_work, arguments, nprocs=processes, start_method="forkserver")  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, PathFigures, StepSizeAdapter, TeacherDataModule
-from lightning_leaky.diagnosis import diagnose
+from lightning_leaky.explain.diagnosis import diagnose
 
 RUNS = ("healthy", "collapsed", "over_regularised", "idle_layers")
 SHOWN = ("layers/energies", "layers/singular_values_of_A", "layers/cost_of_identity")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky import DigitsDataModule, EnergyMonitor, StepSizeAdapter, make_leaky
-from lightning_leaky.leaky_path import find_leaky_path
+from lightning_leaky.paths.leaky_path import find_leaky_path
 
 
 class LeakyTransformer(L.LightningModule):

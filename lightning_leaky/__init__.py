@@ -1,9 +1,15 @@
 """Leaky ResNets for PyTorch Lightning: the model, its energies layer by layer, and adaptive layer step-sizes."""
 
-from lightning_leaky.callbacks import EnergyMonitor, LayerRefiner, PathFigures, StepSizeAdapter
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_leaky.callbacks import EnergyMonitor, PathFigures, StepSizeAdapter
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
+from lightning_leaky.explain.console import print_layers
+from lightning_leaky.explain.diagnosis import Diagnosis, diagnose
 from lightning_leaky.functional import (
     KNorm,
+    StepSizeRule,
     adaptive_step_sizes,
     cost_of_identity,
     equidistant_step_sizes,
@@ -13,31 +19,43 @@ from lightning_leaky.functional import (
     potential_energy,
     stable_rank,
 )
-from lightning_leaky.layout import Layout
-from lightning_leaky.measure import measure_path
 from lightning_leaky.metrics import Readings
 from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmake_leaky
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.optim import StepSizeHook
+from lightning_leaky.paths.leaky_path import LeakyPath
+from lightning_leaky.reading.layout import Layout
+from lightning_leaky.reading.measure import measure_path, sample_path
+from lightning_leaky.reading.sample import PathSample
+
+if TYPE_CHECKING:
+    from lightning_leaky.callbacks.layer_refiner import LayerRefiner
+    from lightning_leaky.refining import discretisation_errors, refined_step_sizes
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "DigitsDataModule",
     "EnergyMonitor",
     "KNorm",
     "LayerRefiner",
     "Layout",
+    "LeakyPath",
     "LeakyResNet",
     "LeakyResNetModule",
     "LeakyResidual",
     "PathFigures",
+    "PathSample",
     "Readings",
     "StepSizeAdapter",
     "StepSizeHook",
+    "StepSizeRule",
     "TeacherDataModule",
     "adaptive_step_sizes",
     "cost_of_identity",
+    "diagnose",
+    "discretisation_errors",
     "equidistant_step_sizes",
     "hamiltonian",
     "irregular_step_sizes",
@@ -45,6 +63,22 @@ __all__ = [
     "make_leaky",
     "measure_path",
     "potential_energy",
+    "print_layers",
+    "refined_step_sizes",
+    "sample_path",
     "stable_rank",
     "unmake_leaky",
 ]
+
+# Most networks keep their layers: what changes their number is loaded where somebody asks for it.
+_LAZY = {
+    "LayerRefiner": "lightning_leaky.callbacks.layer_refiner",
+    "discretisation_errors": "lightning_leaky.refining",
+    "refined_step_sizes": "lightning_leaky.refining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,15 +11,15 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_utilities.core.imports import RequirementCache
 
-from lightning_leaky.block_path import path_of
-from lightning_leaky.diagnosis import paragraphs
-from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
-from lightning_leaky.leaky_path import knows_weights
+from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.module import LeakyResNetModule
-from lightning_leaky.progress import watched
+from lightning_leaky.paths.block_path import path_of
+from lightning_leaky.paths.leaky_path import knows_weights
+from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
 from lightning_leaky.report.comparison import table_of
 from lightning_leaky.report.page import name_of
+from lightning_leaky.utilities.progress import watched
 
 _OURS = "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs (see --help)."
 

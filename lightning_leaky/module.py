@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.metrics.mean import SampleMean
 from lightning_leaky.models.leaky_resnet import LeakyResNet, MapKind
-from lightning_leaky.processes import summed
+from lightning_leaky.utilities.processes import summed
 
 
 def default_learning_rate(effective_depth: float) -> float:

@@ -13,69 +13,34 @@ PACKAGE = "lightning_leaky"
 ROOT = Path(lightning_leaky.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# What each part may import of the package, besides itself.
+# What each room may import of the package, besides itself: from those before it, and never in a circle.
 ALLOWED = {
     "functional": set(),
+    "utilities": set(),
     "plotting": set(),
-    "processes": set(),
-    "structures": set(),
-    "imports": set(),
-    "layers": {"imports"},
-    "remesh": {"functional", "layers"},
-    "layout": {"imports"},
-    "progress": {"processes"},
-    "sample": {"functional", "layout"},
-    "history": set(),
-    "guide": {"metrics"},
-    "diagnosis": {"functional", "metrics"},
-    "console": {"metrics", "diagnosis"},
-    "segmentation": {"layout"},
-    "leaky_path": {"functional", "layers"},
-    "compiled": {"processes"},
-    "capture": {"functional", "structures", "compiled"},
-    "curvature": {"functional", "capture", "leaky_path"},
-    "block_path": {"functional", "capture", "layers", "leaky_path", "processes"},
-    "metrics": {"functional", "plotting", "processes"},
-    "models": {"functional", "layers", "structures", "processes", "remesh"},
-    "optim": {"functional", "capture", "leaky_path", "processes", "remesh"},
-    "observer": {
-        "functional",
-        "metrics",
-        "capture",
-        "leaky_path",
-        "block_path",
-        "layers",
-        "layout",
-        "processes",
-        "sample",
-        "segmentation",
-    },
-    "report": {"metrics", "diagnosis", "guide", "leaky_path", "measure", "pictures", "plotting", "sample"},
-    "measure": {"metrics", "sample", "observer", "block_path", "layers", "leaky_path", "layout", "progress"},
+    "hooks": {"functional", "utilities"},
+    "metrics": {"functional", "utilities", "plotting"},
+    "paths": {"functional", "utilities", "hooks"},
+    "reading": {"functional", "utilities", "hooks", "metrics", "paths"},
+    "refining": {"functional", "utilities", "hooks", "paths"},
+    "models": {"functional", "utilities", "hooks", "paths", "refining"},
+    "optim": {"functional", "utilities", "hooks", "paths", "reading", "refining"},
+    "explain": {"functional", "plotting", "metrics", "reading"},
+    "report": {"plotting", "metrics", "paths", "reading", "explain"},
     "callbacks": {
         "functional",
-        "metrics",
-        "optim",
-        "observer",
-        "block_path",
-        "layers",
-        "layout",
-        "leaky_path",
-        "curvature",
-        "remesh",
-        "sample",
-        "history",
-        "guide",
-        "diagnosis",
-        "pictures",
+        "utilities",
         "plotting",
-        "processes",
-        "console",
+        "metrics",
+        "paths",
+        "reading",
+        "refining",
+        "optim",
+        "explain",
     },
-    "module": {"functional", "metrics", "models", "processes"},
+    "module": {"functional", "utilities", "metrics", "models"},
     "data": set(),
-    "pictures": {"functional", "metrics", "plotting", "sample"},
-    "cli": {"module", "report", "block_path", "diagnosis", "layout", "leaky_path", "progress"},
+    "cli": {"utilities", "paths", "reading", "explain", "report", "module"},
 }
 # The only places of heavy packages.
 HOMES = {
@@ -87,7 +52,7 @@ HOMES = {
     "jsonargparse": {"cli"},
     "numpy": set(),
     "jinja2": {"report"},
-    "rich": {"console"},
+    "rich": {"explain"},
 }
 
 
@@ -127,6 +92,13 @@ def test_every_part_has_a_rule():
     assert {part_of(file) for file in FILES} - {"__init__"} == set(ALLOWED)
 
 
+def test_rooms_are_in_order():
+    """Each room imports from rooms above it in the table only, so that there is no circle."""
+    rooms = list(ALLOWED)
+    for room, others in ALLOWED.items():
+        assert all(rooms.index(other) < rooms.index(room) for other in others), room
+
+
 def test_imports_follow_the_flow_of_data():
     extra = {file: own_parts(file) - ALLOWED[part_of(file)] for file in FILES if part_of(file) != "__init__"}
     assert {file: parts for file, parts in extra.items() if parts} == {}
@@ -157,9 +129,11 @@ def test_importing_the_package_loads_nothing_optional():
     """Beyond what Lightning and torchmetrics load by themselves."""
     code = (
         "import sys, lightning.pytorch, torchmetrics; before = set(sys.modules); "
-        f"import {PACKAGE}; print(*sorted({{name.split('.')[0] for name in set(sys.modules) - before}}))"
+        f"import {PACKAGE}; print(*sorted(set(sys.modules) - before))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    extra = set(run.stdout.split())
+    loaded = run.stdout.split()
+    extra = {name.split(".")[0] for name in loaded}
     assert not extra & {"matplotlib", "mlxtend", "sklearn", "jsonargparse", "tensorboard", "rich", "pandas"}
     assert PACKAGE in extra
+    assert not [name for name in loaded if "refin" in name]

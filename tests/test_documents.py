@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks import scale
 from lightning_leaky import LeakyResNetModule, TeacherDataModule
-from lightning_leaky.guide import SUMMARIES, TAGS_OF
+from lightning_leaky.explain.guide import SUMMARIES, TAGS_OF
 from lightning_leaky.metrics.path_reader import QUANTITIES
 from tests.pages import PAGES, ROOT, blocks
 

@@ -6,7 +6,7 @@ from torch import nn
 from lightning_leaky import LeakyResNet
 from lightning_leaky.callbacks.layer_refiner import find_refinable_path
 from lightning_leaky.functional import resolve_rule
-from lightning_leaky.leaky_path import find_leaky_path
+from lightning_leaky.paths.leaky_path import find_leaky_path
 
 
 class Registered(nn.Module):

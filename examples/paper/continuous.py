@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torchdiffeq import odeint
 
 from lightning_leaky import LeakyResNet
-from lightning_leaky.functional import discretisation_errors, interpolate_layers, leaky_step, resolve_activation
+from lightning_leaky.functional import leaky_step, resolve_activation
+from lightning_leaky.refining import discretisation_errors, interpolate_layers
 
 Reading = Literal["constant", "linear"]
 """How the weights of the layers are read as a function W(p); see `gap`."""

@@ -20,7 +20,7 @@ from examples.paper.statistics import interval, paired
 from examples.paper.study import RUNS, Rows, Study
 from examples.paper.training import Setting, data_of, errors, network_of, stop_step, training
 from lightning_leaky import LeakyResNet
-from lightning_leaky.functional import discretisation_errors
+from lightning_leaky.refining import discretisation_errors
 
 DEPTHS = (3.0, 7.0)
 NUM_LAYERS = (4, 6, 8, 12, 16, 24)

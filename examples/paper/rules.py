@@ -17,7 +17,6 @@ from lightning_leaky import LeakyResNet, adaptive_step_sizes, equidistant_step_s
 from lightning_leaky.functional import (
     cap_step_sizes,
     cost_of_identity,
-    discretisation_errors,
     hamiltonian,
     hamiltonian_spread,
     kinetic_energy,
@@ -25,6 +24,7 @@ from lightning_leaky.functional import (
     relative_distances,
     velocity,
 )
+from lightning_leaky.refining import discretisation_errors
 
 HALF = {3.0: 5, 7.0: 10}
 """Layers of an adaptive net at each L̃; equidistant ones have twice as many too."""

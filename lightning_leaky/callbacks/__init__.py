@@ -1,8 +1,7 @@
 """Lightning callbacks: they move data, the mathematics is elsewhere."""
 
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
-from lightning_leaky.callbacks.layer_refiner import LayerRefiner
 from lightning_leaky.callbacks.path_figures import PathFigures
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 
-__all__ = ["EnergyMonitor", "LayerRefiner", "PathFigures", "StepSizeAdapter"]
+__all__ = ["EnergyMonitor", "PathFigures", "StepSizeAdapter"]

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_leaky.block_path import path_of
 from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
 from lightning_leaky.callbacks._trainer import (
     callbacks_of,
@@ -28,19 +27,20 @@ from lightning_leaky.callbacks._trainer import (
     validates,
     without_log,
 )
-from lightning_leaky.console import check_rich, print_layers
-from lightning_leaky.diagnosis import rank_scalars
+from lightning_leaky.explain.console import check_rich, print_layers
+from lightning_leaky.explain.diagnosis import rank_scalars
+from lightning_leaky.explain.guide import chart_layout, page, summary_keys
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.guide import chart_layout, page, summary_keys
-from lightning_leaky.layers import LayerChoice
-from lightning_leaky.layout import ATTENTION_MASK, Layout, PaddingMask
-from lightning_leaky.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.metrics.momenta import LossReduction, check_loss_reduction
 from lightning_leaky.metrics.path_reader import MOMENTA, Readings, check_quantities
 from lightning_leaky.metrics.segments import Form, check_form
-from lightning_leaky.observer import PathObserver, check_residual
-from lightning_leaky.sample import PathSample
+from lightning_leaky.paths.block_path import path_of
+from lightning_leaky.paths.layers import LayerChoice
+from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
+from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask
+from lightning_leaky.reading.observer import PathObserver, check_residual
+from lightning_leaky.reading.sample import PathSample
 
 # No stable rank: it needs the whole spectrum of every layer, which takes several times as long as all of these.
 _DEFAULT_READINGS = ("cost_of_identity", "kinetic_energy")

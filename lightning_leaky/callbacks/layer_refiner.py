@@ -22,14 +22,13 @@ from lightning_leaky.callbacks._trainer import (
     without_log,
 )
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
-from lightning_leaky.curvature import CurvatureRecorder
 from lightning_leaky.functional._checks import implements, working_dtype
-from lightning_leaky.functional.refinement import check_refinement, discretisation_errors_of, refined_step_sizes
-from lightning_leaky.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
-from lightning_leaky.optim.rhythm import Rhythm
-from lightning_leaky.optim.step_size_hook import step_was_skipped
-from lightning_leaky.processes import summed, warn
-from lightning_leaky.remesh import check_optimizer
+from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path, step_sizes_of
+from lightning_leaky.refining.curvature import CurvatureRecorder
+from lightning_leaky.refining.mesh import check_refinement, discretisation_errors_of, refined_step_sizes
+from lightning_leaky.refining.remesh import check_optimizer
+from lightning_leaky.utilities.optimizer_steps import Rhythm, step_was_skipped
+from lightning_leaky.utilities.processes import summed, warn
 
 # They keep a second network, parameter beside parameter, or change learning rates by its length.
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
@@ -52,7 +51,7 @@ class LayerRefiner(Callback):
     """Splits and merges layers during training: give a tolerance, not a depth [ours].
 
     Every `every_n_steps` optimizer steps it estimates the error of each Euler step on the batch just seen, all its
-    micro-batches on all processes, and changes the mesh as `lightning_leaky.functional.refined_step_sizes` says: layers
+    micro-batches on all processes, and changes the mesh as `lightning_leaky.refining.refined_step_sizes` says: layers
     are split where the estimated errors add up to more than the tolerance, and merged where they hardly have any.
     Weights are read as functions of p, so that the outputs change by the order of the discretisation error; the
     optimizer's state moves along. Layers that stay keep their parameters. Layers and step-sizes are saved with the

@@ -12,15 +12,15 @@ from torch import Tensor
 from lightning_leaky.callbacks._loggers import log_figure, log_text, shows_pictures
 from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters, without_log
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
-from lightning_leaky.diagnosis import paragraphs
+from lightning_leaky.explain.diagnosis import paragraphs
+from lightning_leaky.explain.figures import figures_of
 from lightning_leaky.functional.spectrum import singular_values
-from lightning_leaky.history import History
-from lightning_leaky.leaky_path import knows_weights
 from lightning_leaky.metrics.path_reader import Readings
-from lightning_leaky.pictures import figures_of
+from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.plotting import Limits, Scale, plot_heat_map, plot_singular_values
+from lightning_leaky.plotting.history import History
 from lightning_leaky.plotting.style import new_figure
-from lightning_leaky.processes import is_sharded
+from lightning_leaky.utilities.processes import is_sharded
 
 _HEAT_MAPS = {
     "cost_of_identity": "cost of identity",
@@ -51,8 +51,8 @@ class PathFigures(Callback):
     ``layers/step_size``             ρ, layer × training step
     ===============================  ===================================================================================
 
-    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnosis.diagnose`). They are
-    made of training readings, on the first process, where a logger shows pictures. Where the path has several segments
+    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnose`). They are made of
+    training readings, on the first process, where a logger shows pictures. Where the path has several segments
     energies are drawn of all, and spectra and path of the longest; of several monitors the first one's.
 
     Args:

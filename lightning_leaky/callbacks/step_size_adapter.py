@@ -21,10 +21,10 @@ from lightning_leaky.callbacks._trainer import (
     without_log,
 )
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
-from lightning_leaky.leaky_path import step_sizes_of
 from lightning_leaky.metrics.path_reader import layer_key
-from lightning_leaky.optim.rhythm import Rhythm
 from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
+from lightning_leaky.paths.leaky_path import step_sizes_of
+from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 
 class StepSizeAdapter(Callback):

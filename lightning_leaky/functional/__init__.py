@@ -26,7 +26,6 @@ from lightning_leaky.functional.hamiltonian import (
     hamiltonian_from_moments,
     hamiltonian_spread,
 )
-from lightning_leaky.functional.interpolation import Interpolation, interpolate_layers, interpolation_of
 from lightning_leaky.functional.k_norm import (
     KNorm,
     k_inner_products,
@@ -52,7 +51,6 @@ from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
 from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.projection import path_projection, principal_coordinate
-from lightning_leaky.functional.refinement import discretisation_errors, refined_step_sizes
 from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
 from lightning_leaky.functional.spectrum import (
     singular_values,
@@ -81,7 +79,6 @@ __all__ = [
     "RULES",
     "Activation",
     "Bounds",
-    "Interpolation",
     "KNorm",
     "LayerShares",
     "MomentumMoments",
@@ -100,7 +97,6 @@ __all__ = [
     "criticality_residual_from_moments",
     "cross_term",
     "cross_term_from_moments",
-    "discretisation_errors",
     "energy_hamiltonian",
     "energy_hamiltonian_from_moments",
     "equidistant_step_sizes",
@@ -109,8 +105,6 @@ __all__ = [
     "hamiltonian",
     "hamiltonian_from_moments",
     "hamiltonian_spread",
-    "interpolate_layers",
-    "interpolation_of",
     "irregular_step_sizes",
     "k_inner_products",
     "k_inner_products_from_moments",
@@ -133,7 +127,6 @@ __all__ = [
     "potential_energy_from_moments",
     "principal_coordinate",
     "rank_gap_bounds",
-    "refined_step_sizes",
     "relative_distances",
     "relative_gamma",
     "resolve_activation",

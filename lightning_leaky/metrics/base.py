@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.plotting import plot_along_path
-from lightning_leaky.processes import summed
+from lightning_leaky.utilities.processes import summed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from lightning_leaky.metrics.energies import PathEnergies
 from lightning_leaky.metrics.momenta import LossReduction, PathMomenta
 from lightning_leaky.metrics.samples import PathSamples
 from lightning_leaky.metrics.spectrum import StableRank
-from lightning_leaky.processes import num_processes, summed
+from lightning_leaky.utilities.processes import num_processes, summed
 
 ENERGIES = (
     "cost_of_identity",

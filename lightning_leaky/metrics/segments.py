@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.metrics.momenta import LossReduction
 from lightning_leaky.metrics.path_reader import MOMENTA, PathReader, Readings, moments_in_bytes
-from lightning_leaky.processes import num_processes
+from lightning_leaky.utilities.processes import num_processes
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
 """How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import check_non_negative, working_dtype
 from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
-from lightning_leaky.layers import LayerChoice, choose_layers, device_of
+from lightning_leaky.hooks.structures import paired_tensors, replaced, same_shape, tensors_of
 from lightning_leaky.models.folding import fold_gain
-from lightning_leaky.processes import is_sharded
-from lightning_leaky.structures import paired_tensors, replaced, same_shape, tensors_of
+from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of
+from lightning_leaky.utilities.processes import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -213,8 +213,8 @@ def make_leaky(model: Model, layers: LayerChoice, effective_depth: float = 0.0) 
 
     Args:
         model: A model, a LightningModule included.
-        layers: Which blocks, in the order in which they run; see `lightning_leaky.layers.choose_layers`. Each must
-            return its input's shape; they need not be of one width.
+        layers: Which blocks, in the order in which they run; see `lightning_leaky.paths.layers.choose_layers`. Each
+            must return its input's shape; they need not be of one width.
         effective_depth: L̃ ≥ 0.
 
     Returns:

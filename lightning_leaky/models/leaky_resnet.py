@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,11 @@ from lightning_leaky.functional.step_sizes import (
     irregular_step_sizes,
     normalise_step_sizes,
 )
-from lightning_leaky.layers import unwrapped
-from lightning_leaky.models.refinement import Refinement, check_layers_can_change, refinement_of
-from lightning_leaky.processes import unsharded
-from lightning_leaky.remesh import remeshed_layers
+from lightning_leaky.paths.layers import unwrapped
+from lightning_leaky.utilities.processes import unsharded
+
+if TYPE_CHECKING:
+    from lightning_leaky.refining.network import Refinement
 
 MapKind = Literal["learned", "fixed", "identity"]
 
@@ -208,7 +209,7 @@ class LeakyResNet(nn.Module):
         """Put the network on another mesh, of any number of layers; W moves along as a function of p [ours].
 
         The outputs change by the order of the discretisation error. Layers that both meshes have stay as they are, see
-        `lightning_leaky.remesh.remeshed_layers`; `set_step_sizes`, in contrast, leaves each W_l with its layer. Hooks
+        `lightning_leaky.refining.remeshed_layers`; `set_step_sizes`, in contrast, leaves each W_l with its layer. Hooks
         on the layers (a `StepSizeHook`) stay with the modules that are kept: attach them anew.
 
         Args:
@@ -226,6 +227,9 @@ class LeakyResNet(nn.Module):
             >>> len(network.layers)
             4
         """
+        from lightning_leaky.refining.network import check_layers_can_change
+        from lightning_leaky.refining.remesh import remeshed_layers
+
         check_layers_can_change(self.layers)
         given = step_sizes.cpu() if isinstance(step_sizes, Tensor) else step_sizes  # MPS has no float64
         rho = check_step_sizes(torch.as_tensor(given, dtype=torch.float64))
@@ -245,8 +249,8 @@ class LeakyResNet(nn.Module):
         """Split and merge layers, towards an estimated discretisation error below a tolerance [ours].
 
         The error is the sum over the layers of ``½ ρ_l² ‖∂²_pA‖_F/‖A_l‖_F``, see
-        `lightning_leaky.functional.discretisation_errors`; each layer is split or merged once at most, see
-        `lightning_leaky.functional.refined_step_sizes`, and none into one with ρ_l L̃ > 1. Call it again after some
+        `lightning_leaky.refining.discretisation_errors`; each layer is split or merged once at most, see
+        `lightning_leaky.refining.refined_step_sizes`, and none into one with ρ_l L̃ > 1. Call it again after some
         training, or until nothing changes. Call it after an optimizer's step, not between forward and backward.
 
         Args:
@@ -267,6 +271,8 @@ class LeakyResNet(nn.Module):
             >>> network.refine(torch.ones(5, 2), tolerance=1e-3).new_num_layers
             6
         """
+        from lightning_leaky.refining.network import check_layers_can_change, refinement_of
+
         check_layers_can_change(self.layers)
         with torch.no_grad():
             path = self.representations(inputs)

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_leaky.capture import SumRecorder
 from lightning_leaky.functional._checks import check_positive, working_dtype
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
-from lightning_leaky.leaky_path import find_leaky_path, step_sizes_of
-from lightning_leaky.optim.rhythm import Rhythm
-from lightning_leaky.processes import first_of, is_flattened, is_sharded, num_processes, summed, warn
-from lightning_leaky.remesh import move_parameters
+from lightning_leaky.optim.sum_recorder import SumRecorder
+from lightning_leaky.paths.leaky_path import find_leaky_path, step_sizes_of
+from lightning_leaky.utilities.optimizer_steps import Rhythm, step_was_skipped
+from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed, warn
 
 # Of the sums that a rule may ask for, the layers' own included.
 _MOST_DIMENSIONS = 4
@@ -106,7 +105,7 @@ class StepSizeHook:
         if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
         if self.move_weights:  # nowhere, to complain now and not in the middle of training
-            move_parameters(list(self.path.layers), self._master, self._master, optimizer)
+            self._move_weights(self._master, optimizer)
         if self.scale_gradients:
             self._handles += self._gradient_hooks()
         self._recorder.attach()
@@ -187,8 +186,13 @@ class StepSizeHook:
         if self._maximum is not None:
             self._master = cap_step_sizes(self._master, self._maximum)
         if self.move_weights:
-            move_parameters(list(self.path.layers), before, self._master, optimizer)
+            self._move_weights(before, optimizer)
         self.path.step_sizes.copy_(self._master)
+
+    def _move_weights(self, before: Tensor, optimizer: Optimizer) -> None:
+        from lightning_leaky.refining.remesh import move_parameters
+
+        move_parameters(list(self.path.layers), before, self._master, optimizer)
 
     def _gradient_hooks(self) -> list[RemovableHandle]:
         parameters = [(index, one) for index, layer in enumerate(self.path.layers) for one in layer.parameters()]
@@ -252,12 +256,6 @@ class StepSizeHook:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": []}
-
-
-def step_was_skipped(optimizer: Optimizer) -> bool:
-    """Whether an AMP scaler made this step a no-op: fused optimizers are called all the same, with `found_inf` set."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf > 0)
 
 
 def check_settings(damping: float, max_leak: float | None) -> None:

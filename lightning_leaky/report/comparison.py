@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_leaky.guide import CARDS
+from lightning_leaky.explain.guide import CARDS
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.html import render

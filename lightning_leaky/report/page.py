@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from lightning_leaky.diagnosis import Diagnosis, diagnose, paragraphs
-from lightning_leaky.guide import CARDS, SUMMARIES
-from lightning_leaky.leaky_path import leaky_paths
-from lightning_leaky.measure import measure_path, sample_path
+from lightning_leaky.explain.diagnosis import Diagnosis, diagnose, paragraphs
+from lightning_leaky.explain.figures import figures_of
+from lightning_leaky.explain.guide import CARDS, SUMMARIES
 from lightning_leaky.metrics.path_reader import Readings
-from lightning_leaky.pictures import figures_of
+from lightning_leaky.paths.leaky_path import leaky_paths
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
+from lightning_leaky.reading.measure import measure_path, sample_path
+from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.report.html import render
-from lightning_leaky.sample import PathSample
 
 FORMAT = 1
 """Version of the JSON."""

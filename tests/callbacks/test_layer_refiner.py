@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_leaky import EnergyMonitor, LayerRefiner, LeakyResNet, LeakyResNetModule, StepSizeAdapter
 from lightning_leaky.callbacks import layer_refiner
 from lightning_leaky.callbacks.layer_refiner import check_trainer
-from lightning_leaky.functional import discretisation_errors, refined_step_sizes
-from lightning_leaky.remesh import check_optimizer
+from lightning_leaky.refining import discretisation_errors, refined_step_sizes
+from lightning_leaky.refining.remesh import check_optimizer
 from tests.callbacks.helpers import ConstantRate, NoisyModule, Recorder, TwoOptimizers, rows_of, steps_with
 
 SPLITS = {"tolerance": 1e-3, "every_n_steps": 2, "start_step": 2, "max_layers": 24}

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
-from lightning_leaky.block_path import path_of
 from lightning_leaky.functional import RULES
 from lightning_leaky.metrics.segments import Form
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.paths.block_path import path_of
+from lightning_leaky.reading.observer import PathObserver
 from tests.distributed.collectives import counted_collectives
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from lightning_leaky import LeakyResNet, StepSizeHook
 from lightning_leaky.functional import irregular_step_sizes
 from lightning_leaky.metrics.path_reader import QUANTITIES
-from lightning_leaky.observer import PathObserver
+from lightning_leaky.reading.observer import PathObserver
 from tests.gpu.fits import assert_near, fit, small
 
 

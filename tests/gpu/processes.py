@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 
-import lightning_leaky.processes
+import lightning_leaky.utilities.processes
 from lightning_leaky import EnergyMonitor, StepSizeAdapter
 from lightning_leaky.models.leaky_resnet import LeakyLayer
 from tests.callbacks.helpers import ConstantRate
@@ -87,7 +87,7 @@ def counted_as_several():
         for name, module in list(sys.modules.items()):
             if name.startswith("lightning_leaky.") and hasattr(module, "num_processes"):
                 patches.enter_context(patch.object(module, "num_processes", lambda: Several(dist.get_world_size())))
-        yield patches.enter_context(patch.object(lightning_leaky.processes, "dist", Mock(wraps=dist)))
+        yield patches.enter_context(patch.object(lightning_leaky.utilities.processes, "dist", Mock(wraps=dist)))
 
 
 def fit(module, device, quantities, **settings) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_leaky import LeakyResidual, StepSizeHook, make_leaky, unmake_leaky
-from lightning_leaky.leaky_path import find_leaky_path
 from lightning_leaky.models import LeakySteps
+from lightning_leaky.paths.leaky_path import find_leaky_path
 
 WIDTH = 6
 

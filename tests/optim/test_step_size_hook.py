@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_leaky import LeakyResNet, StepSizeHook
-from lightning_leaky.functional import (
-    SwitchesRule,
-    adaptive_step_sizes,
-    cap_step_sizes,
-    interpolate_layers,
-    relative_distances,
-)
+from lightning_leaky.functional import SwitchesRule, adaptive_step_sizes, cap_step_sizes, relative_distances
+from lightning_leaky.refining import interpolate_layers
 
 
 def train(network, optimizer, batches):

@@ -12,7 +12,7 @@ import torch
 
 import lightning_leaky
 from lightning_leaky import plotting
-from lightning_leaky.console import print_layers
+from lightning_leaky.explain.console import print_layers
 from lightning_leaky.metrics import Readings, StableRank
 from lightning_leaky.report.html import render
 

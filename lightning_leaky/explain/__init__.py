@@ -1,0 +1,1 @@
+"""What readings mean: cards, charts, sentences, a table for the terminal, figures."""

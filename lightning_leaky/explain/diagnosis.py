@@ -1,0 +1,261 @@
+"""What readings say in plain words: is there a bottleneck, which layers work, can it be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional import fewest_layers, layer_shares, path_median
+from lightning_leaky.metrics.path_reader import Readings
+
+Trust = Literal["unknown", "no", "partly", "yes"]
+
+# Of the residual: at 0.1 the two forms of the Hamiltonian agree within the width of a chart's line, at 0.5 in sign.
+_GOOD, _FAIR = 0.1, 0.5
+# A bottleneck has at most half of the dimensions that the path begins with.
+_NARROW = 0.5
+# No dimension is left where all samples are one point: the soft count is then far below 1.
+_COLLAPSED = 0.5
+# Of a rank, with one decimal.
+_NEARLY_ZERO = 0.05
+# Half of a dimension: estimates of the rank that have crossed by less still round to the same count.
+_CROSSED = 0.5
+# Share of the work that the working layers do together; a layer is idle with a tenth of an equal share of the way.
+_MOST, _IDLE = 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Readings of one segment of a path, in plain words [ours].
+
+    Attributes:
+        first: Number of the segment's first layer; all layers are counted from 1 along the whole path.
+        diverged: The first layer with a reading that is not finite; ``None`` where all are.
+        leaks: Whether L̃ > 0; the theory of bottlenecks says nothing without a leak.
+        dimensions: Cost of identity of the first layer and the least one, the soft count of dimensions; NaN where it
+            was not read.
+        narrowest: The layer that starts where it is least.
+        rank_from_below: Median of −2H/L̃ along the path, by the momentum form where it was read; NaN where neither was.
+        residual: Median criticality residual along the path; NaN where it was not read.
+        work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
+            was not read, and zero where nothing moves.
+        working: The fewest layers that do 80 % of the work, in order.
+        idle: Layers with less than a tenth of an equal share of the path's length, in order.
+
+    Example:
+        >>> readings = Readings({"cost_of_identity": torch.tensor([9.0, 2.0])}, torch.tensor([0.5, 0.5]), 2.0)
+        >>> diagnose(readings)[0].has_bottleneck
+        True
+    """
+
+    first: int
+    diverged: int | None
+    leaks: bool
+    dimensions: tuple[float, float]
+    narrowest: int
+    rank_from_below: float
+    residual: float
+    work: Tensor
+    working: tuple[int, ...]
+    idle: tuple[int, ...]
+
+    @property
+    def trust(self) -> Trust:
+        """Whether the Hamiltonian can be trusted; yes with a residual below 0.1, partly below 0.5."""
+        if self.residual != self.residual:
+            return "unknown"
+        return "yes" if self.residual < _GOOD else "partly" if self.residual < _FAIR else "no"
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether no dimension is left somewhere on a leaky path."""
+        return self.leaks and self.dimensions[1] < _COLLAPSED
+
+    @property
+    def has_bottleneck(self) -> bool | None:
+        """Whether the path narrows to half of the cost of identity that it begins with, or less.
+
+        ``None`` is no verdict. There is none where training is far from an optimum, and none without a leak.
+        """
+        if self.dimensions[1] != self.dimensions[1] or not self.leaks or self.trust == "no":
+            return None
+        return self.dimensions[1] <= _NARROW * self.dimensions[0]
+
+    @property
+    def rank_estimates(self) -> tuple[float, float] | None:
+        """The two estimates of the rank of the bottleneck, the lower one first.
+
+        As L̃ grows the median of −2H/L̃ comes from below and the least cost of identity from above. Where they have met,
+        the discretisation may have them cross by a little. ``None`` is no estimate; `sentences` says why.
+        """
+        below, above = self.rank_from_below, self.dimensions[1]
+        is_one = self.trust != "no" and -_NEARLY_ZERO <= below <= above + _CROSSED
+        return (min(below, above), max(below, above)) if is_one else None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Answers to the four questions of a reader."""
+        if self.diverged is not None:
+            return (f"Diverged: readings are not finite from layer {self.diverged} on, and nothing can be said.",)
+        return (self._of_bottleneck(), self._of_rank(), self._of_work(), self._of_trust())
+
+    def _of_bottleneck(self) -> str:
+        start, least = self.dimensions
+        if least != least:
+            return "Bottleneck: not known, for the cost of identity was not read."
+        if self.has_collapsed:
+            return f"Bottleneck: the path has collapsed; before layer {self.narrowest} no dimension is left."
+        seen = f"the cost of identity goes from {start:.1f} to {least:.1f}, before layer {self.narrowest}"
+        if not self.leaks:
+            return f"Bottleneck: not judged without a leak (L̃ = 0); {seen}."
+        if self.has_bottleneck is None:
+            return f"Bottleneck: no verdict yet, training is far from an optimum; {seen}."
+        return f"Bottleneck: {'yes' if self.has_bottleneck else 'no'}; {seen}."
+
+    def _of_rank(self) -> str:
+        below, above = self.rank_from_below, self.dimensions[1]
+        if below != below or above != above:
+            return "Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity."
+        written = f"{round(below, 1) + 0.0:.1f} by −2H/L̃, {above:.1f} by the least cost of identity"  # no −0.0
+        if self.rank_estimates is not None:
+            return f"Rank: {written}."
+        if self.trust == "no":
+            return f"Rank: no estimate yet, training is far from an optimum; {written}."
+        if below < 0:
+            return f"Rank: no estimate, L̃ is too small for one; {written}."
+        return f"Rank: no estimate, the two have crossed by too much; {written}."
+
+    def _of_work(self) -> str:
+        if not len(self.work):
+            return "Layers: not known, for the kinetic energy was not read."
+        if self.has_collapsed:
+            return "Layers: there is nothing left to work on."
+        if not self.working:
+            return "Layers: nothing moves, all are idle."
+        idle = f"idle: {ranges(self.idle)}" if self.idle else "none is idle"
+        return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
+
+    def _of_trust(self) -> str:
+        return (
+            "Trust: "
+            + {
+                "unknown": "the energies are exact; whether training is at an optimum was not read, so H says little.",
+                "no": f"not yet, far from an optimum; the median criticality residual is {self.residual:.2f}.",
+                "partly": f"a first impression; the median criticality residual is {self.residual:.2f}.",
+                "yes": f"yes; the median criticality residual is {self.residual:.2f}.",
+            }[self.trust]
+        )
+
+
+def diagnose(readings: Readings) -> list[Diagnosis]:
+    """Say what readings mean, segment by segment.
+
+    Args:
+        readings: Of any quantities; cost of identity, kinetic energy, a Hamiltonian and the criticality residual are
+            looked at.
+
+    Returns:
+        One diagnosis a segment; one in all for a path in one piece.
+
+    Example:
+        >>> quantities = {"cost_of_identity": torch.tensor([9.0, 2.0]), "kinetic_energy": torch.tensor([5.0, 0.001])}
+        >>> for sentence in diagnose(Readings(quantities, torch.tensor([0.5, 0.5]), effective_depth=2.0))[0].sentences:
+        ...     print(sentence)
+        Bottleneck: yes; the cost of identity goes from 9.0 to 2.0, before layer 2.
+        Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
+        Layers: 80% of the work is done in layer 1; idle: layer 2.
+        Trust: the energies are exact; whether training is at an optimum was not read, so H says little.
+    """
+    found, first = [], 1
+    for part in readings.split():
+        found.append(_diagnose(part, first))
+        first += len(part.step_sizes)
+    return found
+
+
+def paragraphs(readings: Readings) -> list[str]:
+    """All sentences, and where there are several segments a line before those of each.
+
+    Example:
+        >>> paragraphs(Readings({}, torch.ones(2) / 2, 0.0, segments=(1, 1)))[5]
+        'Segment 2, layer 2:'
+    """
+    found: list[str] = []
+    parts = diagnose(readings)
+    for number, part in enumerate(parts, start=1):
+        if len(parts) > 1:
+            layers = tuple(range(part.first, part.first + list(readings.segments)[number - 1]))
+            found.append(f"Segment {number}, {ranges(layers)}:")
+        found.extend(part.sentences)
+    return found
+
+
+def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
+    """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any.
+
+    Args:
+        readings: Of any quantities.
+        prefix: Put before each key.
+
+    Example:
+        >>> energies = {"cost_of_identity": torch.tensor([9.0, 3.5]), "hamiltonian": torch.tensor([-3.0, -2.0])}
+        >>> rank_scalars(Readings(energies, torch.tensor([0.5, 0.5]), effective_depth=2.0))
+        {'rank/lower': tensor(2.5000, dtype=torch.float64), 'rank/upper': tensor(3.5000, dtype=torch.float64)}
+    """
+    parts = diagnose(readings)
+    return {
+        f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(rank, dtype=torch.float64)
+        for number, part in enumerate(parts, start=1)
+        for end, rank in zip(("lower", "upper"), part.rank_estimates or (), strict=False)
+    }
+
+
+def _diagnose(part: Readings, first: int) -> Diagnosis:
+    costs = part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
+    form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
+    rank = part.summaries().get(f"{form}/bottleneck_rank", torch.tensor(float("nan")))
+    kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
+    work, length = layer_shares(kinetic, part.step_sizes[: len(kinetic)])
+    idle = (length < _IDLE / max(1, len(length))).nonzero().flatten().tolist()
+    return Diagnosis(
+        first=first,
+        diverged=_first_broken(part, first),
+        leaks=part.effective_depth > 0,
+        dimensions=(float(costs[0]), float(costs.min())),
+        narrowest=first + int(costs.argmin()),
+        rank_from_below=float(rank),
+        residual=_median(part, "criticality_residual"),
+        work=work,
+        working=tuple(first + index for index in fewest_layers(work, _MOST)),
+        idle=tuple(first + index for index in idle),
+    )
+
+
+def _first_broken(part: Readings, first: int) -> int | None:
+    broken = [index for values in part.quantities.values() for index in (~torch.isfinite(values)).nonzero().flatten()]
+    return first + int(min(broken)) if broken else None
+
+
+def _median(part: Readings, name: str) -> float:
+    found = part.quantities.get(name)
+    return float("nan") if found is None else float(path_median(found, part.step_sizes))
+
+
+def ranges(numbers: tuple[int, ...]) -> str:
+    """Numbers of layers in order, as a reader writes them.
+
+    Example:
+        >>> ranges((1, 2, 3, 7, 9, 10))
+        'layers 1–3, 7, 9–10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"layer{'s' if len(numbers) > 1 else ''} {written}"

@@ -1,0 +1,35 @@
+"""The figures of readings and samples that both TensorBoard and reports show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lightning_leaky.functional.projection import path_projection
+from lightning_leaky.functional.spectrum import singular_values
+from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.plotting import can_plot_energies, plot_energies, plot_paths, plot_singular_values
+from lightning_leaky.reading.sample import PathSample
+
+
+def figures_of(readings: Readings, samples: Sequence[PathSample]) -> Iterator[tuple[str, Any]]:
+    """Energies of all layers, and spectra and path of the longest segment of which there are samples.
+
+    Args:
+        readings: Of every layer.
+        samples: A few samples on their way, one entry a segment; a diverged one is not drawn.
+
+    Yields:
+        Name and figure: ``energies``, ``singular_values_of_A``, ``path``; those that can be drawn.
+    """
+    if can_plot_energies(readings.quantities):
+        yield "energies", plot_energies(readings.quantities, readings.positions)
+    if not samples:
+        return
+    longest = max(samples, key=lambda sample: len(sample.representations))
+    path, ends = longest.representations, readings.boundaries()[longest.segment]
+    if len(ends) == len(path) and bool(torch.isfinite(path).all()):
+        yield "singular_values_of_A", plot_singular_values(singular_values(path), ends, "A")
+        yield "path", plot_paths(path_projection(path), longest.labels, "the way through the layers")

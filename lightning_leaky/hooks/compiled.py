@@ -1,0 +1,84 @@
+"""What hooks need inside compiled code: a way out for gradients, and eyes for hooks registered late."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, library, nn
+
+from lightning_leaky.utilities.processes import warn
+
+
+class GradientKeeper(Protocol):
+    """Whatever keeps gradients by index."""
+
+    def keep_gradient(self, index: int, gradient: Tensor) -> None:
+        """Keep a gradient."""
+
+
+_KEEPERS: WeakValueDictionary[int, GradientKeeper] = WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def number_of(keeper: GradientKeeper) -> int:
+    """Return a number under which compiled code finds a keeper again."""
+    number = next(_NUMBERS)
+    _KEEPERS[number] = keeper
+    return number
+
+
+# torch traces the body of a gradient hook and refuses one that writes to Python's objects. An operator is not looked
+# into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped. A CUDA
+# graph would replay without it, so it says that it must stay outside of one.
+@library.custom_op(
+    "lightning_leaky::keep_gradient",
+    mutates_args=(),
+    schema="(Tensor gradient, int number, int index) -> Tensor",
+    tags=[torch.Tag.cudagraph_unsafe],
+)
+def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
+    """Keep a gradient that passes compiled code, and return a copy of it.
+
+    Args:
+        gradient: The gradient.
+        number: Whose it is, as `number_of` has said.
+        index: Of which layer.
+
+    Returns:
+        An equal tensor.
+    """
+    keeper = _KEEPERS.get(number)
+    if keeper is not None:
+        keeper.keep_gradient(index, gradient.clone())
+    return gradient.clone()  # another one: compiled code writes its next results where this one was
+
+
+@keep_gradient.register_fake
+def _(gradient: Tensor, number: int, index: int) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
+    """Warn where more layers are compiled one by one than torch allows: hooks make each a graph of its own."""
+    if "torch._dynamo" not in sys.modules:
+        return
+    limit = torch._dynamo.config.recompile_limit
+    count = sum(layer._compiled_call_impl is not None for layer in layers)
+    if count > limit:
+        warn(
+            f"{count} layers are compiled one by one by `layer.compile()`, and hooks make each of them a "
+            f"graph of its own: torch stops compiling after {limit}, with an error where `fullgraph=True`. Use "
+            f"`torch.compile(layer)`, compile the network, or set torch._dynamo.config.recompile_limit = {2 * count}."
+        )
+
+
+def forget_compiled_code() -> None:
+    """Let compiled modules see hooks registered after their first call, which they would silently pass by."""
+    # Importing torch._dynamo takes seconds; where nobody has, nothing is compiled.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,1 @@
+"""Which layers: by name, of a leaky path, or found in the first batch."""

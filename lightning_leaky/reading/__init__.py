@@ -1,0 +1,1 @@
+"""From forward hooks to `Readings`, without a trainer."""

@@ -1,0 +1,190 @@
+"""From what passes through a layer to a matrix: samples in rows, neurons in columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.utilities.imports import located
+
+PaddingMask: TypeAlias = str | Callable[[Any], Any] | None
+"""Where a batch says which positions are real: a key of a dictionary, a function of the batch, or its import path."""
+
+ATTENTION_MASK, DECODER_ATTENTION_MASK = "attention_mask", "decoder_attention_mask"
+"""The keys that are looked for where nothing else is said, and need not be there."""
+
+_OPTIONAL = (ATTENTION_MASK, DECODER_ATTENTION_MASK)
+
+_DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the axes of a representation become samples and neurons (`docs/attach.md`).
+
+    Every position that shares the channel axis is one sample: batch × tokens, batch × pixels.
+
+    Args:
+        axes: One letter an axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
+            for (tokens, batch, width) or ``"nhwc"``. ``None`` is ``"nc"``, ``"ntc"``, ``"nchw"`` or ``"ncdhw"`` by the
+            number of axes. The memory format ``torch.channels_last`` changes no axes and needs nothing.
+        per_sample: Whether to read the mean over the positions of each sample in place of the positions themselves.
+        max_samples: At most so many rows a batch, thinned by a fixed stride (raised where it would fall on the same
+            positions of all samples). No random number is drawn.
+
+    Raises:
+        ValueError: If the axes are not distinct letters with ``n`` and ``c``, or `max_samples` is below 1.
+
+    Example:
+        >>> Layout("nchw").rows(torch.zeros(2, 3, 4, 5)).shape
+        torch.Size([40, 3])
+    """
+
+    axes: str | None = None
+    per_sample: bool = False
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.axes is not None and (
+            not self.axes.isalpha() or len(set(self.axes)) != len(self.axes) or not {"n", "c"} <= set(self.axes)
+        ):
+            raise ValueError(
+                f'`axes` must be distinct letters, "n" for the batch and "c" for the channels among them, as "tnc", '
+                f"got {self.axes!r}."
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"`max_samples` must be at least 1, got {self.max_samples!r}.")
+
+    @property
+    def reads_all_positions(self) -> bool:
+        """Whether every position is a row, so that gradients with respect to rows are those of the representation."""
+        return not self.per_sample and self.max_samples is None
+
+    def limited(self, max_samples: int) -> Layout:
+        """Return this layout with at most so many rows, and no more than it had."""
+        return replace(self, max_samples=min(max_samples, self.max_samples or max_samples))
+
+    def width(self, tensor: Tensor) -> int:
+        """Return the number of channels of a representation, or raise ValueError where its axes are others."""
+        return tensor.shape[self.channel_axis(tensor)]
+
+    def batch_axis(self, tensor: Tensor) -> int:
+        """Return which axis of a representation is that of the batch, or raise ValueError where its axes are others."""
+        return self._axes(tensor).index("n")
+
+    def channel_axis(self, tensor: Tensor) -> int:
+        """Return which axis of a representation is that of the channels, likewise."""
+        return self._axes(tensor).index("c")
+
+    def num_samples(self, tensor: Tensor) -> int:
+        """Return the length of the batch axis of a representation, or raise ValueError where its axes are others."""
+        return tensor.shape[self.batch_axis(tensor)]
+
+    def rows(self, tensor: Tensor, keep: Tensor | None = None, fresh: Tensor | None = None) -> Tensor:
+        """Return a representation as a matrix, shape (N, w).
+
+        Args:
+            tensor: A representation.
+            keep: Which positions are real, shape (batch, positions...), the batch first whatever the axes; ``None``
+                for all. Padding has no row, and no part in a mean. A matrix whose rows are the positions of all
+                samples takes it flattened; to any other matrix it says nothing.
+            fresh: Which samples of the batch are no repeats of others, shape (batch,); ``None`` for all. A repeat has
+                no row. To a tensor of another number of samples it says nothing.
+
+        Raises:
+            ValueError: If the tensor does not have these axes, or `keep` is not of their sizes.
+        """
+        hidden = self._channels_last(tensor)
+        if keep is not None and tensor.ndim == 2:  # all positions in one axis, or none of them left
+            keep = keep.reshape(-1, 1) if keep.numel() == len(hidden) else None
+        if keep is not None and keep.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"`padding_mask` must have shape {tuple(hidden.shape[:-1])}, one entry for each position, got "
+                f"{tuple(keep.shape)}; pass None to read every position"
+            )
+        keep = None if keep is None else keep.to(hidden.device, torch.bool)
+        if fresh is not None and len(fresh) == len(hidden):
+            of_fresh = fresh.to(hidden.device).reshape(-1, *(1,) * (hidden.ndim - 2)).expand(hidden.shape[:-1])
+            keep = of_fresh if keep is None else keep & of_fresh
+        if self.per_sample:
+            return self._thinned(_means(hidden.flatten(1, -2), None if keep is None else keep.flatten(1)), positions=1)
+        rows = hidden.reshape(-1, hidden.shape[-1]) if keep is None else hidden[keep]
+        return self._thinned(rows, math.prod(hidden.shape[1:-1]))
+
+    def _axes(self, tensor: Tensor) -> str:
+        axes = self.axes or _DEFAULTS.get(tensor.ndim)
+        if axes is None or len(axes) != tensor.ndim:
+            raise ValueError(
+                f"`layout` must name the axes of a representation of shape {tuple(tensor.shape)}, got {self.axes!r}; "
+                'give one letter an axis, as Layout("tnc")'
+            )
+        return axes
+
+    def _channels_last(self, tensor: Tensor) -> Tensor:
+        """The tensor with the batch first and the channels last, shape (n, positions..., c)."""
+        axes = self._axes(tensor)
+        inner = [axis for axis, letter in enumerate(axes) if letter not in "nc"]
+        moved = tensor.permute(axes.index("n"), *inner, axes.index("c"))
+        return moved if inner else moved.unsqueeze(1)
+
+    def _thinned(self, rows: Tensor, positions: int) -> Tensor:
+        if self.max_samples is None or len(rows) <= self.max_samples:
+            return rows
+        stride = -(-len(rows) // self.max_samples)
+        while math.gcd(stride, positions) > 1:
+            stride += 1
+        return rows[::stride]
+
+
+def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
+    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` where it does not say.
+
+    Args:
+        batch: A batch.
+        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real; a function of the
+            batch that returns such a mask, or its import path.
+
+    Raises:
+        ValueError: If the batch has no such key; ``"attention_mask"`` alone may be missing.
+
+    Example:
+        >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
+        tensor([[ True,  True, False]])
+    """
+    if padding_mask is None:
+        return None
+    mask = _mask_named(batch, padding_mask) if isinstance(padding_mask, str) else padding_mask(batch)
+    return None if mask is None else mask != 0
+
+
+def _mask_named(batch: Any, name: str) -> Tensor | None:
+    keys = list(batch) if isinstance(batch, Mapping) else None
+    if keys is not None and name in keys:
+        # Attention masks of (batch, heads, tokens, tokens) say who may look at whom, not what is padding.
+        return batch[name] if name not in _OPTIONAL or batch[name].ndim == 2 else None
+    function = located(name)
+    if callable(function):
+        mask: Tensor | None = function(batch)
+        return mask
+    if name not in _OPTIONAL:
+        there_is = f"the batch is a {type(batch).__name__}" if keys is None else f"the batch has the keys {keys}"
+        raise ValueError(
+            "`padding_mask` must be a key of the batch, a function of it, or the import path of one, got "
+            f"{name!r}; {there_is}."
+        )
+    return None
+
+
+def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:
+    """Mean over the positions, shape (n, c), of (n, t, c); a sample without a real position has no row."""
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    if keep is None:
+        return wide.mean(1)
+    counts = keep.sum(1, keepdim=True)
+    means = torch.where(keep[..., None], wide, 0).sum(1) / counts.clamp(min=1)
+    return means[counts[:, 0] > 0]

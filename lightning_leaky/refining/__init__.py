@@ -1,0 +1,20 @@
+"""What changes the number of layers: estimated errors, meshes, and layers moved between them.
+
+``import lightning_leaky`` does not load this room.
+"""
+
+from lightning_leaky.refining.interpolation import Interpolation, interpolate_layers, interpolation_of
+from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
+from lightning_leaky.refining.network import Refinement
+from lightning_leaky.refining.remesh import move_parameters, remeshed_layers
+
+__all__ = [
+    "Interpolation",
+    "Refinement",
+    "discretisation_errors",
+    "interpolate_layers",
+    "interpolation_of",
+    "move_parameters",
+    "refined_step_sizes",
+    "remeshed_layers",
+]

@@ -1,0 +1,52 @@
+"""How much a path bends, recorded while it is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional.moments import inner_product
+from lightning_leaky.hooks.layer_hooks import LayerHooks
+from lightning_leaky.paths.leaky_path import LeakyPath
+
+
+class CurvatureRecorder(LayerHooks):
+    """Sums, while armed and in training mode, ‖V_l − V_{l−1}‖² and ‖A_l‖² over all forward passes.
+
+    Sums over samples, for `lightning_leaky.refining.mesh.discretisation_errors_of`: those of micro-batches add
+    up to those of the whole batch. Between two layers one velocity is kept.
+
+    Args:
+        path: The path; its step-sizes are read at every pass.
+    """
+
+    def __init__(self, path: LeakyPath) -> None:
+        super().__init__(list(path.layers))
+        self.stop_checking()  # an Euler step leaves its input as it is
+        self.path = path
+        self.squares = torch.zeros(2, len(self.layers), dtype=torch.float64)
+        self._last: tuple[int, Tensor] | None = None
+
+    def clear(self) -> None:
+        """Set the sums to zero."""
+        super().clear()
+        self.squares.zero_()
+        self._last = None
+
+    @torch.no_grad()
+    def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
+        if not self.layers[index].training:
+            return
+        if self.squares.device != current.device:
+            self.squares = self.squares.to(current.device, working_dtype(current.device))
+        before, after = (tensor.to(self.squares.dtype).reshape(-1, tensor.shape[-1]) for tensor in (previous, current))
+        velocity = (after - before) / self.path.step_sizes[index]
+        self.squares[1, index] += inner_product(after, after)
+        if self._last is not None and self._last[0] == index - 1:
+            change = velocity - self._last[1]
+            self.squares[0, index] += inner_product(change, change)
+        self._last = (index, velocity) if index + 1 < len(self.layers) else None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_last": None}

@@ -1,0 +1,275 @@
+"""Parameters of a stack of layers, and an optimizer's state, moved from one mesh of step-sizes to another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import groupby, repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_leaky.paths.layers import plain_name
+from lightning_leaky.refining.interpolation import Interpolation, interpolation_of
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+# Of optimizers, by name: some are not in every build of torch.
+_NOT_BY_PARAMETER = {
+    "LBFGS": "whose history is of all of them together",
+    "ZeroRedundancyOptimizer": "which shares them out over the processes once and for all",
+}
+
+
+@torch.no_grad()
+def move_parameters(
+    layers: Sequence[nn.Module], step_sizes: Tensor, new_step_sizes: Tensor, optimizer: Optimizer | None = None
+) -> None:
+    """Give each layer the parameters that stand where it now is, in place, as many layers as before [ours].
+
+    Parameters are read as functions of p, see `lightning_leaky.refining.interpolation_of`. The tensors of an
+    optimizer's state that have a parameter's shape (moments, momentum) move with it, the rest stays. Arithmetic is
+    entrywise, so that parameters that are sharded alike move without a collective. Of the old values only those are
+    held that a later layer still reads: two where no layer moves further than its neighbour stood.
+
+    Args:
+        layers: The L layers, with parameters of the same names and shapes.
+        step_sizes: ρ that the parameters belong to, shape (L,).
+        new_step_sizes: ρ to move them to, shape (L,).
+        optimizer: Whose state moves too.
+
+    Raises:
+        ValueError: If there are not L step-sizes of each, the layers differ in their parameters, or the optimizer's
+            state cannot be moved.
+
+    Example:
+        >>> layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
+        >>> for layer, value in zip(layers, (1.0, 3.0)):
+        ...     _ = torch.nn.init.constant_(layer.weight, value)
+        >>> move_parameters(layers, torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))
+        >>> [layer.weight.item() for layer in layers]
+        [1.0, 2.5]
+    """
+    old = _checked_parameters(layers, step_sizes)
+    if len(new_step_sizes) != len(layers):
+        raise ValueError(
+            f"`new_step_sizes` must be {len(layers)}, one a layer, got {len(new_step_sizes)}; `remeshed_layers` "
+            "changes the number of layers."
+        )
+    check_optimizer(optimizer, old)
+    _interpolate(old, old, interpolation_of(step_sizes, new_step_sizes), optimizer)
+
+
+@torch.no_grad()
+def remeshed_layers(
+    layers: Sequence[nn.Module], step_sizes: Tensor, new_step_sizes: Tensor, optimizer: Optimizer | None = None
+) -> list[nn.Module]:
+    """Layers for a mesh of any length, made of those of another [ours].
+
+    Each new layer descends from the old one nearest to it. The first descendant is that module itself, its parameters
+    the same objects; others are copies, without hooks. All take the values that stand where they are.
+
+    An optimizer follows: a new parameter joins the group of the one it descends from, with its state moved as by
+    `move_parameters` and the rest (the step count) copied; parameters that are gone leave their groups and their state.
+    Groups keep the order in which a module lists its parameters, so that a state loads into an optimizer made anew.
+
+    Args:
+        layers: The L layers, with parameters of the same names and shapes.
+        step_sizes: Their ρ, shape (L,).
+        new_step_sizes: ρ of the layers to come, shape (M,).
+        optimizer: The optimizer that trains them.
+
+    Returns:
+        M layers, each on the device and in the mode of the one it descends from.
+
+    Raises:
+        ValueError: If the step-sizes do not fit, the layers differ in their parameters, or the optimizer's state cannot
+            be moved.
+
+    Example:
+        >>> layers = [torch.nn.Linear(1, 1) for _ in range(2)]
+        >>> new = remeshed_layers(layers, torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.25, 0.5]))
+        >>> [any(layer is one for one in layers) for layer in new]
+        [True, False, True]
+    """
+    old = _checked_parameters(layers, step_sizes)
+    check_optimizer(optimizer, old)
+    interpolation = interpolation_of(step_sizes, new_step_sizes)
+    parents = _parents(interpolation, len(layers))
+    is_first = [index == 0 or parents[index - 1] != parent for index, parent in enumerate(parents)]
+    modules = [
+        layers[parent] if first else _copy_without_hooks(layers[parent])
+        for parent, first in zip(parents, is_first, strict=True)
+    ]
+    new = [_parameters(module) for module in modules]
+    if optimizer is not None:
+        for parent, parameters in zip(parents, new, strict=True):
+            _copy_state(optimizer, old[parent], parameters)
+    _interpolate(new, old, interpolation, optimizer)
+    if optimizer is not None:
+        _regroup(optimizer, old, new, parents)
+    return modules
+
+
+def check_optimizer(optimizer: Optimizer | None, layers: Sequence[dict[str, Tensor]]) -> None:
+    """Raise ValueError where an optimizer keeps what cannot be moved from layer to layer.
+
+    Args:
+        optimizer: The optimizer, with or without a state.
+        layers: The parameters of each layer by name.
+    """
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in _NOT_BY_PARAMETER:
+            raise ValueError(
+                f"`optimizer` must keep its state parameter by parameter, got {cls.__name__}, "
+                f"{_NOT_BY_PARAMETER[cls.__name__]}; use Adam or SGD."
+            )
+    for parameters in layers if optimizer is not None else ():
+        for parameter in parameters.values():
+            for name, value in _state_of(optimizer, parameter).items():
+                if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
+                    raise ValueError(
+                        f"`optimizer` must keep tensors of a parameter's shape, {tuple(parameter.shape)}, or single "
+                        f"numbers, got {type(optimizer).__name__} with {name!r} of shape {tuple(value.shape)}; use "
+                        "Adam or SGD."
+                    )
+
+
+def _parents(interpolation: Interpolation, num_layers: int) -> list[int]:
+    """Old layer that each new one descends from: the nearest, or its own where there are as many as before."""
+    same = len(interpolation.left) == num_layers
+    return list(range(num_layers)) if same else interpolation.nearest.tolist()
+
+
+def _parameters(layer: nn.Module) -> dict[str, Tensor]:
+    return {plain_name(name): parameter for name, parameter in layer.named_parameters()}
+
+
+def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list[dict[str, Tensor]]:
+    """Parameters of each layer by name, or ValueError where they are not those of one kind of layer."""
+    if len(layers) == 0 or len(step_sizes) != len(layers):
+        raise ValueError(f"`step_sizes` must be {len(layers)} > 0, one a layer, got {len(step_sizes)}.")
+    found = [_parameters(layer) for layer in layers]
+    first = {name: parameter.shape for name, parameter in found[0].items()}
+    for index, parameters in enumerate(found):
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        if shapes != first:
+            raise ValueError(
+                f"`layers` must have parameters of the same names and shapes, but layer {index + 1} has {shapes} and "
+                f"layer 1 {first}; only layers of one kind can stand in for one another."
+            )
+    tensors = [parameter for parameters in found for parameter in parameters.values()]
+    if len({id(tensor) for tensor in tensors}) < len(tensors):
+        raise ValueError("`layers` must have parameters of their own, but two of them share one.")
+    return found
+
+
+def _interpolate(
+    new: Sequence[dict[str, Tensor]],
+    old: Sequence[dict[str, Tensor]],
+    interpolation: Interpolation,
+    optimizer: Optimizer | None,
+) -> None:
+    """Write the values of the new layers, parameter by parameter, each with the state that has its shape."""
+    for name in old[0]:
+        sources, targets = ([parameters[name] for parameters in layers] for layers in (old, new))
+        _interpolate_into(targets, sources, interpolation)
+        for key in _moving_state(optimizer, sources):
+            _interpolate_into(
+                [_state_of(optimizer, tensor)[key] for tensor in targets],
+                [_state_of(optimizer, tensor)[key] for tensor in sources],
+                interpolation,
+            )
+
+
+def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], interpolation: Interpolation) -> None:
+    """Write M interpolated tensors, some of which may be among the L sources, in the same order.
+
+    From the first to the last, and `left` never falls: of what is overwritten only the few that a later one still
+    reads are kept.
+    """
+    position = {id(source): index for index, source in enumerate(sources)}
+    rows = list(zip(*(part.tolist() for part in interpolation), strict=True))
+    kept: dict[int, Tensor] = {}
+    for number, (target, (left, right, fraction)) in enumerate(zip(targets, rows, strict=True)):
+        start, end = (kept.get(index, sources[index]) for index in (left, right))
+        value = start if left == right else start.lerp(end, fraction)
+        next_left = rows[number + 1][0] if number + 1 < len(rows) else len(sources)
+        kept = {index: tensor for index, tensor in kept.items() if index >= next_left}
+        if value is not target:
+            overwritten = position.get(id(target), -1)
+            if overwritten >= next_left:
+                kept[overwritten] = target.clone()
+            target.copy_(value)
+
+
+def _copy_without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy that nobody watches: what hooks hold (captures, other layers) is not copied either."""
+    hooks = [getattr(module, name) for module in layer.modules() for name in (*_HOOKS, *_HOOK_FLAGS)]
+    return copy.deepcopy(layer, {id(one): type(one)() for one in hooks})
+
+
+# The optimizer.
+
+
+def _state_of(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Any]:
+    """State of a parameter, empty where there is none; asking the optimizer's own dictionary would make one."""
+    return {} if optimizer is None else optimizer.state.get(parameter, {})
+
+
+def _moving_state(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> Iterator[str]:
+    """Keys under which all of some parameters have a tensor of their shape."""
+    for key in _state_of(optimizer, parameters[0]):
+        values = [_state_of(optimizer, parameter).get(key) for parameter in parameters]
+        of_their_shape = (
+            isinstance(value, Tensor) and value.shape == parameter.shape
+            for value, parameter in zip(values, parameters, strict=True)
+        )
+        if key != "step" and all(of_their_shape):
+            yield key
+
+
+def _copy_state(optimizer: Optimizer, parent: dict[str, Tensor], child: dict[str, Tensor]) -> None:
+    for name, parameter in child.items():
+        if parameter is not parent[name] and parent[name] in optimizer.state:
+            optimizer.state[parameter] = copy.deepcopy(optimizer.state[parent[name]])
+
+
+def _regroup(
+    optimizer: Optimizer, old: Sequence[dict[str, Tensor]], new: Sequence[dict[str, Tensor]], parents: Sequence[int]
+) -> None:
+    """Put the new parameters where those that they descend from stand, and drop the rest.
+
+    Neighbours in a group that are of one layer are replaced together, so that layer stays after layer, or, in a group
+    of weights only, weight after weight.
+    """
+    places: dict[int, tuple[int | None, str]] = {
+        id(tensor): (index, name) for index, layer in enumerate(old) for name, tensor in layer.items()
+    }
+    for group in optimizer.param_groups:
+        labels = group.get("param_names")  # of an optimizer made from `named_parameters`
+        pairs: list[tuple[Tensor, str]] = []
+        members = zip(group["params"], labels or repeat(""), strict=False)
+        for index, run in groupby(members, lambda pair: places.get(id(pair[0]), (None, ""))[0]):
+            if index is None:
+                pairs += run
+                continue
+            names = [(places[id(tensor)][1], label) for tensor, label in run]
+            pairs += [
+                (new[number][name], f"{label.removesuffix(f'{index}.{name}')}{number}.{name}")
+                for number in _children(parents, index)
+                for name, label in names
+            ]
+        group["params"] = [tensor for tensor, _ in pairs]
+        if labels is not None:
+            group["param_names"] = [label for _, label in pairs]
+    living = {id(tensor) for layer in new for tensor in layer.values()}
+    for tensor in (tensor for layer in old for tensor in layer.values()):
+        if id(tensor) not in living:
+            optimizer.state.pop(tensor, None)
+
+
+def _children(parents: Sequence[int], index: int) -> list[int]:
+    return [number for number, parent in enumerate(parents) if parent == index]
