@@ -75,8 +75,9 @@ package: $(STAMP)
 release-check: $(STAMP)
 	$(BIN)/python -m tests.packaging.release --dist dist
 
-# The pictures of the documentation, from runs of this moment; the second command needs Chromium.
+# The pictures of the documentation, from code and runs of this moment; the last command needs Chromium.
 pictures: $(STAMP)
+	$(BIN)/python -m docs.rooms
 	rm -rf runs/gallery
 	$(BIN)/python -W ignore examples/gallery.py --pictures docs/images/gallery
 	$(BIN)/python -m docs.screenshots runs/gallery/healthy docs/images/tensorboard \

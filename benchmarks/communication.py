@@ -25,9 +25,11 @@ from benchmarks.processes import on_processes
 from benchmarks.tables import table
 from benchmarks.traffic import FORMS, Reading, Traffic, agreement_traffic, samples_peak, summed
 from lightning_leaky.functional import equidistant_step_sizes
-from lightning_leaky.metrics.segments import Form, SegmentReaders
+from lightning_leaky.metrics import PathReader
+from lightning_leaky.metrics.layer_store import Form
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.settings import ReadingSettings
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Case:
         reading: Its sizes.
         form: The form to take.
         missing: Rows that the last process has fewer than the others.
-        by_observer: Whether the core of `EnergyMonitor` reads a network, in place of readers that are given states.
+        by_observer: Whether the core of `EnergyMonitor` reads a network, in place of a reader that is given states.
     """
 
     reading: Reading
@@ -132,14 +134,14 @@ def counted(rank: int, cases: Sequence[Case]) -> list[Traffic]:
     return found
 
 
-def filled(case: Case, rank: int) -> SegmentReaders:
-    """Readers that hold the synthetic states of one process."""
+def filled(case: Case, rank: int) -> PathReader:
+    """A reader that holds the synthetic states of one process."""
     size = case.reading
-    readers = SegmentReaders([(size.width, size.num_layers)], 0.0, size.quantities, form=case.form)
+    reader = PathReader([(size.width, size.num_layers)], size.recipe, case.form)
     path = [torch.randn(case.rows_of(rank), size.width) for _ in range(size.num_layers + 1)]
     momenta = path[1:] if size.with_momenta else None
-    readers.update(path[:-1], path[1:], equidistant_step_sizes(size.num_layers), momenta)
-    return readers
+    reader.update(path[:-1], path[1:], equidistant_step_sizes(size.num_layers), momenta)
+    return reader
 
 
 @torch.no_grad()
@@ -147,7 +149,8 @@ def observed(case: Case, rank: int) -> PathObserver:
     """The core of `EnergyMonitor`, after one batch of a network of one process."""
     size = case.reading
     network = nn.Sequential(*(nn.Linear(size.width, size.width) for _ in range(size.num_layers)))
-    observer = PathObserver(network, path_of(network, "*"), size.quantities, form=case.form, strict=True).attach()
+    settings = ReadingSettings(size.quantities, form=case.form)
+    observer = PathObserver(network, path_of(network, "*"), settings, strict=True).attach()
     observer.arm()
     network(torch.randn(case.rows_of(rank), size.width))
     observer.drain()
@@ -156,9 +159,9 @@ def observed(case: Case, rank: int) -> PathObserver:
 
 def growth(rank: int, case: Case) -> float:
     """Bytes by which one reading makes a fresh process grow at most; NaN where the system does not say."""
-    readers, statm = filled(case, rank), Path("/proc/self/statm")
+    reader, statm = filled(case, rank), Path("/proc/self/statm")
     before = int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else math.nan
-    readers.compute()
+    reader.compute()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
@@ -178,7 +181,7 @@ def counts_table(counts: Sequence[Count]) -> str:
         case, size = count.case, count.case.reading
         said, first = asdict(case.predicted), asdict(count.of_processes[0])
         shape = [size.rows, case.missing, size.num_layers, size.width, "yes" if size.with_momenta else "no"]
-        by, agree = "observer" if case.by_observer else "readers", not count.disagreements()
+        by, agree = "observer" if case.by_observer else "reader", not count.disagreements()
         numbers = [f"{said[name]} / {first[name]}" for name in said]
         rows.append([case.form, by, size.processes, *shape, *numbers, "yes" if agree else "no"])
     return table([*header, *pairs], rows)

@@ -16,7 +16,7 @@ from benchmarks.timing import in_turn
 from benchmarks.training import training_step
 from lightning_leaky import Layout, Readings
 from lightning_leaky.functional import equidistant_step_sizes
-from lightning_leaky.metrics.segments import SegmentReaders
+from lightning_leaky.metrics import PathReader, Recipe
 
 QUANTITIES = Energies._fields
 OF_A_STEP = {"c1": 1.0, "c2": 0.5, "c3": 0.15, "g1": 0.5, "g2": 0.5}
@@ -36,25 +36,24 @@ def run(settings: Settings) -> Iterator[Row]:
 
 def reading(path: list[Tensor], size: Size) -> Callable[[], Readings]:
     """One reading of A_0, …, A_L, as `EnergyMonitor` takes it, to be called again and again."""
-    readers = _readers(size).to(path[0].device)
-    step_sizes = equidistant_step_sizes(size.num_layers)
+    reader, step_sizes = _reader(size), equidistant_step_sizes(size.num_layers)
 
     def read() -> Readings:
-        readers.reset()
-        readers.update(path[:-1], path[1:], step_sizes)
-        return readers.compute()
+        reader.reset()
+        reader.update(path[:-1], path[1:], step_sizes)
+        return reader.compute()
 
     return read
 
 
 def rows_read(path: list[Tensor], size: Size) -> list[Tensor]:
     """The samples that `EnergyMonitor` reads: of those that would take more than 1 GiB, as many as fit."""
-    room = _readers(size).room(path[0].dtype)
+    room = _reader(size).room(path[0].dtype)
     return path if room is None else [Layout().limited(room).rows(representation) for representation in path]
 
 
-def _readers(size: Size) -> SegmentReaders:
-    return SegmentReaders([(size.width, size.num_layers)], size.effective_depth, QUANTITIES)
+def _reader(size: Size) -> PathReader:
+    return PathReader([(size.width, size.num_layers)], Recipe(QUANTITIES, size.effective_depth))
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from benchmarks.traffic import (
     samples_peak,
     samples_traffic,
 )
-from lightning_leaky.metrics.path_reader import moments_in_bytes
-from lightning_leaky.metrics.segments import MEMORY_LIMIT
+from lightning_leaky.metrics import Recipe
+from lightning_leaky.metrics.path_reader import MEMORY_LIMIT
 
 POWERS = 96
 """Matrix-vector products, at most, by which the operator norm of K is found."""
@@ -65,7 +65,7 @@ def samples_work(reading: Reading) -> Work:
         products32=layers * 4 * n**2 * w,
         products64=layers * (1 + spectrum) * 2 * n**2 * w,
         factorisations=layers * (4 / 3 * n**3 + 2 * POWERS * n**2 + spectrum * 4 / 3 * n**3),
-        waits=layers * (POWERS + spectrum * n) + reading.states * 3 * reading.processes,
+        waits=layers * (POWERS + spectrum * n) + 3 * reading.processes,
     )
 
 
@@ -196,7 +196,7 @@ def models_table(models: Sequence[Model], assumed: Assumptions) -> str:
     rows: list[list[object]] = []
     for model in models:
         L, w = model.num_layers, model.width
-        sizes = [moments_in_bytes(L, w, ENERGIES), 2 * assumed.tokens * w * (L + 1)]
+        sizes = [Recipe(ENERGIES).state_bytes(L, w), 2 * assumed.tokens * w * (L + 1)]
         state, step = gib(assumed.state * model.parameters), up(assumed.step(model.parameters))
         rows.append([model.name, L, w, state, step, *map(gib, sizes)])
     return table(header, rows)

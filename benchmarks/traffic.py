@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightning_leaky.metrics.path_reader import moments_in_bytes
-from lightning_leaky.metrics.segments import Form
+from lightning_leaky.metrics import Recipe
+from lightning_leaky.metrics.layer_store import Form
 
 ENERGIES = ("cost_of_identity", "kinetic_energy")
 SPECTRUM = ("stable_rank",)
@@ -48,6 +48,11 @@ class Reading:
         """The quantities that are read."""
         return ENERGIES + (SPECTRUM if self.with_spectrum else ()) + (MOMENTA if self.with_momenta else ())
 
+    @property
+    def recipe(self) -> Recipe:
+        """Of these quantities."""
+        return Recipe(self.quantities)
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -72,25 +77,24 @@ def summed(given: int) -> Traffic:
 
 
 def samples_traffic(reading: Reading) -> Traffic:
-    """Form "samples": for each state a barrier, its three sizes as int64, and N × L × w numbers in float32.
+    """Form "samples": a barrier, three sizes as int64, and the N × 2L × w (with momenta 3L) numbers in float32.
 
     A process with fewer rows than others pads its own.
     """
     barrier, sizes = Traffic(1), gathered(reading.processes, 3 * 8)
-    state = gathered(reading.processes, 4 * reading.rows * reading.num_layers * reading.width)
-    return sum([barrier, sizes, state] * reading.states, Traffic())
+    return barrier + sizes + gathered(reading.processes, samples_memory(reading) // reading.processes)
 
 
 def moments_traffic(reading: Reading) -> Traffic:
     """Form "moments": one sum a state, in float64.
 
-    Of the energies Sᵀ[S, A, V] and the four inner products of (A, V), of the stable rank AᵀA, of the momenta SᵀB,
-    tr(BᵀA), ‖B‖² and the number of samples.
+    Of the energies Sᵀ[S, A, V] and the four inner products of (A, V), of the stable rank AᵀA, of the momenta SᵀB and,
+    in one state, tr(BᵀA), ‖B‖² and the number of samples.
     """
     w, d = reading.width, reading.width + 1
     numbers = [d * (d + 2 * w), 4]
     numbers += [w * w] if reading.with_spectrum else []
-    numbers += [d * w, 1, 1, 1] if reading.with_momenta else []
+    numbers += [d * w, 3] if reading.with_momenta else []
     return sum((summed(8 * reading.num_layers * number) for number in numbers), Traffic())
 
 
@@ -125,4 +129,4 @@ def samples_peak(reading: Reading) -> int:
 def moments_peak(reading: Reading) -> int:
     """Bytes at the peak: the moments, and those of the energies three times more while they are summed."""
     sizes = reading.num_layers, reading.width
-    return moments_in_bytes(*sizes, reading.quantities) + 3 * moments_in_bytes(*sizes, ENERGIES)
+    return reading.recipe.state_bytes(*sizes) + 3 * Recipe(ENERGIES).state_bytes(*sizes)

@@ -21,7 +21,7 @@ default_role = "code"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
+autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # attributes of records are documented once, in their class
@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Metric|Axes|Figure|SubFigure|Console|Scale)",
+        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Optimizer|Metric|Axes|Figure|SubFigure|Console|Scale)",
     ),
 ]
 

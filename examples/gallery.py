@@ -19,8 +19,14 @@ from matplotlib import image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from lightning_leaky import EnergyMonitor, LeakyResNetModule, PathFigures, StepSizeAdapter, TeacherDataModule
-from lightning_leaky.explain.diagnosis import diagnose
+from lightning_leaky import (
+    EnergyMonitor,
+    LeakyResNetModule,
+    PathFigures,
+    StepSizeAdapter,
+    TeacherDataModule,
+    diagnose,
+)
 
 RUNS = ("healthy", "collapsed", "over_regularised", "idle_layers")
 SHOWN = ("layers/energies", "layers/singular_values_of_A", "layers/cost_of_identity")

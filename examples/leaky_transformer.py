@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky import DigitsDataModule, EnergyMonitor, StepSizeAdapter, make_leaky
-from lightning_leaky.paths.leaky_path import find_leaky_path
 
 
 class LeakyTransformer(L.LightningModule):
@@ -81,7 +80,7 @@ def train(name: str, callbacks: list[L.Callback], args: Namespace) -> str:
     )
     trainer.fit(module, datamodule=DigitsDataModule(args.num_train, seed=args.seed))
     accuracy = float(trainer.callback_metrics["val/accuracy"])
-    step_sizes = " ".join(f"{rho:.3f}" for rho in find_leaky_path(module).step_sizes.tolist())
+    step_sizes = " ".join(f"{rho:.3f}" for rho in module.get_buffer("leaky_steps.step_sizes").tolist())
     return f"{name:<12}  {accuracy:>8.3f}  {step_sizes}"
 
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_leaky.callbacks import EnergyMonitor, PathFigures, StepSizeAdapter
+from lightning_leaky.callbacks import EnergyMonitor, PathFigures, ReadingGuide, StepSizeAdapter
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
 from lightning_leaky.explain.console import print_layers
 from lightning_leaky.explain.diagnosis import Diagnosis, diagnose
@@ -19,7 +19,7 @@ from lightning_leaky.functional import (
     potential_energy,
     stable_rank,
 )
-from lightning_leaky.metrics import Readings
+from lightning_leaky.metrics import Quantity, Readings, Summary
 from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmake_leaky
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.optim import StepSizeHook
@@ -27,10 +27,11 @@ from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.reading.layout import Layout
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
+from lightning_leaky.reading.settings import ReadingSettings
 
 if TYPE_CHECKING:
     from lightning_leaky.callbacks.layer_refiner import LayerRefiner
-    from lightning_leaky.refining import discretisation_errors, refined_step_sizes
+    from lightning_leaky.refining import RefinementHook, discretisation_errors, refined_step_sizes
 
 __version__ = "0.1.0"
 
@@ -47,10 +48,15 @@ __all__ = [
     "LeakyResidual",
     "PathFigures",
     "PathSample",
+    "Quantity",
+    "ReadingGuide",
+    "ReadingSettings",
     "Readings",
+    "RefinementHook",
     "StepSizeAdapter",
     "StepSizeHook",
     "StepSizeRule",
+    "Summary",
     "TeacherDataModule",
     "adaptive_step_sizes",
     "cost_of_identity",
@@ -73,6 +79,7 @@ __all__ = [
 # Most networks keep their layers: what changes their number is loaded where somebody asks for it.
 _LAZY = {
     "LayerRefiner": "lightning_leaky.callbacks.layer_refiner",
+    "RefinementHook": "lightning_leaky.refining",
     "discretisation_errors": "lightning_leaky.refining",
     "refined_step_sizes": "lightning_leaky.refining",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.leaky_path import knows_weights
-from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask
+from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
 from lightning_leaky.report.comparison import table_of
 from lightning_leaky.report.page import name_of
@@ -33,10 +33,14 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If jsonargparse is missing, or the arguments are wrong.
     """
+    # Lightning imports its command line without jsonargparse, and complains only where it is used.
+    needed = RequirementCache("jsonargparse[signatures]>=4.39")
+    if not needed:
+        raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
     given = list(sys.argv[1:] if args is None else args)
     # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
     sys.path.insert(0, os.getcwd())
-    commands: dict[str, Callable[[Sequence[str]], None]] = {"report": _report, "compare": _compare}
+    commands = {"report": _report, "compare": _compare}
     try:
         if given and given[0] in commands:
             commands[given[0]](given[1:])
@@ -49,10 +53,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _lightning(args: Sequence[str] | None) -> None:
-    # Lightning imports its command line without jsonargparse, and complains only where it is used.
-    needed = RequirementCache("jsonargparse[signatures]>=4.39")
-    if not needed:
-        raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
     from lightning.pytorch.cli import LightningCLI
 
     LightningCLI(
@@ -68,10 +68,8 @@ def _lightning(args: Sequence[str] | None) -> None:
 
 
 def _parser(command: str, description: str) -> Any:
-    try:
-        from jsonargparse import ArgumentParser
-    except ModuleNotFoundError as error:
-        raise SystemExit("The command line needs jsonargparse: pip install 'lightning-leaky[cli]'.") from error
+    from jsonargparse import ArgumentParser
+
     return ArgumentParser(prog=f"lightning-leaky {command}", description=description)
 
 
@@ -79,8 +77,7 @@ def _report(args: Sequence[str]) -> None:
     parser = _parser("report", "Write a report on a trained model: one page of HTML, and the numbers as JSON.")
     parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
     parser.add_function_arguments(write_report, skip={"ckpt"})
-    given = parser.instantiate_classes(parser.parse_args(list(args)))
-    write_report(**given)
+    write_report(**parser.instantiate_classes(parser.parse_args(args)))
 
 
 def write_report(
@@ -89,14 +86,10 @@ def write_report(
     model: type[LightningModule] = LeakyResNetModule,
     split: Literal["train", "val", "test"] = "train",
     layers: str | None = None,
-    effective_depth: float = 0.0,
-    weight_decay: float | None = None,
-    gamma_rel: float = 1e-3,
-    layout: Layout | None = None,
-    padding_mask: PaddingMask = ATTENTION_MASK,
     max_batches: int | None = None,
     output: str = "report",
     weights_only: bool | None = None,
+    **settings: Any,
 ) -> None:
     """Read a trained model over a data set, and write ``index.html`` and ``report.json``.
 
@@ -106,31 +99,24 @@ def write_report(
         model: Class of the LightningModule, with ``save_hyperparameters``, as ours.
         split: Which of its data to read.
         layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
-        effective_depth: L̃ of such layers.
-        weight_decay: λ for the momentum readings, where the module is none of ours; it needs a method ``cost``.
-        gamma_rel: γ0 of the stabiliser γ = γ0 ‖K‖.
-        layout: How a representation becomes a matrix, see `Layout`.
-        padding_mask: Where the inputs say which positions are real, as of `EnergyMonitor`.
         max_batches: Read so many batches at most; all by default.
         output: Folder to write to.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
+        **settings: How to read, as of `ReadingSettings`. A `weight_decay` is for a module that is none of ours, and
+            needs a method ``cost``.
     """
+    told = ReadingSettings(**settings)
     module = _load(model, ckpt, weights_only)
     # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
-    known = getattr(module, "weight_decay", None) if knows_weights(path_of(module, layers, effective_depth)) else None
-    cost, decay = getattr(module, "cost", None), weight_decay or known
-    reads_momenta = callable(cost) and bool(decay)
+    is_ours = knows_weights(path_of(module, layers, told.effective_depth))
+    cost, decay = getattr(module, "cost", None), getattr(module, "weight_decay", None) if is_ours else None
     report = report_on(
         module,
         watched(_loader(data, split), max_batches),
         title=f"{name_of(module)}, {Path(ckpt).name}",
         facts={"checkpoint": ckpt, "data": f"{type(data).__name__}, {split}"},
         layers=layers,
-        effective_depth=effective_depth,
-        gamma_rel=gamma_rel,
-        layout=layout,
-        padding_mask=padding_mask,
-        **({"cost": cost, "weight_decay": decay} if reads_momenta else {}),
+        **vars(told) | ({"cost": cost, "weight_decay": told.weight_decay or decay} if callable(cost) else {}),
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +155,7 @@ def _compare(args: Sequence[str]) -> None:
     parser = _parser("compare", "Lay runs side by side: their last numbers, and their layers as lines.")
     parser.add_argument("runs", nargs="+", help="Folders with logs of TensorBoard or CSV, or JSON of reports.")
     parser.add_argument("--output", default="comparison.html", help="Page of HTML to write.")
-    given = parser.parse_args(list(args))
+    given = parser.parse_args(args)
     try:
         runs = [read_run(run) for run in given.runs]
     except ValueError as error:

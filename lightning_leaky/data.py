@@ -9,23 +9,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 
-class _Rows(Dataset[tuple[Tensor, ...]]):
+class _Rows(TensorDataset):
     """Tensors indexed a batch at a time: collating row by row costs more than a training step of a small network."""
 
-    def __init__(self, *tensors: Tensor) -> None:
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(tensor[index] for tensor in self.tensors)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return tuple(tensor[indices] for tensor in self.tensors)
+    __getitems__ = TensorDataset.__getitem__
 
 
 class _EpochShuffle(Sampler[int]):
@@ -52,12 +42,7 @@ def _as_is(batch: Any) -> Any:
 
 
 class _TensorDataModule(LightningDataModule):
-    """Loaders over three splits held in memory.
-
-    Args:
-        batch_size: Samples a batch; ``None`` for the whole split at once.
-        seed: Seed of the data and of the order of the training batches.
-    """
+    """Loaders over three splits held in memory."""
 
     def __init__(self, batch_size: int | None, seed: int) -> None:
         super().__init__()
@@ -87,9 +72,7 @@ class _TensorDataModule(LightningDataModule):
         """Test batches, in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Test batches, in order."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         rows = self.splits[split]

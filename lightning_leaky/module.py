@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -18,7 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.metrics.mean import SampleMean
-from lightning_leaky.models.leaky_resnet import LeakyResNet, MapKind
+from lightning_leaky.models.leaky_resnet import LeakyResNet
+from lightning_leaky.models.settings import NetworkSettings
 from lightning_leaky.utilities.processes import summed
 
 
@@ -41,11 +41,6 @@ class HalfCosine(CosineAnnealingLR):
 
     Their number is asked for at the first step, not before: the trainer reads its data for it, and while it configures
     optimizers it has not yet restored where in an epoch a loader with a state was.
-
-    Args:
-        optimizer: What to schedule.
-        num_steps: Returns the number of steps.
-        eta_min: Last learning rate.
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: Callable[[], float], eta_min: float) -> None:
@@ -90,20 +85,14 @@ class LeakyResNetModule(LightningModule):
         in_features: Size of an input; inputs of more dimensions are flattened.
         out_features: Size of an output, or the number of classes.
         width: w, the constant width of the path.
-        num_layers: L.
+        num_layers: Number of layers L.
         effective_depth: L̃ ≥ 0.
         weight_decay: λ ≥ 0, part of the loss. Do not add an optimizer's own.
         task: ``"regression"``: the cost is the squared error summed over outputs and averaged over samples, as in the
             paper; ``"classification"``: cross-entropy of integer classes.
         learning_rate: Adam's initial learning rate, which falls to 1 % by half a cosine; ``None`` for
             `default_learning_rate`, which grows with L̃.
-        activation: Name of the nonlinearity.
-        constant_column: Whether the layers have biases.
-        step_sizes: Initial step-sizes: ``"equidistant"``, ``"irregular"`` or L positive numbers.
-        input_map: ``"learned"``, ``"fixed"`` or ``"identity"``.
-        output_map: ``"learned"``, ``"fixed"`` or ``"identity"``.
-        init: ``"identity"`` or ``"plain"`` starting weights; see `LeakyResNet`.
-        init_noise: Size of the noise of ``init="identity"``.
+        **network: Further arguments of `LeakyResNet`: `activation`, `step_sizes`, `input_map`, `init` and others.
 
     Raises:
         ValueError: If a number is out of range or a name not known.
@@ -124,26 +113,21 @@ class LeakyResNetModule(LightningModule):
         weight_decay: float = 0.0,
         task: Literal["regression", "classification"] = "regression",
         learning_rate: float | None = None,
-        activation: str = "relu",
-        constant_column: bool = True,
-        step_sizes: Literal["equidistant", "irregular"] | Sequence[float] = "equidistant",
-        input_map: MapKind = "learned",
-        output_map: MapKind = "learned",
-        init: Literal["identity", "plain"] = "identity",
-        init_noise: float = 0.3,
+        **network: Any,
     ) -> None:
-        given = dict(locals())
         super().__init__()
+        settings = NetworkSettings(in_features, out_features, width, num_layers, effective_depth, **network)
         if task not in ("regression", "classification"):
             raise ValueError(f'`task` must be "regression" or "classification", got {task!r}.')
         if learning_rate is not None:
             check_positive("learning_rate", learning_rate)
+        # Not from the saved hyper-parameters: those of a subclass with an argument of the same name are its own.
+        self.network_arguments = dict(vars(settings))
+        self.save_hyperparameters(self.network_arguments)  # the defaults too
         self.save_hyperparameters()
         self.out_features = out_features
         self.weight_decay = check_non_negative("weight_decay", weight_decay)
         self.task = task
-        # Not from the saved hyper-parameters: those of a subclass with an argument of the same name are its own.
-        self.network_arguments = {name: given[name] for name in inspect.signature(LeakyResNet).parameters}
         self.network: RegularizedNetwork = self.configure_network()
         self.learning_rate = default_learning_rate(effective_depth) if learning_rate is None else learning_rate
         self.val_cost, self.val_metrics = SampleMean(), self.configure_metrics("val")
@@ -155,8 +139,7 @@ class LeakyResNetModule(LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs, shape (N, out_features)."""
-        outputs: Tensor = self.network(inputs.flatten(1))
-        return outputs
+        return self.network(inputs.flatten(1))
 
     def cost(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Data cost C, a mean over samples; the momentum readings differentiate it."""
@@ -170,8 +153,10 @@ class LeakyResNetModule(LightningModule):
 
     def configure_metrics(self, stage: str) -> MetricCollection:
         """Metrics of one stage (``"val"`` or ``"test"``), computed over its whole data set and logged as ``val/…``."""
-        metric = MulticlassAccuracy(self.out_features, average="micro") if self._classifies else MeanSquaredError()
-        return MetricCollection({"accuracy" if self._classifies else "mse": metric}, prefix=f"{stage}/")
+        if self.task == "classification":
+            accuracy = MulticlassAccuracy(self.out_features, average="micro")
+            return MetricCollection({"accuracy": accuracy}, prefix=f"{stage}/")
+        return MetricCollection({"mse": MeanSquaredError()}, prefix=f"{stage}/")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, without weight decay of its own, and half a cosine down to 1 % of the learning rate."""
@@ -253,7 +238,3 @@ class LeakyResNetModule(LightningModule):
     def _metrics(self, stage: str) -> tuple[SampleMean, MetricCollection]:
         """Mean cost and metrics of ``"val"`` or ``"test"``."""
         return (self.val_cost, self.val_metrics) if stage == "val" else (self.test_cost, self.test_metrics)
-
-    @property
-    def _classifies(self) -> bool:
-        return self.task == "classification"

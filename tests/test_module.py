@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from lightning_leaky import LeakyResNetModule, TeacherDataModule, measure_path
+from lightning_leaky.models import NetworkSettings
 from lightning_leaky.module import default_learning_rate
 from tests.callbacks.helpers import Recorder
 
@@ -218,13 +219,6 @@ def test_adam_falls_to_one_percent_by_half_a_cosine(make_module, make_data, make
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005)
 
 
-def test_fixed_maps_are_not_given_to_the_optimizer(make_module, make_data, make_trainer):
-    module = make_module(input_map="fixed", output_map="fixed")
-    before = module.network.input_map.weight.clone()
-    make_trainer().fit(module, datamodule=make_data())
-    assert torch.equal(module.network.input_map.weight, before)
-
-
 def test_a_run_without_end_keeps_its_rate(make_module, make_data, make_trainer):
     class Stopping(LeakyResNetModule):
         def on_train_batch_end(self, *args):
@@ -247,9 +241,30 @@ def test_the_default_rate_grows_with_the_leak(make_module, effective_depth, expe
 
 
 def test_every_argument_is_a_saved_hyper_parameter(make_module):
-    module = make_module()
-    assert set(module.hparams) == set(inspect.signature(LeakyResNetModule).parameters)
-    assert module.hparams["effective_depth"] == 2.0
+    """Those that were not given, too: a checkpoint says what the network was."""
+    hparams = dict(make_module(activation="tanh", init_noise=0.2).hparams)
+    arguments = inspect.signature(LeakyResNetModule).parameters.keys() - {"network"}
+    assert hparams.keys() == arguments | inspect.signature(NetworkSettings).parameters.keys()
+    assert (hparams["effective_depth"], hparams["activation"], hparams["init"]) == (2.0, "tanh", "identity")
+
+
+def test_every_network_argument_reaches_the_network(make_module):
+    told = {"activation": "tanh", "constant_column": False, "step_sizes": [0.1, 0.2, 0.3, 0.4], "init": "plain"}
+    network = make_module(**told, input_map="fixed", output_map="fixed", init_noise=0.2).network
+    assert (network.width, len(network.layers), network.effective_depth) == (6, 4, 2.0)
+    assert (network.activation, network.constant_column) == ("tanh", False)
+    assert (network.init, network.init_noise) == ("plain", 0.2)
+    torch.testing.assert_close(network.step_sizes, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    assert not any(linear.weight.requires_grad for linear in (network.input_map, network.output_map))
+
+
+def test_unknown_arguments_are_refused_whatever_the_network_is(make_module):
+    class Own(LeakyResNetModule):
+        def configure_network(self):
+            return torch.nn.Linear(3, 2)
+
+    with pytest.raises(TypeError, match="widht"):
+        make_module(Own, widht=3)
 
 
 def test_a_subclass_may_pass_on_other_values_than_its_own(tmp_path, make_trainer, make_data):
@@ -267,25 +282,6 @@ def test_a_subclass_may_pass_on_other_values_than_its_own(tmp_path, make_trainer
     again = Doubled.load_from_checkpoint(tmp_path / "last.ckpt")
     assert again.network.width == 10
     assert all(map(torch.equal, again.parameters(), module.parameters()))
-
-
-def test_every_network_argument_reaches_the_network(make_module):
-    module = make_module(
-        activation="tanh",
-        constant_column=False,
-        step_sizes=[0.1, 0.2, 0.3, 0.4],
-        input_map="fixed",
-        output_map="fixed",
-        init="plain",
-        init_noise=0.2,
-    )
-    network = module.network
-    assert (network.width, len(network.layers), network.effective_depth) == (6, 4, 2.0)
-    assert (network.activation, network.constant_column) == ("tanh", False)
-    assert (network.init, network.init_noise) == ("plain", 0.2)
-    torch.testing.assert_close(network.step_sizes, torch.tensor([0.1, 0.2, 0.3, 0.4]))
-    assert not network.input_map.weight.requires_grad
-    assert not network.output_map.weight.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from lightning_leaky import LeakyResNet
-from lightning_leaky.callbacks.layer_refiner import find_refinable_path
 from lightning_leaky.functional import resolve_rule
 from lightning_leaky.paths.leaky_path import find_leaky_path
+from lightning_leaky.refining.network import find_refinable_path
 
 
 class Registered(nn.Module):

@@ -2,6 +2,7 @@
 
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.callbacks.path_figures import PathFigures
+from lightning_leaky.callbacks.reading_guide import ReadingGuide
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 
-__all__ = ["EnergyMonitor", "PathFigures", "StepSizeAdapter"]
+__all__ = ["EnergyMonitor", "PathFigures", "ReadingGuide", "StepSizeAdapter"]

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_leaky.plotting import pixels
 
-# What LightningCLI keeps among hyper-parameters for itself.
-_OF_THE_COMMAND_LINE = ("_class_path", "_instantiator")
-ChartLayout: TypeAlias = Mapping[str, Mapping[str, list[Any]]]
-
 
 def log_figure(trainer: Trainer, key: str, figure: Any, step: int) -> None:
-    """Hand a matplotlib figure to every logger that shows pictures: TensorBoard, Weights & Biases, MLflow.
-
-    Args:
-        trainer: Whose loggers; on its first process only.
-        key: Tag of the figure.
-        figure: The figure.
-        step: Optimizer steps taken.
-    """
+    """Hand a matplotlib figure to every logger that shows pictures: TensorBoard, Weights & Biases, MLflow."""
     image: Tensor | None = None
     for kind, logger in _loggers(trainer):
         if kind == "MLFlowLogger":
@@ -53,7 +41,7 @@ def log_histogram(trainer: Trainer, key: str, values: Tensor, step: int) -> None
             logger.experiment.add_histogram(key, values, step)
 
 
-def log_layout(trainer: Trainer, layout: ChartLayout) -> None:
+def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """Hand a layout of charts to TensorBoard."""
     for kind, logger in _loggers(trainer):
         if kind == "TensorBoardLogger":
@@ -66,17 +54,30 @@ def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
     The first list of metrics that a run writes is the one that counts. Lightning's own, of one ``hp_metric``, says
     nothing; where a logger was made without it somebody has plans for that list, and it is left to them.
     """
+    sources: list[Any] = [getattr(trainer, "datamodule", None), trainer.lightning_module]
+    # Private flags, as that of the logger below: without them everybody is taken to want the table.
+    logged = [dict(source.hparams) for source in sources if getattr(source, "_log_hyperparams", bool(source))]
+    plain = _plain({name: value for part in logged for name, value in part.items()})
     for kind, logger in _loggers(trainer):
-        if kind == "TensorBoardLogger" and getattr(logger, "_default_hp_metric", False):
+        if kind == "TensorBoardLogger" and getattr(logger, "_default_hp_metric", True):
             from torch.utils.tensorboard.summary import hparams
 
-            # What Lightning itself is going to log, and as it writes it.
-            sources: list[Any] = [getattr(trainer, "datamodule", None), trainer.lightning_module]
-            logged = [dict(source.hparams_initial) for source in sources if getattr(source, "_log_hyperparams", False)]
-            known = {name: value for part in logged for name, value in part.items() if name not in _OF_THE_COMMAND_LINE}
-            plain = logger._sanitize_params(_flatten_dict(_convert_params(known)))
+            writer = logger.experiment.file_writer
+            if writer is None:  # closed by a fit before: its list is the one that counts
+                continue
             for summary in hparams(plain, dict.fromkeys(keys, 0.0)):  # type: ignore[no-untyped-call]
-                logger.experiment._get_file_writer().add_summary(summary)
+                writer.add_summary(summary)
+
+
+def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
+    """Hyper-parameters as TensorBoard takes them: without nesting, and in words what is no number."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _plain(value, f"{start}{name}/")
+        elif not str(name).startswith("_"):  # what LightningCLI keeps for itself
+            found[f"{start}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return found
 
 
 def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:

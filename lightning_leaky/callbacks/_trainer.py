@@ -171,15 +171,21 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return list(_untyped(trainer).callbacks)
 
 
-def settings_of_others(trainer: Trainer, callback: Callback) -> dict[str, object]:
-    """What the callbacks of this package beside one were told, as ``StepSizeAdapter, damping``."""
+def add_callback(trainer: Trainer, callback: Callback) -> None:
+    """Add a callback to those of a trainer, whose hooks are called from now on."""
+    _untyped(trainer).callbacks.append(callback)
+
+
+def settings_of_others(trainer: Trainer, *callbacks: Callback) -> dict[str, object]:
+    """What the callbacks of this package beside some were told, as ``StepSizeAdapter, damping``."""
     found: dict[str, object] = {}
     for other in callbacks_of(trainer):
         is_ours = any(cls.__module__.startswith("lightning_leaky.") for cls in type(other).__mro__)
-        if is_ours and not isinstance(other, type(callback)):
-            told = {**vars(other), **getattr(other, "settings", {})}
-            arguments = [name for name in inspect.signature(type(other)).parameters if name in told]
-            found |= {f"{type(other).__name__}, {name}": told[name] for name in arguments}
+        if is_ours and other not in callbacks:
+            arguments = {*inspect.signature(type(other)).parameters} - {"settings"}
+            told = {name: value for name, value in vars(other).items() if name in arguments}
+            told |= getattr(other, "settings", {})  # a subclass need not name them in its signature
+            found |= {f"{type(other).__name__}, {name}": value for name, value in told.items()}
     return found
 
 

@@ -15,20 +15,15 @@ from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.explain.figures import figures_of
 from lightning_leaky.functional.spectrum import singular_values
-from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.metrics.quantity import Quantity
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import STEP_SIZE
 from lightning_leaky.paths.leaky_path import knows_weights
-from lightning_leaky.plotting import Limits, Scale, plot_heat_map, plot_singular_values
+from lightning_leaky.plotting import Limits, plot_heat_map, plot_singular_values
 from lightning_leaky.plotting.history import History
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.utilities.processes import is_sharded
 
-_HEAT_MAPS = {
-    "cost_of_identity": "cost of identity",
-    "kinetic_energy": "kinetic energy",
-    "step_size": "step-size ρ",
-}
-# Energies differ by decades from layer to layer, step-sizes do not.
-_SCALES: dict[str, Scale] = {"step_size": "linear"}
 # Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
 _INCHES = (4.4, 3.0)
 
@@ -76,7 +71,7 @@ class PathFigures(Callback):
         new_figure()  # complains here, not after an hour of training, where matplotlib is missing
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self._limits = Limits()
-        self._history = {name: History() for name in _HEAT_MAPS}
+        self._history: dict[str, History] = {}
         self._drawn_at = -every_n_steps  # the first reading is drawn
         self._monitor: EnergyMonitor | None = None
         self._undrawn: tuple[EnergyMonitor, Readings, int] | None = None
@@ -94,7 +89,7 @@ class PathFigures(Callback):
         monitor.num_shown = max(monitor.num_shown, self.num_samples)
         self._monitor = monitor
         self._limits, self._drawn_at, self._undrawn = Limits(), -self.every_n_steps, None
-        self._history = {name: History() for name in _HEAT_MAPS}
+        self._history = {}
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
         """Remember a training reading, and draw where it is time to."""
@@ -102,10 +97,9 @@ class PathFigures(Callback):
             return
         readings, step = monitor.readings["train"], monitor.step
         self._undrawn = (monitor, readings, step)
-        for name, history in self._history.items():
-            values = readings.step_sizes if name == "step_size" else readings.quantities.get(name)
-            if values is not None:
-                history.add(step, values)
+        for name, record in _heat_maps(readings).items():
+            values = readings.step_sizes if record is STEP_SIZE else readings[name]
+            self._history.setdefault(name, History()).add(step, values)
         if step - self._drawn_at >= self.every_n_steps:
             self._draw(trainer)
 
@@ -147,11 +141,17 @@ class PathFigures(Callback):
         weights = None if has_flat_parameters(trainer) else _weights_of(monitor)
         if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
             yield "singular_values_of_W", plot_singular_values(singular_values(weights), readings.positions, "W")
-        for name, history in self._history.items():
-            if len(history):
-                steps, rows = history.table()
-                title = f"{_HEAT_MAPS[name]} over training"
-                yield name, plot_heat_map(rows, steps, _HEAT_MAPS[name], title, _SCALES.get(name, "log"))
+        for name, record in _heat_maps(readings).items():
+            if name in self._history and record.heat_map is not None:
+                steps, rows = self._history[name].table()
+                label = f"{record.title} ρ" if record is STEP_SIZE else record.title
+                yield name, plot_heat_map(rows, steps, label, f"{label} over training", record.heat_map)
+
+
+def _heat_maps(readings: Readings) -> dict[str, Quantity]:
+    """Quantities that are drawn over training."""
+    drawn = {name: record for name, record in readings.records.items() if record.heat_map is not None}
+    return drawn | {STEP_SIZE.key: STEP_SIZE}
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:

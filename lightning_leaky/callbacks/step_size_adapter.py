@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +22,20 @@ from lightning_leaky.callbacks._trainer import (
     num_steps,
     without_log,
 )
-from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
-from lightning_leaky.metrics.path_reader import layer_key
-from lightning_leaky.optim.step_size_hook import StepSizeHook, check_settings
+from lightning_leaky.metrics.readings import layer_key
+from lightning_leaky.optim.settings import AdaptationSettings
+from lightning_leaky.optim.step_size_hook import StepSizeHook
 from lightning_leaky.paths.leaky_path import step_sizes_of
-from lightning_leaky.utilities.optimizer_steps import Rhythm
+from lightning_leaky.utilities.arguments import takes
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(AdaptationSettings):
+    """What type checkers know of the adapter's arguments."""
+
+    optimizer_index: int | None = None
 
 
 class StepSizeAdapter(Callback):
@@ -37,16 +48,8 @@ class StepSizeAdapter(Callback):
     histogram, ``step_sizes``.
 
     Args:
-        every_n_steps: Optimizer steps between two adaptations.
-        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's undamped rule.
-        start_step: First optimizer step (counted from 1) after which to adapt.
-        stop_step: Last one; ``None`` never stops.
-        max_leak: Upper bound of ρ_l L̃; ``None`` for no bound.
         optimizer_index: Which optimizer's steps to follow, where the module has several.
-        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, or a rule of your
-            own, see `lightning_leaky.functional.StepSizeRule`.
-        move_weights: Whether the weights move with their place on the path; see `StepSizeHook`.
-        scale_gradients: Whether gradients are taken per unit of p; see `StepSizeHook`.
+        **settings: When and how to adapt: every argument of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if the model has no step-sizes, cannot keep
@@ -57,31 +60,10 @@ class StepSizeAdapter(Callback):
         >>> trainer = L.Trainer(callbacks=[StepSizeAdapter(every_n_steps=10, damping=0.1)], logger=False)
     """
 
-    def __init__(
-        self,
-        every_n_steps: int = 10,
-        damping: float = 0.1,
-        start_step: int = 1,
-        stop_step: int | None = None,
-        max_leak: float | None = 1.0,
-        optimizer_index: int | None = None,
-        rule: str | StepSizeRule = "relative_distance",
-        move_weights: bool = False,
-        scale_gradients: bool = False,
-    ) -> None:
-        Rhythm(every_n_steps, start_step, stop_step)  # it and the next two complain of what is out of range
-        check_settings(damping, max_leak)
-        resolve_rule(rule)
-        self.settings: dict[str, Any] = {
-            "every_n_steps": every_n_steps,
-            "damping": damping,
-            "start_step": start_step,
-            "stop_step": stop_step,
-            "max_leak": max_leak,
-            "rule": rule,
-            "move_weights": move_weights,
-            "scale_gradients": scale_gradients,
-        }
+    @takes(_Arguments)
+    def __init__(self, *values: Any, optimizer_index: int | None = None, **settings: Any) -> None:
+        chosen = AdaptationSettings(*values, **settings)
+        self.settings = dict(vars(chosen))
         self.optimizer_index = optimizer_index
         self._hook: StepSizeHook | None = None
         self._restored: dict[str, Any] | None = None
@@ -110,8 +92,11 @@ class StepSizeAdapter(Callback):
         self._hook.attach(optimizer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log the step-sizes of a step that is logged."""
-        if self._hook is not None and is_due(trainer, log_period(trainer)) and not is_accumulating(trainer):
+        """Say what is padding in the batch, and log the step-sizes of a step that is logged."""
+        if self._hook is None:
+            return
+        self._hook.see(batch)
+        if is_due(trainer, log_period(trainer)) and not is_accumulating(trainer):
             rho = step_sizes_of(self._hook.path)
             keys = [f"step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
             log_scalars(trainer, dict(zip(keys, rho, strict=True)))
@@ -164,9 +149,13 @@ class StepSizeAdapter(Callback):
 
     @property
     def _plain_settings(self) -> dict[str, Any]:
-        """Settings as a checkpoint may hold them: a rule that is an object by what it prints."""
-        rule = self.settings["rule"]
-        return {**self.settings, "rule": rule if isinstance(rule, str) else repr(rule)}
+        """Settings as a checkpoint may hold them: an object by what it prints, but for its address."""
+        return {
+            name: value
+            if value is None or isinstance(value, (bool, int, float, str))
+            else _ADDRESS.sub("", repr(value))
+            for name, value in self.settings.items()
+        }
 
     def _designated(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         if self.optimizer_index is None and len(optimizers) != 1:
@@ -189,7 +178,8 @@ class StepSizeAdapter(Callback):
 
     def _warn_of_settings(self, saved: dict[str, Any]) -> None:
         own = self._plain_settings
-        changed = [f"{name}={saved.get(name)!r}" for name, value in own.items() if saved.get(name) != value]
+        # An older version has saved fewer.
+        changed = [f"{name}={saved[name]!r}" for name, value in own.items() if saved.get(name, value) != value]
         if changed:
             rank_zero_warn(
                 f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with "

@@ -5,19 +5,12 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from lightning_leaky.explain.diagnosis import diagnose, paragraphs
-from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.explain.diagnosis import paragraphs, work_of_layers
+from lightning_leaky.metrics.readings import Readings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Headings shorter than the titles of the cards: eighty columns are few.
-_SHOWN = {
-    "cost_of_identity": "identity",
-    "kinetic_energy": "kinetic",
-    "hamiltonian": "H",
-    "criticality_residual": "residual",
-}
 _BAR = 12
 
 
@@ -53,35 +46,22 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
     from rich.table import Table
 
     console = Console(highlight=False) if console is None else console
-    names = [name for name in _SHOWN if name in readings.quantities]
+    headings = {name: record.heading for name, record in readings.records.items() if record.heading}
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for heading in ("layer", "ρ"):
-        table.add_column(heading, justify="right")
+    table.add_column("layer", justify="right")
+    table.add_column("ρ", justify="right")
     table.add_column("work", justify="left", no_wrap=True)
-    for name in names:
-        table.add_column(_SHOWN[name], justify="right")
+    for heading in headings.values():
+        table.add_column(heading, justify="right")
     if readings.names:
         table.add_column("name", overflow="ellipsis", no_wrap=True)
-    for row, is_idle in _rows(readings, names):
-        table.add_row(*row, style="dim" if is_idle else None)
+    for layer, (work, is_idle) in enumerate(work_of_layers(readings)):
+        values = [f"{readings[name][layer]:.3g}" for name in headings]
+        cells = [f"{layer + 1}", f"{float(readings.step_sizes[layer]):.3g}", _bar(work), *values]
+        table.add_row(*cells, *readings.names[layer : layer + 1], style="dim" if is_idle else None)
     console.print(table)
     console.print(*paragraphs(readings), sep="\n", soft_wrap=True)
 
 
-def _rows(readings: Readings, names: list[str]) -> list[tuple[list[str], bool]]:
-    """Cells of each layer, and whether it is idle."""
-    rows: list[tuple[list[str], bool]] = []
-    for part, diagnosis in zip(readings.split(), diagnose(readings), strict=True):
-        for index, rho in enumerate(part.step_sizes.tolist()):
-            work = float(diagnosis.work[index]) if len(diagnosis.work) else None
-            cells = [f"{len(rows) + 1}", f"{rho:.3g}", _bar(work)]
-            is_idle = len(rows) + 1 in diagnosis.idle
-            name = readings.names[len(rows) : len(rows) + 1]
-            rows.append(([*cells, *(f"{part[key][index]:.3g}" for key in names), *name], is_idle))
-    return rows
-
-
-def _bar(share: float | None) -> str:
-    if share is None or share != share:
-        return ""
-    return f"{'█' * round(_BAR * share):{_BAR}} {share:4.0%}"
+def _bar(share: float) -> str:
+    return "" if share != share else f"{'█' * round(_BAR * share):{_BAR}} {share:4.0%}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional import fewest_layers, layer_shares, path_median
-from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.metrics.readings import Readings
 
 Trust = Literal["unknown", "no", "partly", "yes"]
 
@@ -65,9 +65,7 @@ class Diagnosis:
     @property
     def trust(self) -> Trust:
         """Whether the Hamiltonian can be trusted; yes with a residual below 0.1, partly below 0.5."""
-        if self.residual != self.residual:
-            return "unknown"
-        return "yes" if self.residual < _GOOD else "partly" if self.residual < _FAIR else "no"
+        return _trust(self.residual)
 
     @property
     def has_collapsed(self) -> bool:
@@ -91,9 +89,7 @@ class Diagnosis:
         As L̃ grows the median of −2H/L̃ comes from below and the least cost of identity from above. Where they have met,
         the discretisation may have them cross by a little. ``None`` is no estimate; `sentences` says why.
         """
-        below, above = self.rank_from_below, self.dimensions[1]
-        is_one = self.trust != "no" and -_NEARLY_ZERO <= below <= above + _CROSSED
-        return (min(below, above), max(below, above)) if is_one else None
+        return _rank_estimates(self.rank_from_below, self.dimensions[1], self.residual)
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -177,12 +173,7 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
 
 
 def paragraphs(readings: Readings) -> list[str]:
-    """All sentences, and where there are several segments a line before those of each.
-
-    Example:
-        >>> paragraphs(Readings({}, torch.ones(2) / 2, 0.0, segments=(1, 1)))[5]
-        'Segment 2, layer 2:'
-    """
+    """All sentences, and where there are several segments a line before those of each."""
     found: list[str] = []
     parts = diagnose(readings)
     for number, part in enumerate(parts, start=1):
@@ -193,30 +184,28 @@ def paragraphs(readings: Readings) -> list[str]:
     return found
 
 
+def work_of_layers(readings: Readings) -> list[tuple[float, bool]]:
+    """Of each layer its share of the work of its segment, NaN where that was not read, and whether it is idle."""
+    found: list[tuple[float, bool]] = []
+    for part, diagnosis in zip(readings.split(), diagnose(readings), strict=True):
+        shares = diagnosis.work.tolist() or [float("nan")] * len(part.step_sizes)
+        found += [(share, number in diagnosis.idle) for number, share in enumerate(shares, start=diagnosis.first)]
+    return found
+
+
 def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
-    """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any.
-
-    Args:
-        readings: Of any quantities.
-        prefix: Put before each key.
-
-    Example:
-        >>> energies = {"cost_of_identity": torch.tensor([9.0, 3.5]), "hamiltonian": torch.tensor([-3.0, -2.0])}
-        >>> rank_scalars(Readings(energies, torch.tensor([0.5, 0.5]), effective_depth=2.0))
-        {'rank/lower': tensor(2.5000, dtype=torch.float64), 'rank/upper': tensor(3.5000, dtype=torch.float64)}
-    """
-    parts = diagnose(readings)
+    """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any."""
+    parts = readings.split()
+    estimates = [_rank_estimates(_rank_from_below(part), float(_costs(part).min()), _residual(part)) for part in parts]
     return {
         f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(rank, dtype=torch.float64)
-        for number, part in enumerate(parts, start=1)
-        for end, rank in zip(("lower", "upper"), part.rank_estimates or (), strict=False)
+        for number, found in enumerate(estimates, start=1)
+        for end, rank in zip(("lower", "upper"), found or (), strict=False)
     }
 
 
 def _diagnose(part: Readings, first: int) -> Diagnosis:
-    costs = part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
-    form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
-    rank = part.summaries().get(f"{form}/bottleneck_rank", torch.tensor(float("nan")))
+    costs = _costs(part)
     kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
     work, length = layer_shares(kinetic, part.step_sizes[: len(kinetic)])
     idle = (length < _IDLE / max(1, len(length))).nonzero().flatten().tolist()
@@ -226,8 +215,8 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         leaks=part.effective_depth > 0,
         dimensions=(float(costs[0]), float(costs.min())),
         narrowest=first + int(costs.argmin()),
-        rank_from_below=float(rank),
-        residual=_median(part, "criticality_residual"),
+        rank_from_below=_rank_from_below(part),
+        residual=_residual(part),
         work=work,
         working=tuple(first + index for index in fewest_layers(work, _MOST)),
         idle=tuple(first + index for index in idle),
@@ -239,18 +228,33 @@ def _first_broken(part: Readings, first: int) -> int | None:
     return first + int(min(broken)) if broken else None
 
 
-def _median(part: Readings, name: str) -> float:
-    found = part.quantities.get(name)
+def _trust(residual: float) -> Trust:
+    if residual != residual:
+        return "unknown"
+    return "yes" if residual < _GOOD else "partly" if residual < _FAIR else "no"
+
+
+def _rank_estimates(below: float, above: float, residual: float) -> tuple[float, float] | None:
+    is_one = _trust(residual) != "no" and -_NEARLY_ZERO <= below <= above + _CROSSED
+    return (min(below, above), max(below, above)) if is_one else None
+
+
+def _rank_from_below(part: Readings) -> float:
+    form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
+    return float(part.summaries().get(f"{form}/bottleneck_rank", torch.nan))
+
+
+def _costs(part: Readings) -> Tensor:
+    return part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
+
+
+def _residual(part: Readings) -> float:
+    found = part.quantities.get("criticality_residual")
     return float("nan") if found is None else float(path_median(found, part.step_sizes))
 
 
 def ranges(numbers: tuple[int, ...]) -> str:
-    """Numbers of layers in order, as a reader writes them.
-
-    Example:
-        >>> ranges((1, 2, 3, 7, 9, 10))
-        'layers 1–3, 7, 9–10'
-    """
+    """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

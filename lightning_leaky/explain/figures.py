@@ -9,21 +9,13 @@ import torch
 
 from lightning_leaky.functional.projection import path_projection
 from lightning_leaky.functional.spectrum import singular_values
-from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.plotting import can_plot_energies, plot_energies, plot_paths, plot_singular_values
 from lightning_leaky.reading.sample import PathSample
 
 
 def figures_of(readings: Readings, samples: Sequence[PathSample]) -> Iterator[tuple[str, Any]]:
-    """Energies of all layers, and spectra and path of the longest segment of which there are samples.
-
-    Args:
-        readings: Of every layer.
-        samples: A few samples on their way, one entry a segment; a diverged one is not drawn.
-
-    Yields:
-        Name and figure: ``energies``, ``singular_values_of_A``, ``path``; those that can be drawn.
-    """
+    """Figures by name: energies of all layers; spectra and path of the longest segment, where it has not diverged."""
     if can_plot_energies(readings.quantities):
         yield "energies", plot_energies(readings.quantities, readings.positions)
     if not samples:

@@ -1,29 +1,25 @@
 """Every quantity of the mechanics of Leaky ResNets, as pure functions of tensors.
 
 Each takes representations of shape (..., N, w): samples in rows, neurons in columns, any leading dimensions (layers,
-say). Each quantity comes from tensors and, as ``*_from_moments``, from sums over samples. All compute in float64
-(float32 on MPS) whatever the input, and are differentiable wherever the mathematics is.
+say). Features σ(A) are formed once, by `features`, and handed on. All compute in float64 (float32 on MPS) whatever the
+input, and are differentiable wherever the mathematics is. `second_moments` and `momentum_moments` are the sums over
+samples that batches and processes add up.
 """
 
 from lightning_leaky.functional.bounds import Bounds, rank_gap_bounds, speed_bounds
 from lightning_leaky.functional.cost_of_identity import (
     cost_of_identity,
-    cost_of_identity_from_moments,
     potential_energy,
-    potential_energy_from_moments,
 )
 from lightning_leaky.functional.criticality import (
     balancedness_defect,
     criticality_residual,
-    criticality_residual_from_moments,
 )
 from lightning_leaky.functional.features import Activation, features, resolve_activation
 from lightning_leaky.functional.hamiltonian import (
     bottleneck_rank,
     energy_hamiltonian,
-    energy_hamiltonian_from_moments,
     hamiltonian,
-    hamiltonian_from_moments,
     hamiltonian_spread,
 )
 from lightning_leaky.functional.k_norm import (
@@ -35,16 +31,12 @@ from lightning_leaky.functional.k_norm import (
 )
 from lightning_leaky.functional.kinetic_energy import (
     kinetic_energy,
-    kinetic_energy_from_moments,
     path_length,
-    path_length_from_moments,
     velocity,
 )
 from lightning_leaky.functional.lagrangian import (
     cross_term,
-    cross_term_from_moments,
     lagrangian,
-    lagrangian_from_moments,
 )
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
@@ -56,7 +48,6 @@ from lightning_leaky.functional.spectrum import (
     singular_values,
     singular_values_from_moments,
     stable_rank,
-    stable_rank_from_moments,
 )
 from lightning_leaky.functional.step_size_rules import (
     RULES,
@@ -92,26 +83,19 @@ __all__ = [
     "cap_step_sizes",
     "check_step_sizes",
     "cost_of_identity",
-    "cost_of_identity_from_moments",
     "criticality_residual",
-    "criticality_residual_from_moments",
     "cross_term",
-    "cross_term_from_moments",
     "energy_hamiltonian",
-    "energy_hamiltonian_from_moments",
     "equidistant_step_sizes",
     "features",
     "fewest_layers",
     "hamiltonian",
-    "hamiltonian_from_moments",
     "hamiltonian_spread",
     "irregular_step_sizes",
     "k_inner_products",
     "k_inner_products_from_moments",
     "kinetic_energy",
-    "kinetic_energy_from_moments",
     "lagrangian",
-    "lagrangian_from_moments",
     "layer_shares",
     "leak_scale",
     "leaky_step",
@@ -120,11 +104,9 @@ __all__ = [
     "objective_weight_decay",
     "operator_norm",
     "path_length",
-    "path_length_from_moments",
     "path_median",
     "path_projection",
     "potential_energy",
-    "potential_energy_from_moments",
     "principal_coordinate",
     "rank_gap_bounds",
     "relative_distances",
@@ -136,6 +118,5 @@ __all__ = [
     "singular_values_from_moments",
     "speed_bounds",
     "stable_rank",
-    "stable_rank_from_moments",
     "velocity",
 ]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_layers, check_matrix
-from lightning_leaky.functional.features import Activation
 from lightning_leaky.functional.leak import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments
 from lightning_leaky.functional.step_sizes import check_step_sizes
@@ -17,8 +16,7 @@ def criticality_residual(
     representation: Tensor,
     momentum: Tensor,
     effective_depth: float,
-    activation: Activation = "relu",
-    constant_column: bool = True,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Criticality residual ``‖W_l − L̃ B_lᵀσ(A_{l−1})‖_F / ‖W_l‖_F`` (from arXiv 2405.17573, section 2).
 
@@ -30,8 +28,7 @@ def criticality_residual(
         representation: A_{l−1}, shape (..., N, w).
         momentum: B_l, shape (..., N, w).
         effective_depth: L̃ ≥ 0; at 0 the factor L̃ is dropped.
-        activation: Entrywise nonlinearity of the features.
-        constant_column: Whether the features end with a column of ones.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), no unit, ≥ 0, float64. For zero weights 0 if they are critical, else infinity.
@@ -44,30 +41,8 @@ def criticality_residual(
         >>> criticality_residual(2.0 * B.T @ features(A), A, B, effective_depth=2.0)
         tensor(0., dtype=torch.float64)
     """
-    moments = momentum_moments(representation, momentum, activation, constant_column)
-    return criticality_residual_from_moments(weight, moments, effective_depth)
-
-
-def criticality_residual_from_moments(weight: Tensor, moments: MomentumMoments, effective_depth: float) -> Tensor:
-    """Criticality residual from sums over samples; see `criticality_residual`.
-
-    Args:
-        weight: W_l, shape (..., w, d).
-        moments: Momentum moments of (A_{l−1}, B_l).
-        effective_depth: L̃ ≥ 0.
-
-    Returns:
-        Shape (...).
-
-    Raises:
-        ValueError: If the weight does not fit the moments, or L̃ < 0.
-
-    Example:
-        >>> moments = momentum_moments(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]))
-        >>> criticality_residual_from_moments(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), moments, 2.0)
-        tensor(5., dtype=torch.float64)
-    """
-    return criticality_residual_of(check_matrix("weight", weight), moments, effective_depth)
+    wide = check_matrix("weight", weight)
+    return criticality_residual_of(wide, momentum_moments(representation, momentum, features), effective_depth)
 
 
 def criticality_residual_of(weight: Tensor, moments: MomentumMoments, effective_depth: float) -> Tensor:
@@ -76,7 +51,7 @@ def criticality_residual_of(weight: Tensor, moments: MomentumMoments, effective_
     if weight.shape[-2:] != critical.shape[-2:]:
         raise ValueError(
             f"`weight` must have shape (..., {critical.shape[-2]}, {critical.shape[-1]}), got {tuple(weight.shape)}; "
-            "append the bias as last column, or set constant_column=False."
+            "append the bias as last column, or pass features without a constant."
         )
     wide = weight.to(critical)
     distance, size = torch.linalg.matrix_norm(wide - critical), torch.linalg.matrix_norm(wide)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lightning_leaky.functional._checks import check_matrix
 
 Activation: TypeAlias = str | Callable[[Tensor], Tensor]
 """An entrywise nonlinearity: one of the names that `resolve_activation` knows, or any function of a tensor."""
@@ -60,17 +62,27 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
         >>> features(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1.]])
     """
-    return features_beside((), representation, activation, constant_column)[0]
+    function = activation if callable(activation) else resolve_activation(activation)
+    activated = function(representation)
+    return torch.cat([activated, torch.ones_like(activated[..., :1])], dim=-1) if constant_column else activated
 
 
-def features_beside(
-    matrices: Sequence[Tensor], representation: Tensor, activation: Activation, constant_column: bool
-) -> tuple[Tensor, Tensor]:
-    """σ(A), a view of the other: [σ(A), M_1, …, M_k], shape (..., N, d + k w).
+def given_features(representation: Tensor, given: Tensor | None) -> Tensor:
+    """Features in the working dtype: those given, or by default those of `features`.
 
-    One copy of everything, for products of σ(A)ᵀ with all of it: one large product in place of k + 1 small ones.
+    Args:
+        representation: A, checked, shape (..., N, w).
+        given: σ(A), shape (..., N, d), or ``None``.
+
+    Raises:
+        ValueError: If they are not floating-point and finite, or their rows are not those of the representation.
     """
-    activated = resolve_activation(activation)(representation)
-    ones = [torch.ones_like(activated[..., :1])] if constant_column else []
-    beside = torch.cat([activated, *ones, *matrices], dim=-1)
-    return beside[..., : activated.shape[-1] + len(ones)], beside
+    if given is None:
+        return features(representation)
+    wide = check_matrix("features", given)
+    if wide.shape[:-1] != representation.shape[:-1]:
+        raise ValueError(
+            f"`features` must have one row for each of the representation, {tuple(representation.shape[:-1])}, got "
+            f"{tuple(wide.shape[:-1])}; form them of the same samples."
+        )
+    return wide

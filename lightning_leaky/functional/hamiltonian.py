@@ -6,11 +6,11 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices, check_positive
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
-from lightning_leaky.functional.features import Activation
-from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
+from lightning_leaky.functional.features import given_features
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments
+from lightning_leaky.functional.moments import inner_product, momentum_moments
 
 _DEFAULT = KNorm()
 
@@ -19,8 +19,7 @@ def hamiltonian(
     representation: Tensor,
     momentum: Tensor,
     effective_depth: float,
-    activation: Activation = "relu",
-    constant_column: bool = True,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Hamiltonian in momentum form, ``H = (L̃/2)‖Bᵀσ(A)‖²_F − L̃ tr(BᵀA)`` (arXiv 2405.17573, section 2.1).
 
@@ -31,8 +30,7 @@ def hamiltonian(
         representation: A_{l−1}, shape (..., N, w).
         momentum: B_l, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
-        activation: Entrywise nonlinearity of the features.
-        constant_column: Whether the features end with a column of ones.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), an energy, of either sign, float64. Constant over the layers of an optimum of the objective.
@@ -44,27 +42,8 @@ def hamiltonian(
         >>> hamiltonian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), effective_depth=2.0)
         tensor(2., dtype=torch.float64)
     """
-    return hamiltonian_from_moments(
-        momentum_moments(representation, momentum, activation, constant_column), effective_depth
-    )
-
-
-def hamiltonian_from_moments(moments: MomentumMoments, effective_depth: float) -> Tensor:
-    """Hamiltonian in momentum form from sums over samples; see `hamiltonian`.
-
-    Args:
-        moments: Momentum moments of (A_{l−1}, B_l).
-        effective_depth: L̃ ≥ 0.
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> moments = momentum_moments(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]))
-        >>> hamiltonian_from_moments(moments, effective_depth=2.0)
-        tensor(2., dtype=torch.float64)
-    """
-    square = moments.features_momentum.square().sum((-2, -1))
+    moments = momentum_moments(representation, momentum, features)
+    square = inner_product(moments.features_momentum, moments.features_momentum)
     return hamiltonian_of(square, moments.momentum_representation, effective_depth)
 
 
@@ -74,7 +53,11 @@ def hamiltonian_of(features_momentum_square: Tensor, momentum_representation: Te
 
 
 def energy_hamiltonian(
-    representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT
+    representation: Tensor,
+    velocity: Tensor,
+    effective_depth: float,
+    k_norm: KNorm = _DEFAULT,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Hamiltonian in energy form, ``H_γ = (1/(2L̃))‖∂_pA‖²_K − (L̃/2)‖A‖²_K``: kinetic plus potential (section 2.2).
 
@@ -85,6 +68,7 @@ def energy_hamiltonian(
         velocity: ∂_pA, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), an energy, of either sign, float64.
@@ -98,26 +82,8 @@ def energy_hamiltonian(
         tensor(2.3750, dtype=torch.float64)
     """
     wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
-    return energy_hamiltonian_of(inner_products_of(k_norm, wide, wide, wide_velocity), effective_depth)
-
-
-def energy_hamiltonian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
-    """Hamiltonian in energy form from second moments; see `energy_hamiltonian`.
-
-    Args:
-        moments: Second moments of A and ∂_pA.
-        effective_depth: L̃ ≥ 0.
-        k_norm: Which K-norm.
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
-        >>> energy_hamiltonian_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
-        tensor(2.3750, dtype=torch.float64)
-    """
-    return energy_hamiltonian_of(k_inner_products_from_moments(moments, k_norm), effective_depth)
+    products = inner_products_of(k_norm, given_features(wide, features), wide, wide_velocity)
+    return energy_hamiltonian_of(products, effective_depth)
 
 
 def energy_hamiltonian_of(products: Tensor, effective_depth: float) -> Tensor:
@@ -144,7 +110,12 @@ def bottleneck_rank(hamiltonian: Tensor, effective_depth: float) -> Tensor:
         >>> bottleneck_rank(torch.tensor(-10.5), effective_depth=7.0)
         tensor(3.)
     """
-    return -2 * hamiltonian / check_positive("effective_depth", effective_depth)
+    return rank_of(hamiltonian, check_positive("effective_depth", effective_depth))
+
+
+def rank_of(hamiltonian: Tensor, effective_depth: float) -> Tensor:
+    """−2H/L̃, without checks."""
+    return -2 * hamiltonian / effective_depth
 
 
 def hamiltonian_spread(hamiltonian: Tensor) -> Tensor:

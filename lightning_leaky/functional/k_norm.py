@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices, check_matrix, check_non_negative
-from lightning_leaky.functional.features import Activation, features, features_beside, resolve_activation
+from lightning_leaky.functional.features import given_features
 from lightning_leaky.functional.moments import SecondMoments, inner_products, moments_of
 
 
@@ -26,14 +26,11 @@ class KNorm:
         gamma: The stabiliser γ ≥ 0 itself, in units of K; 0 selects the raw form. ``None`` makes it relative.
         gamma_rel: γ0 ≥ 0 of the relative stabiliser γ = γ0 ‖K‖_op, used where `gamma` is ``None``. Relative, the
             energies do not change when the data set is repeated or the representation is rescaled.
-        activation: Entrywise nonlinearity σ, a name or a function.
-        constant_column: Whether σ(A) ends with a column of ones.
         rtol: Relative cut-off of the raw form on the singular values of σ(A). From second moments values below about
             1e-7 are rounding noise.
 
     Raises:
-        ValueError: If `gamma`, `gamma_rel` or `rtol` is negative or not finite, `gamma_rel` is 0 while it is in use,
-            or the activation's name is not known.
+        ValueError: If `gamma`, `gamma_rel` or `rtol` is negative or not finite, or `gamma_rel` is 0 while it is in use.
 
     Example:
         >>> KNorm(gamma=0.0).is_raw
@@ -42,14 +39,11 @@ class KNorm:
 
     gamma: float | None = None
     gamma_rel: float = 1e-3
-    activation: Activation = "relu"
-    constant_column: bool = True
     rtol: float = 1e-5
 
     def __post_init__(self) -> None:
         check_non_negative("rtol", self.rtol)
         check_non_negative("gamma_rel", self.gamma_rel)
-        resolve_activation(self.activation)
         if self.gamma is not None:
             check_non_negative("gamma", self.gamma)
         elif self.gamma_rel == 0:
@@ -64,19 +58,6 @@ class KNorm:
     def bears_float32(self) -> bool:
         """Whether float32 matrices may be measured in float32 products, which err by about 1e-9/√γ0."""
         return self.gamma is None and self.gamma_rel >= 1e-6
-
-    def features(self, representation: Tensor) -> Tensor:
-        """Features σ(A), shape (..., N, d), of a representation A, shape (..., N, w)."""
-        return features(representation, self.activation, self.constant_column)
-
-    def features_beside(self, representation: Tensor, matrices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """σ(A), and [σ(A), M_1, …, M_k] for products with all of it."""
-        return features_beside(matrices, representation, self.activation, self.constant_column)
-
-    def kernel(self, representation: Tensor) -> Tensor:
-        """K = σ(A) σ(A)ᵀ, shape (..., N, N): the constant column adds one to each entry, and is not formed."""
-        activated = resolve_activation(self.activation)(representation)
-        return activated @ activated.mT + int(self.constant_column)
 
     def stabiliser(self, gram: Tensor) -> Tensor:
         """Stabiliser γ, shape (...), for σᵀσ or σσᵀ, shape (..., n, n): both have the operator norm of K."""
@@ -132,13 +113,13 @@ def _by_power_iteration(gram: Tensor) -> Tensor | None:
     return None
 
 
-def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, k_norm: KNorm = _DEFAULT) -> Tensor:
+def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, features: Tensor | None = None) -> Tensor:
     """Relative stabiliser ``γ = γ0 ‖K‖_op`` of a representation.
 
     Args:
         representation: A, shape (..., N, w).
         gamma_rel: γ0.
-        k_norm: Supplies activation and constant column.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         γ, shape (...), float64.
@@ -150,12 +131,14 @@ def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, k_norm: KNor
         >>> relative_gamma(torch.tensor([[-3.0, -1.0]]), gamma_rel=0.1)  # σ(A) = [0, 0, 1], ‖K‖ = 1
         tensor(0.1000, dtype=torch.float64)
     """
-    sigma = k_norm.features(check_matrix("representation", representation))
+    sigma = given_features(check_matrix("representation", representation), features)
     norm: Tensor = torch.linalg.matrix_norm(sigma, ord=2)
     return check_non_negative("gamma_rel", gamma_rel) * norm.square()
 
 
-def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+def k_inner_products(
+    representation: Tensor, *matrices: Tensor, k_norm: KNorm = _DEFAULT, features: Tensor | None = None
+) -> Tensor:
     """All inner products ``⟨M_i, M_j⟩_K`` of some matrices at one representation.
 
     The smaller of the two sides is factorised, once for all matrices: K (N × N) where N ≤ d, else σᵀσ (d × d).
@@ -164,6 +147,7 @@ def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = 
         representation: A, shape (..., N, w).
         *matrices: k matrices M_i, each of shape (..., N, w).
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (..., k, k), float64 (float32 on MPS). NaN where γ is too small beside ‖K‖_op to be seen in that
@@ -179,24 +163,24 @@ def k_inner_products(representation: Tensor, *matrices: Tensor, k_norm: KNorm = 
     """
     names = [f"matrices[{index}]" for index in range(len(matrices))]
     wide, *others = check_matrices(representation=representation, **dict(zip(names, matrices, strict=True)))
-    return inner_products_of(k_norm, wide, *others)
+    return inner_products_of(k_norm, given_features(wide, features), *others)
 
 
-def inner_products_of(k_norm: KNorm, representation: Tensor, *matrices: Tensor) -> Tensor:
-    """All inner products ``⟨M_i, M_j⟩_K``, shape (..., k, k), of a representation in the working dtype, without checks.
+def inner_products_of(k_norm: KNorm, features: Tensor, *matrices: Tensor) -> Tensor:
+    """All inner products ``⟨M_i, M_j⟩_K``, shape (..., k, k), at features in the working dtype, without checks.
 
     In N × N form float32 matrices are multiplied by the factor of K in float32, half of the work in half of the time;
     K itself is not, for what rounding does to it counts 1/γ0 times.
     """
-    rows, width = representation.shape[-2:]
-    if rows <= width + int(k_norm.constant_column) and not k_norm.is_raw:
-        kernel = k_norm.kernel(representation)
+    rows, width = features.shape[-2:]
+    if rows <= width and not k_norm.is_raw:
+        kernel = features @ features.mT
         return _stable_from_kernel(kernel, matrices, k_norm.stabiliser(kernel))
-    wide = [matrix.to(representation.dtype) for matrix in matrices]
+    wide = [matrix.to(features.dtype) for matrix in matrices]
     if k_norm.is_raw:
-        pseudo_inverse = torch.linalg.pinv(k_norm.features(representation), rtol=k_norm.rtol)
+        pseudo_inverse = torch.linalg.pinv(features, rtol=k_norm.rtol)
         return inner_products([pseudo_inverse @ matrix for matrix in wide])
-    return k_inner_products_from_moments(moments_of(wide, *k_norm.features_beside(representation, wide)), k_norm)
+    return k_inner_products_from_moments(moments_of(features, wide), k_norm)
 
 
 def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
@@ -207,7 +191,7 @@ def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAU
 
     Args:
         moments: Second moments, as of `second_moments`.
-        k_norm: Which K-norm; its activation and constant column are those of the moments already.
+        k_norm: Which K-norm.
 
     Returns:
         Shape (..., k, k). NaN where the moments are not finite.
@@ -236,7 +220,7 @@ def _stable_from_kernel(kernel: Tensor, matrices: Sequence[Tensor], gamma: Tenso
     inverse = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
     inverse = inverse.to(matrices[0].dtype)
     halves = [inverse @ matrix for matrix in matrices]
-    return _mask(inner_products(halves), partial(inner_products, matrices), gamma, info)
+    return _mask(inner_products(halves, kernel.dtype), partial(inner_products, matrices, kernel.dtype), gamma, info)
 
 
 def _stable_from_moments(gram: Tensor, cross: Tensor, inner: Tensor, gamma: Tensor) -> Tensor:

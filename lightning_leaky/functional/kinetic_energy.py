@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_layers, check_matrices
-from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
+from lightning_leaky.functional.features import given_features
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import SecondMoments
 from lightning_leaky.functional.step_sizes import check_step_sizes
 
 _DEFAULT = KNorm()
@@ -43,16 +43,15 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
         raise ValueError(
             f"`step_size` must be a number or one per layer, got shape {tuple(rho.shape)} for {tuple(current.shape)}."
         )
-    return velocity_of(wide_previous, wide_current, rho[..., None, None])
-
-
-def velocity_of(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Tensor:
-    """Velocity of checked representations in the working dtype."""
-    return (current - previous) / step_size
+    return (wide_current - wide_previous) / rho[..., None, None]
 
 
 def kinetic_energy(
-    representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT
+    representation: Tensor,
+    velocity: Tensor,
+    effective_depth: float,
+    k_norm: KNorm = _DEFAULT,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Kinetic energy ``(1/(2L̃)) ‖∂_pA‖²_K`` (arXiv 2405.17573, section 1.3); at L̃ = 0, ``½ ‖∂_pA‖²_K``.
 
@@ -61,6 +60,7 @@ def kinetic_energy(
         velocity: ∂_pA, as of `velocity`; shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), an energy, ≥ 0, float64.
@@ -74,26 +74,9 @@ def kinetic_energy(
         tensor(2.5000, dtype=torch.float64)
     """
     wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
-    return kinetic_energy_of(inner_products_of(k_norm, wide, wide_velocity)[..., 0, 0], effective_depth)
-
-
-def kinetic_energy_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
-    """Kinetic energy from second moments; see `kinetic_energy`.
-
-    Args:
-        moments: Second moments of A and ∂_pA.
-        effective_depth: L̃ ≥ 0.
-        k_norm: Which K-norm.
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
-        >>> kinetic_energy_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
-        tensor(2.5000, dtype=torch.float64)
-    """
-    return kinetic_energy_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1], effective_depth)
+    return kinetic_energy_of(
+        inner_products_of(k_norm, given_features(wide, features), wide_velocity)[..., 0, 0], effective_depth
+    )
 
 
 def kinetic_energy_of(velocity_square: Tensor, effective_depth: float) -> Tensor:
@@ -101,7 +84,13 @@ def kinetic_energy_of(velocity_square: Tensor, effective_depth: float) -> Tensor
     return 0.5 * leak_scale(effective_depth) * velocity_square
 
 
-def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+def path_length(
+    representations: Tensor,
+    velocities: Tensor,
+    step_sizes: Tensor,
+    k_norm: KNorm = _DEFAULT,
+    features: Tensor | None = None,
+) -> Tensor:
     """Length of the path, ``ℓ = Σ_l ρ_l ‖V_l‖_K`` ≈ ``∫ ‖∂_pA‖_K dp`` (section 3).
 
     Args:
@@ -109,6 +98,7 @@ def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor,
         velocities: V_1, …, V_L, shape (L, N, w).
         step_sizes: ρ, shape (L,), positive, summing to 1.
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         A scalar, no unit.
@@ -124,28 +114,8 @@ def path_length(representations: Tensor, velocities: Tensor, step_sizes: Tensor,
     """
     wide, wide_velocities = check_matrices(representations=representations, velocities=velocities)
     rho = check_step_sizes(step_sizes, num_layers=len(check_layers("representations", wide)))
-    return path_length_of(speed_of(inner_products_of(k_norm, wide, wide_velocities)[..., 0, 0]), rho.to(wide.device))
-
-
-def path_length_from_moments(moments: SecondMoments, step_sizes: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
-    """Length of the path from second moments; see `path_length`.
-
-    Args:
-        moments: Second moments of A and ∂_pA of all layers, with L as their first dimension.
-        step_sizes: ρ, shape (L,).
-        k_norm: Which K-norm.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> A, V = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 5.0]]])
-        >>> path_length_from_moments(second_moments(A, V), torch.ones(1), KNorm(gamma=6.5))
-        tensor(1.4142, dtype=torch.float64)
-    """
-    rho = check_step_sizes(step_sizes, num_layers=moments.gram.shape[0])
-    speeds = speed_of(k_inner_products_from_moments(moments, k_norm)[..., 1, 1])
-    return path_length_of(speeds, rho.to(speeds.device))
+    products = inner_products_of(k_norm, given_features(wide, features), wide_velocities)
+    return path_length_of(speed_of(products[..., 0, 0]), rho.to(wide.device))
 
 
 def speed_of(velocity_square: Tensor) -> Tensor:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices
-from lightning_leaky.functional.k_norm import KNorm, inner_products_of, k_inner_products_from_moments
+from lightning_leaky.functional.features import given_features
+from lightning_leaky.functional.k_norm import KNorm, inner_products_of
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.moments import SecondMoments
 
 _DEFAULT = KNorm()
 
 
-def cross_term(representation: Tensor, velocity: Tensor, k_norm: KNorm = _DEFAULT) -> Tensor:
+def cross_term(
+    representation: Tensor, velocity: Tensor, k_norm: KNorm = _DEFAULT, features: Tensor | None = None
+) -> Tensor:
     """Cross term ``⟨∂_pA, A⟩_K`` of the Lagrangian (arXiv 2405.17573, section 1.3).
 
     Args:
         representation: A, shape (..., N, w).
         velocity: ∂_pA, shape (..., N, w).
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), of either sign, float64.
@@ -32,28 +35,16 @@ def cross_term(representation: Tensor, velocity: Tensor, k_norm: KNorm = _DEFAUL
         tensor(1., dtype=torch.float64)
     """
     wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
-    return inner_products_of(k_norm, wide, wide, wide_velocity)[..., 0, 1]
+    return inner_products_of(k_norm, given_features(wide, features), wide, wide_velocity)[..., 0, 1]
 
 
-def cross_term_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT) -> Tensor:
-    """Cross term from second moments; see `cross_term`.
-
-    Args:
-        moments: Second moments of A and ∂_pA.
-        k_norm: Which K-norm.
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
-        >>> cross_term_from_moments(second_moments(A, V), KNorm(gamma=4.0))
-        tensor(1., dtype=torch.float64)
-    """
-    return k_inner_products_from_moments(moments, k_norm)[..., 0, 1]
-
-
-def lagrangian(representation: Tensor, velocity: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
+def lagrangian(
+    representation: Tensor,
+    velocity: Tensor,
+    effective_depth: float,
+    k_norm: KNorm = _DEFAULT,
+    features: Tensor | None = None,
+) -> Tensor:
     """Lagrangian ``(L̃/2)‖A‖²_K + ⟨∂_pA, A⟩_K + (1/(2L̃))‖∂_pA‖²_K = (1/(2L̃))‖L̃A + ∂_pA‖²_K`` (section 1.3).
 
     It is the weight cost per unit of p, without λ, of the smallest weight that moves A at this velocity. At L̃ = 0,
@@ -64,6 +55,7 @@ def lagrangian(representation: Tensor, velocity: Tensor, effective_depth: float,
         velocity: ∂_pA, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         Shape (...), an energy, ≥ 0, float64.
@@ -78,26 +70,8 @@ def lagrangian(representation: Tensor, velocity: Tensor, effective_depth: float,
     """
     scale = leak_scale(effective_depth)
     wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
-    return 0.5 * scale * inner_products_of(k_norm, wide, effective_depth * wide + wide_velocity)[..., 0, 0]
-
-
-def lagrangian_from_moments(moments: SecondMoments, effective_depth: float, k_norm: KNorm = _DEFAULT) -> Tensor:
-    """Lagrangian from second moments; see `lagrangian`.
-
-    Args:
-        moments: Second moments of A and ∂_pA.
-        effective_depth: L̃ ≥ 0.
-        k_norm: Which K-norm.
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
-        >>> lagrangian_from_moments(second_moments(A, V), 0.5, KNorm(gamma=4.0))
-        tensor(3.6250, dtype=torch.float64)
-    """
-    return lagrangian_of(k_inner_products_from_moments(moments, k_norm), effective_depth)
+    weighed = effective_depth * wide + wide_velocity
+    return 0.5 * scale * inner_products_of(k_norm, given_features(wide, features), weighed)[..., 0, 0]
 
 
 def lagrangian_of(products: Tensor, effective_depth: float) -> Tensor:

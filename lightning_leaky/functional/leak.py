@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from lightning_leaky.functional._checks import check_non_negative
-
 
 def leak_scale(effective_depth: float) -> float:
     """Weight of ‖W‖² in the objective: 1/L̃, and 1 at L̃ = 0, where the paper's factor is dropped.
@@ -21,7 +19,9 @@ def leak_scale(effective_depth: float) -> float:
         >>> leak_scale(4.0), leak_scale(0.0)
         (0.25, 1.0)
     """
-    return 1 / effective_depth if check_non_negative("effective_depth", effective_depth) > 0 else 1.0
+    if not 0.0 <= effective_depth < float("inf"):  # here and not by a helper: every energy of every layer asks
+        raise ValueError(f"`effective_depth` must be a finite number >= 0, got {effective_depth!r}.")
+    return 1 / effective_depth if effective_depth > 0 else 1.0
 
 
 def objective_weight_decay(
@@ -36,7 +36,7 @@ def objective_weight_decay(
 
     Args:
         optimizer_weight_decay: d ≥ 0.
-        num_layers: L.
+        num_layers: Number of layers L.
         effective_depth: L̃ ≥ 0.
         acts_per_layer: Whether parameters act once per layer, θ_l = W_l/L, not once per unit of p.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices, working_dtype
-from lightning_leaky.functional.features import Activation, features, features_beside
+from lightning_leaky.functional.features import given_features
 
 
 class SecondMoments(NamedTuple):
@@ -43,18 +43,14 @@ class MomentumMoments(NamedTuple):
 
 
 def second_moments(
-    representation: Tensor,
-    velocity: Tensor | None = None,
-    activation: Activation = "relu",
-    constant_column: bool = True,
+    representation: Tensor, velocity: Tensor | None = None, features: Tensor | None = None
 ) -> SecondMoments:
     """Second moments of a representation, and of its velocity where one is given.
 
     Args:
         representation: A, shape (..., N, w).
         velocity: ∂_pA, shape (..., N, w). With it, k = 2 and the matrices are (A, ∂_pA); without it, k = 1.
-        activation: Entrywise nonlinearity of the features.
-        constant_column: Whether the features end with a column of ones.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         The moments, in float64 (float32 on MPS).
@@ -68,19 +64,16 @@ def second_moments(
         (torch.Size([3, 3]), torch.Size([1, 3, 2]), torch.Size([1, 1]))
     """
     matrices = check_matrices(representation=representation, **({} if velocity is None else {"velocity": velocity}))
-    return moments_of(matrices, *features_beside(matrices, matrices[0], activation, constant_column))
+    return moments_of(given_features(matrices[0], features), matrices)
 
 
-def momentum_moments(
-    representation: Tensor, momentum: Tensor, activation: Activation = "relu", constant_column: bool = True
-) -> MomentumMoments:
+def momentum_moments(representation: Tensor, momentum: Tensor, features: Tensor | None = None) -> MomentumMoments:
     """Sums over samples that pair a momentum with its representation.
 
     Args:
         representation: A_{l-1}, shape (..., N, w).
         momentum: B_l = −(1/λ) ∂C/∂A_l, shape (..., N, w).
-        activation: Entrywise nonlinearity of the features.
-        constant_column: Whether the features end with a column of ones.
+        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
 
     Returns:
         The moments, in float64 (float32 on MPS).
@@ -94,17 +87,17 @@ def momentum_moments(
         tensor(2., dtype=torch.float64)
     """
     wide, wide_momentum = check_matrices(representation=representation, momentum=momentum)
-    return momentum_moments_of(features(wide, activation, constant_column), wide, wide_momentum)
+    return momentum_moments_of(given_features(wide, features), wide, wide_momentum)
 
 
-def momentum_of(gradient: Tensor, weight_decay: float) -> Tensor:
-    """Momentum ``B = −(1/λ) ∂C/∂A`` from the gradient of the cost (arXiv 2405.17573, section 2.1)."""
-    return -gradient / weight_decay
+def moments_of(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> SecondMoments:
+    """Second moments of (..., N, d) features and k matrices, each of shape (..., N, w), without checks."""
+    return split_moments(feature_products(feature_matrix, matrices), inner_products(matrices))
 
 
-def moments_of(matrices: Sequence[Tensor], feature_matrix: Tensor, beside: Tensor) -> SecondMoments:
-    """Second moments of k matrices, each of shape (..., N, w), and what `features_beside` returns for them."""
-    return split_moments(feature_matrix.mT @ beside, inner_products(matrices))
+def feature_products(feature_matrix: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Sᵀ[S, M_1, …, M_k], shape (..., d, d + k w): one large product in place of k + 1 small ones."""
+    return feature_matrix.mT @ torch.cat([feature_matrix, *matrices], dim=-1)
 
 
 def split_moments(products: Tensor, inner: Tensor) -> SecondMoments:
@@ -118,19 +111,9 @@ def momentum_moments_of(feature_matrix: Tensor, representation: Tensor, momentum
     """Momentum moments of (..., N, d) features and (..., N, w) representation and momentum, without checks."""
     return MomentumMoments(
         features_momentum=feature_matrix.mT @ momentum,
-        momentum_representation=momentum_representation_of(representation, momentum),
-        momentum_square=momentum_square_of(momentum),
+        momentum_representation=inner_product(momentum, representation),
+        momentum_square=inner_product(momentum, momentum),
     )
-
-
-def momentum_representation_of(representation: Tensor, momentum: Tensor) -> Tensor:
-    """tr(BᵀA), shape (...), without checks."""
-    return inner_product(momentum, representation)
-
-
-def momentum_square_of(momentum: Tensor) -> Tensor:
-    """‖B‖²_F, shape (...), without checks."""
-    return inner_product(momentum, momentum)
 
 
 def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Tensor:
@@ -140,20 +123,19 @@ def features_momentum_square_of(feature_matrix: Tensor, momentum: Tensor) -> Ten
     return (feature_matrix.mT @ momentum).square().sum((-2, -1))
 
 
-def inner_products(matrices: Sequence[Tensor]) -> Tensor:
+def inner_products(matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """Frobenius inner products tr(M_iᵀ M_j), shape (..., k, k), of k matrices, each of shape (..., N, w)."""
     indices = range(len(matrices))
-    pairs = {(i, j): inner_product(matrices[i], matrices[j]) for i in indices for j in range(i + 1)}
+    pairs = {(i, j): inner_product(matrices[i], matrices[j], dtype) for i in indices for j in range(i + 1)}
     rows = [torch.stack([pairs[max(i, j), min(i, j)] for j in indices], dim=-1) for i in indices]
     return torch.stack(rows, dim=-2)
 
 
-def inner_product(matrix: Tensor, other: Tensor) -> Tensor:
-    """Frobenius inner product tr(MᵀO), shape (...), in the working dtype, whatever that of the matrices."""
-    dtype = working_dtype(matrix.device)
-    if matrix.dtype == dtype:
+def inner_product(matrix: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Frobenius inner product tr(MᵀO), shape (...), in the working dtype or in another, whatever the matrices are."""
+    if matrix.dtype == torch.float64:
         found: Tensor = torch.linalg.vecdot(matrix.flatten(-2), other.flatten(-2))  # BLAS: nothing is written out
         return found
     # Over all of float32 matrices BLAS would lose digits; over one row it does not.
     by_row: Tensor = torch.linalg.vecdot(matrix, other)
-    return by_row.sum(-1, dtype=dtype)
+    return by_row.sum(-1, dtype=working_dtype(matrix.device) if dtype is None else dtype)

@@ -74,22 +74,6 @@ def stable_rank(representation: Tensor) -> Tensor:
     return stable_rank_of(_singular_values(check_matrix("representation", representation)))
 
 
-def stable_rank_from_moments(second_moment: Tensor) -> Tensor:
-    """Stable rank from the sum over samples AᵀA; see `stable_rank` and `singular_values_from_moments`.
-
-    Args:
-        second_moment: AᵀA, shape (..., w, w).
-
-    Returns:
-        Shape (...).
-
-    Example:
-        >>> stable_rank_from_moments(torch.eye(3, dtype=torch.float64))
-        tensor(3., dtype=torch.float64)
-    """
-    return stable_rank_of(singular_values_from_moments(second_moment))
-
-
 def singular_values_by_smaller_side(matrix: Tensor) -> Tensor:
     """Singular values of a finite matrix, shape (..., N, w), from AAᵀ or AᵀA, whichever is smaller; without checks."""
     rows, columns = matrix.shape[-2:]

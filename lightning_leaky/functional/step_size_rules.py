@@ -29,7 +29,7 @@ class StepSizeRule(Protocol):
     """
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Sums over samples of one layer, of any shape, from A_{l−1} and A_l, each of shape (N, w), in float64."""
+        """Sums over samples of one layer, of any shape, from A_{l−1} and A_l: shape (N, w), float64, no padding."""
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
         """c_l ≥ 0, change per unit of p, shape (L,), from the sums of all layers, shape (L, ...), and their ρ."""

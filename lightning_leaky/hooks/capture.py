@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_leaky.hooks.compiled import keep_gradient, number_of
+from lightning_leaky.hooks.compiled import keep_gradient
 from lightning_leaky.hooks.layer_hooks import LayerHooks, fingerprint
 from lightning_leaky.hooks.structures import without_nesting
 
@@ -32,7 +32,6 @@ class PathCapture(LayerHooks):
         super().__init__(layers)
         self.gradients_wanted = gradients
         self.in_backward = False
-        self._number = number_of(self)
         self._unnested: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._forget_tensors()
 
@@ -53,10 +52,6 @@ class PathCapture(LayerHooks):
             index: f"runs {count} times in one forward pass (shared weights?), and there is one place for its reading"
             for index, count in repeated.items()
         }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._number = number_of(self)
 
     def take(self, other: PathCapture, indices: Sequence[int]) -> None:
         """Take over what another capture has seen of some of its layers, which are this one's."""
@@ -91,9 +86,7 @@ class PathCapture(LayerHooks):
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._enter(index, module, args, kwargs)
         if self.armed:
-            for name in _PADDING_MASKS:
-                if isinstance(kwargs.get(name), Tensor):
-                    self.padding[index] = kwargs[name]
+            self.padding[index] = told_padding(kwargs)
 
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         if self.armed:
@@ -124,3 +117,17 @@ class PathCapture(LayerHooks):
         state = {**super().__getstate__(), "in_backward": False, "_unnested": {}}
         forgotten = {name: list(nothing) for name in ("previous", "current", "gradients", "padding")}
         return state | forgotten
+
+
+def told_padding(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the padding mask that a transformer layer of torch.nn is given by keyword: 0 where a position is real.
+
+    Example:
+        >>> told_padding({"src_key_padding_mask": torch.tensor([[False, True]])})
+        tensor([[False,  True]])
+    """
+    for name in _PADDING_MASKS:
+        mask = kwargs.get(name)
+        if isinstance(mask, Tensor):
+            return mask
+    return None

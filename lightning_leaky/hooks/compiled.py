@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -13,20 +13,12 @@ from torch import Tensor, library, nn
 
 from lightning_leaky.utilities.processes import warn
 
-
-class GradientKeeper(Protocol):
-    """Whatever keeps gradients by index."""
-
-    def keep_gradient(self, index: int, gradient: Tensor) -> None:
-        """Keep a gradient."""
-
-
-_KEEPERS: WeakValueDictionary[int, GradientKeeper] = WeakValueDictionary()
+_KEEPERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _NUMBERS = itertools.count()
 
 
-def number_of(keeper: GradientKeeper) -> int:
-    """Return a number under which compiled code finds a keeper again."""
+def number_of(keeper: object) -> int:
+    """Return a number under which compiled code finds an object again, one that keeps gradients or adds up sums."""
     number = next(_NUMBERS)
     _KEEPERS[number] = keeper
     return number
@@ -61,6 +53,24 @@ def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
 @keep_gradient.register_fake
 def _(gradient: Tensor, number: int, index: int) -> Tensor:
     return torch.empty_like(gradient)
+
+
+# How many rows are real is known when it runs: no graph could be made of what follows. The sums are made before.
+@library.custom_op("lightning_leaky::add_rows", mutates_args=("sums",), tags=[torch.Tag.cudagraph_unsafe])
+def add_rows(sums: Tensor, previous: Tensor, current: Tensor, real: Tensor | None, number: int, index: int) -> None:
+    """Add what passes compiled code to sums, reading it as eager code would.
+
+    Args:
+        sums: Those of all layers, changed in place.
+        previous: A_{l−1}.
+        current: A_l.
+        real: Which positions are no padding; ``None`` for all.
+        number: Who reads it, as `number_of` has said.
+        index: Which layer it is.
+    """
+    keeper = _KEEPERS.get(number)
+    if keeper is not None:
+        keeper.add(index, previous, current, real, sums)
 
 
 def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_leaky.hooks.compiled import forget_compiled_code, warn_of_recompilation
+from lightning_leaky.hooks.compiled import forget_compiled_code, number_of, warn_of_recompilation
 from lightning_leaky.hooks.structures import paired_tensors, tensors_of, without_nesting
 
 Self = TypeVar("Self", bound="LayerHooks")
@@ -34,6 +34,7 @@ class LayerHooks:
         self.armed = False
         self._handles: list[RemovableHandle] = []
         self._is_checking = True
+        self._number = number_of(self)
         self._forget_passes()
 
     def attach(self: Self) -> Self:
@@ -56,7 +57,7 @@ class LayerHooks:
 
     def complaints(self) -> dict[int, str]:
         """Why layers cannot be read, by index, from what has passed since the last `clear`."""
-        found = dict.fromkeys(self._unpaired, "takes or returns no floating-point tensor")
+        found = dict(self._unread)
         for index, (before, after) in self._fingerprints.items():
             if not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True):
                 found[index] = (
@@ -75,12 +76,12 @@ class LayerHooks:
 
     def _forget_passes(self) -> None:
         self._counts = [0] * len(self.layers)
-        self._unpaired: list[int] = []
+        self._unread: dict[int, str] = {}
         self._entered: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._fingerprints: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.armed and not torch.compiler.is_compiling():
+        if self.armed and not torch.compiler.is_compiling() and not _is_transformed():
             self._counts[index] += 1
             if self._is_checking:
                 self._entered[index] = [(tensor, fingerprint(tensor)) for tensor in tensors_of((args, kwargs))]
@@ -88,15 +89,18 @@ class LayerHooks:
     def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self._is_wanted():
             return
+        if _is_transformed():
+            self._unread[index] = "runs inside a transform of torch.func, whose tensors do not outlive it"
+            return
         pair = paired_tensors((args, kwargs), output)
         if pair is not None:
-            self._observe(index, *pair)
+            self._observe_call(index, *pair, kwargs)
         if not torch.compiler.is_compiling():
             self._check(index, pair)
 
     def _check(self, index: int, pair: tuple[Tensor, Tensor] | None) -> None:
         if pair is None:
-            self._unpaired.append(index)
+            self._unread[index] = "takes or returns no floating-point tensor"
         for tensor, print_before in self._entered.pop(index, []):
             if pair is not None and tensor is pair[0]:
                 self._fingerprints[index] = (print_before, fingerprint(tensor))
@@ -104,11 +108,19 @@ class LayerHooks:
     def _is_wanted(self) -> bool:
         return self.armed
 
+    def _observe_call(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
+        """Observe a layer by `_observe`; for whom it matters, with what the layer was told by keyword."""
+        self._observe(index, previous, current)
+
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
         raise NotImplementedError
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._number = number_of(self)
+
     def __getstate__(self) -> dict[str, Any]:
-        none_passed = {"_counts": [0] * len(self.layers), "_unpaired": [], "_entered": {}, "_fingerprints": {}}
+        none_passed = {"_counts": [0] * len(self.layers), "_unread": {}, "_entered": {}, "_fingerprints": {}}
         return {**self.__dict__, **none_passed, "_handles": [], "armed": False}
 
 
@@ -123,3 +135,8 @@ def fingerprint(tensor: Tensor) -> Tensor:
     tensor = without_nesting(tensor)[0] if tensor.is_nested else tensor
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return torch.stack([tensor.sum(dtype=dtype), torch.linalg.vector_norm(tensor, dtype=dtype)])
+
+
+def _is_transformed() -> bool:
+    """Whether a layer runs inside vmap, grad or the like, in eager code."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of a structure, in order; sparse ones, which no layer's state is, are left out.
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the floating-point tensors of a structure, in order; sparse ones, which no layer's state is, are left out.
 
     Example:
         >>> import torch
         >>> [len(tensor) for tensor in tensors_of((torch.ones(2), {"mask": None, "hidden": torch.ones(3)}))]
         [2, 3]
     """
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and value.layout == torch.strided:
-            yield value
-    else:
-        for part in _parts(value):
-            yield from tensors_of(part)
+    found, waiting = [], [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Tensor):
+            found += [part] if part.is_floating_point() and part.layout == torch.strided else []
+        elif isinstance(part, Mapping):
+            waiting += reversed(list(part.values()))
+        elif isinstance(part, (tuple, list)):
+            waiting += reversed(part)
+        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+            waiting += reversed([getattr(part, field.name) for field in dataclasses.fields(part)])
+    return found
 
 
 def paired_tensors(inputs: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
@@ -40,7 +46,7 @@ def paired_tensors(inputs: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
         >>> torch.equal(before, hidden), torch.equal(after, hidden + 1)
         (True, True)
     """
-    befores, afters = list(tensors_of(inputs)), list(tensors_of(outputs))
+    befores, afters = tensors_of(inputs), tensors_of(outputs)
     for after in afters:
         for before in befores:
             if same_shape(before, after):
@@ -96,11 +102,3 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
         parts = [replaced(part, old, new) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return list(value) if isinstance(value, (tuple, list)) else []

@@ -1,35 +1,24 @@
-"""torchmetrics twins of `lightning_leaky.functional`: the same quantities, exact over batches and processes."""
+"""Quantities as records, and what reads them: exact over batches and processes, on torchmetrics."""
 
-from lightning_leaky.metrics.energies import (
-    CostOfIdentity,
-    CrossTerm,
-    EnergyHamiltonian,
-    KineticEnergy,
-    Lagrangian,
-    PathEnergies,
-    PathLength,
-    PotentialEnergy,
-)
 from lightning_leaky.metrics.mean import SampleMean
-from lightning_leaky.metrics.momenta import CriticalityResidual, Hamiltonian, PathMomenta
-from lightning_leaky.metrics.path_reader import PathReader, Readings
-from lightning_leaky.metrics.spectrum import SingularValues, StableRank
+from lightning_leaky.metrics.path_reader import PathReader
+from lightning_leaky.metrics.quantity import Quantity, Summary, Sums
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.recipe import Recipe
+from lightning_leaky.metrics.records import QUANTITIES
+from lightning_leaky.metrics.single import CostOfIdentity, Hamiltonian, KineticEnergy, StableRank
 
 __all__ = [
+    "QUANTITIES",
     "CostOfIdentity",
-    "CriticalityResidual",
-    "CrossTerm",
-    "EnergyHamiltonian",
     "Hamiltonian",
     "KineticEnergy",
-    "Lagrangian",
-    "PathEnergies",
-    "PathLength",
-    "PathMomenta",
     "PathReader",
-    "PotentialEnergy",
+    "Quantity",
     "Readings",
+    "Recipe",
     "SampleMean",
-    "SingularValues",
     "StableRank",
+    "Summary",
+    "Sums",
 ]

@@ -1,6 +1,8 @@
 """Networks with layer step-sizes."""
 
+from lightning_leaky.models.leaky_layer import LeakyLayer
 from lightning_leaky.models.leaky_residual import LeakyResidual, LeakySteps, make_leaky, unmake_leaky
-from lightning_leaky.models.leaky_resnet import LeakyLayer, LeakyResNet
+from lightning_leaky.models.leaky_resnet import LeakyResNet
+from lightning_leaky.models.settings import NetworkSettings
 
-__all__ = ["LeakyLayer", "LeakyResNet", "LeakyResidual", "LeakySteps", "make_leaky", "unmake_leaky"]
+__all__ = ["LeakyLayer", "LeakyResNet", "LeakyResidual", "LeakySteps", "NetworkSettings", "make_leaky", "unmake_leaky"]

@@ -18,25 +18,7 @@ _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def fold_gain(model: nn.Module, block: nn.Module, gain: float) -> bool:
     """Multiply f of a block h + f(h) by a gain, in the weights of the layer that f ends with.
 
-    Args:
-        model: The model that holds the block, to be sure that nothing else uses these weights.
-        block: A residual block.
-        gain: The factor; 1 needs nothing.
-
-    Returns:
-        Whether that was possible; where not, nothing has changed.
-
-    Example:
-        >>> class Block(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.branch = nn.Linear(2, 2)
-        ...     def forward(self, h):
-        ...         return h + self.branch(h)
-        >>> block, h = Block(), torch.ones(1, 2)
-        >>> wanted = h + 3 * block.branch(h)
-        >>> fold_gain(block, block, 3.0), torch.allclose(block(h), wanted)
-        (True, True)
+    Returns whether that was possible; where not, as where another module uses these weights, nothing has changed.
     """
     if abs(gain - 1) < 1e-12:
         return True

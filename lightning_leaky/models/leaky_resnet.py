@@ -4,75 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_leaky.functional._checks import check_non_negative
-from lightning_leaky.functional.features import resolve_activation
 from lightning_leaky.functional.leak import leak_scale
-from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.step_sizes import (
     check_step_sizes,
     equidistant_step_sizes,
     irregular_step_sizes,
     normalise_step_sizes,
 )
+from lightning_leaky.models.leaky_layer import LeakyLayer
+from lightning_leaky.models.settings import MapKind, NetworkSettings
 from lightning_leaky.paths.layers import unwrapped
+from lightning_leaky.utilities.arguments import takes
 from lightning_leaky.utilities.processes import unsharded
 
 if TYPE_CHECKING:
     from lightning_leaky.refining.network import Refinement
-
-MapKind = Literal["learned", "fixed", "identity"]
-
-
-class LeakyLayer(nn.Module):
-    """One Euler step ``A_l = (1 − ρ_l L̃) A_{l−1} + ρ_l σ(A_{l−1}) W_lᵀ`` (arXiv 2405.17573, section 1.1).
-
-    Args:
-        width: w.
-        effective_depth: L̃ ≥ 0.
-        activation: Name of the nonlinearity.
-        constant_column: Whether the features end with a constant, that is whether the layer has a bias.
-
-    Example:
-        >>> layer = LeakyLayer(width=3, effective_depth=2.0)
-        >>> layer(torch.zeros(5, 3), torch.tensor(0.25)).shape
-        torch.Size([5, 3])
-    """
-
-    def __init__(
-        self, width: int, effective_depth: float, activation: str = "relu", constant_column: bool = True
-    ) -> None:
-        super().__init__()
-        self.effective_depth = effective_depth
-        self.activation = activation
-        self.weight = nn.Parameter(torch.zeros(width, width))
-        self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-
-    def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
-        """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        return leaky_step(representation, self.weight, self.bias, step_size, self.effective_depth, self.activation)
-
-    def augmented_weight(self) -> Tensor:
-        """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
-
-        Sharded parameters are gathered: a collective that every process must join.
-        """
-        weight = unsharded(self.weight)
-        return weight if self.bias is None else torch.cat([weight, unsharded(self.bias)[:, None]], dim=1)
-
-    def square_norm(self) -> Tensor:
-        """‖W_l‖²_F, bias included."""
-        square = self.weight.square().sum()
-        return square if self.bias is None else square + self.bias.square().sum()
-
-    def extra_repr(self) -> str:
-        """Describe the layer in `print`."""
-        return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
 
 
 class LeakyResNet(nn.Module):
@@ -83,21 +35,9 @@ class LeakyResNet(nn.Module):
     layers may change too, with `refine`, `remesh` or a `LayerRefiner`, and `load_state_dict` takes that of the state.
 
     Args:
-        in_features: Size of an input.
-        out_features: Size of an output.
-        width: w, the constant width of the path.
-        num_layers: L ≥ 1.
-        effective_depth: L̃ ≥ 0.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"silu"``, ``"tanh"`` or ``"identity"``.
-        constant_column: Whether σ(A) ends with a constant column, that is whether the layers have biases.
-        step_sizes: ``"equidistant"``, ``"irregular"``, or the L positive numbers themselves.
-        input_map: Lifts inputs to the width: ``"learned"``, ``"fixed"`` (random orthonormal columns, so that distances
-            are kept) or ``"identity"``.
-        output_map: Reads the outputs: ``"learned"``, ``"fixed"`` (random orthonormal rows) or ``"identity"``.
-        init: ``"identity"`` starts from W = L̃[I, 0] + `init_noise` · N(0, 1/w), the weights that keep a non-negative
-            representation as it is; ``"plain"`` from N(0, 2/w), whose signal decays like exp(−L̃) and whose training
-            collapses to zero at large L̃.
-        init_noise: Size of the noise of ``init="identity"``.
+        *values: As of `NetworkSettings`, in its order.
+        **settings: Every argument of `NetworkSettings`: `in_features`, `out_features`, `width`, `num_layers`,
+            `effective_depth`, and where they are not the default `activation`, `step_sizes`, `input_map` and others.
 
     Raises:
         ValueError: If a number is out of range, the step-sizes are no distribution over the layers, or a map does not
@@ -113,39 +53,19 @@ class LeakyResNet(nn.Module):
 
     step_sizes: Tensor
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        width: int,
-        num_layers: int,
-        effective_depth: float,
-        activation: str = "relu",
-        constant_column: bool = True,
-        step_sizes: Literal["equidistant", "irregular"] | Sequence[float] = "equidistant",
-        input_map: MapKind = "learned",
-        output_map: MapKind = "learned",
-        init: Literal["identity", "plain"] = "identity",
-        init_noise: float = 0.3,
-    ) -> None:
+    @takes(NetworkSettings)
+    def __init__(self, *values: Any, **settings: Any) -> None:
         super().__init__()
-        for name, size in (("in_features", in_features), ("out_features", out_features), ("width", width)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size!r}.")
-        if init not in ("identity", "plain"):
-            raise ValueError(f'`init` must be "identity" or "plain", got {init!r}.')
-        resolve_activation(activation)
-        self.width = width
-        self.effective_depth = check_non_negative("effective_depth", effective_depth)
-        self.activation = activation
-        self.constant_column = constant_column
-        self.init = init
-        self.init_noise = check_non_negative("init_noise", init_noise)
-        self.register_buffer("step_sizes", _initial_step_sizes(step_sizes, num_layers).float())
-        self.input_map = _linear_map("input_map", input_map, in_features, width)
-        self.output_map = _linear_map("output_map", output_map, width, out_features)
+        chosen = NetworkSettings(*values, **settings)
+        width, num_layers = chosen.width, chosen.num_layers
+        self.width, self.effective_depth = width, chosen.effective_depth
+        self.activation, self.constant_column = chosen.activation, chosen.constant_column
+        self.init, self.init_noise = chosen.init, chosen.init_noise
+        self.register_buffer("step_sizes", _initial_step_sizes(chosen.step_sizes, num_layers).float())
+        self.input_map = _linear_map("input_map", chosen.input_map, chosen.in_features, width)
+        self.output_map = _linear_map("output_map", chosen.output_map, width, chosen.out_features)
         self.layers = nn.ModuleList(
-            LeakyLayer(width, effective_depth, activation, constant_column) for _ in range(num_layers)
+            LeakyLayer(width, self.effective_depth, self.activation, self.constant_column) for _ in range(num_layers)
         )
         self.reset_parameters()
 

@@ -1,5 +1,6 @@
 """Hooks on optimizers."""
 
+from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
 
-__all__ = ["StepSizeHook"]
+__all__ = ["AdaptationSettings", "StepSizeHook"]

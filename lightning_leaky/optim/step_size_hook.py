@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_leaky.functional._checks import check_positive, working_dtype
-from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
+from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
+from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.sum_recorder import SumRecorder
+from lightning_leaky.paths.layers import named_layers
 from lightning_leaky.paths.leaky_path import find_leaky_path, step_sizes_of
-from lightning_leaky.utilities.optimizer_steps import Rhythm, step_was_skipped
+from lightning_leaky.reading.layout import is_encoder_decoder, mask_of_layer
+from lightning_leaky.utilities.arguments import takes_first
+from lightning_leaky.utilities.optimizer_steps import step_was_skipped
 from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed, warn
 
 # Of the sums that a rule may ask for, the layers' own included.
@@ -33,18 +37,12 @@ class StepSizeHook:
     The step-sizes change in place, after an optimizer step and never between forward and backward. A float64 master
     keeps their sum at 1. If a distance is zero or not finite they stay as they are, with one warning.
 
+    Samples are those of a reading: every token or pixel by `layout`, and no padding. Which positions are real, layers
+    are told by keyword, a trainer's batch says to `StepSizeAdapter`, and in a loop of your own `see` says it.
+
     Args:
         model: A network with step-sizes (`LeakyResNet`, or whatever offers the same), or a module that contains one.
-        every_n_steps: Optimizer steps between two adaptations.
-        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's undamped rule.
-        start_step: First optimizer step (counted from 1) after which to adapt.
-        stop_step: Last one; ``None`` never stops.
-        max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
-        rule: What c_l is: ``"relative_distance"`` (the paper's), ``"switches"``, or a `StepSizeRule` of your own.
-        move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
-            takes what stands where it now is, with its part of the optimizer's state. [ours]
-        scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
-            Adam does not feel it. [ours]
+        **settings: When and how to adapt: every argument of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
         ValueError: If the model has no step-sizes, a number is out of range, or L̃/L exceeds `max_leak`, so that no
@@ -63,28 +61,15 @@ class StepSizeHook:
         True
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        every_n_steps: int = 10,
-        damping: float = 0.1,
-        start_step: int = 1,
-        stop_step: int | None = None,
-        max_leak: float | None = 1.0,
-        rule: str | StepSizeRule = "relative_distance",
-        move_weights: bool = False,
-        scale_gradients: bool = False,
-    ) -> None:
+    @takes_first(nn.Module, AdaptationSettings)
+    def __init__(self, model: nn.Module, *values: Any, **settings: Any) -> None:
+        self.settings = AdaptationSettings(*values, **settings)
         self.path = find_leaky_path(model)
-        self.rule = resolve_rule(rule)
-        self.move_weights, self.scale_gradients = move_weights, scale_gradients
-        self.rhythm = Rhythm(every_n_steps, start_step, stop_step)
-        self.damping, self.max_leak = damping, max_leak
-        check_settings(damping, max_leak)
-        self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(self.path.layers))
+        layers, max_leak = list(self.path.layers), self.settings.max_leak
+        self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(layers))
         self.num_steps = 0
         self._master = step_sizes_of(self.path)
-        self._recorder = SumRecorder(list(self.path.layers), self.rule, self.path.step_sizes.device)
+        self._recorder = SumRecorder(layers, self._settings_in(model), self.path.step_sizes.device)
         self._handles: list[RemovableHandle] = []
         self._shape: list[int] | None = None
         self._warned = False
@@ -104,12 +89,12 @@ class StepSizeHook:
         """
         if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
-        if self.move_weights:  # nowhere, to complain now and not in the middle of training
+        if self.settings.move_weights:  # nowhere, to complain now and not in the middle of training
             self._move_weights(self._master, optimizer)
-        if self.scale_gradients:
+        if self.settings.scale_gradients:
             self._handles += self._gradient_hooks()
         self._recorder.attach()
-        self._recorder.armed = self.rhythm.is_due(self.num_steps + 1)
+        self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
         return self
 
@@ -154,19 +139,38 @@ class StepSizeHook:
         self._recorder.clear()
         if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
             self._recorder.sums = None if state["sums"] is None else state["sums"].clone()
-        self._recorder.armed = self.is_attached and self.rhythm.is_due(self.num_steps + 1)
+        self._recorder.armed = self.is_attached and self.settings.rhythm.is_due(self.num_steps + 1)
+
+    def see(self, batch: Any) -> None:
+        """Say what passes from now on, so that its padding is no sample; `padding_mask` says where a batch has it.
+
+        Args:
+            batch: The batch; ``None`` where there is none, or no padding in it.
+
+        Example:
+            >>> from lightning_leaky import LeakyResNet
+            >>> hook = StepSizeHook(LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0))
+            >>> hook.see({"attention_mask": torch.tensor([[1, 1, 0]])})  # before its forward pass
+        """
+        self._recorder.see(batch)
 
     def forget(self) -> None:
         """Forget the distances since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
         self._recorder.clear()
 
+    def _settings_in(self, model: nn.Module) -> AdaptationSettings:
+        """The settings, with the mask of the decoder where the layers are in one."""
+        name = next((name for name, module in named_layers(model).items() if module is self.path.layers[0]), "")
+        mask = mask_of_layer(name, self.settings.padding_mask, is_encoder_decoder(model))
+        return replace(self.settings, padding_mask=mask)
+
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not step_was_skipped(optimizer):
             self.num_steps += 1
-            if self.rhythm.is_due(self.num_steps):
+            if self.settings.rhythm.is_due(self.num_steps):
                 self._adapt(optimizer)
         self._recorder.clear()
-        self._recorder.armed = self.rhythm.is_due(self.num_steps + 1)
+        self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
 
     @torch.no_grad()
     def _adapt(self, optimizer: Optimizer) -> None:
@@ -176,16 +180,16 @@ class StepSizeHook:
         if sums is None:
             distances = torch.full_like(self._master, torch.nan)
         else:
-            distances = self.rule.distances(sums, self._master, self.path.effective_depth)
+            distances = self._recorder.rule.distances(sums, self._master, self.path.effective_depth)
         if not distances_are_usable(distances):
             self._warn_once(sums, distances, complaints)
             return
         self._recorder.stop_checking()
         before = self._master
-        self._master = adaptive_step_sizes(before, distances, self.damping)
+        self._master = adaptive_step_sizes(before, distances, self.settings.damping)
         if self._maximum is not None:
             self._master = cap_step_sizes(self._master, self._maximum)
-        if self.move_weights:
+        if self.settings.move_weights:
             self._move_weights(before, optimizer)
         self.path.step_sizes.copy_(self._master)
 
@@ -240,7 +244,8 @@ class StepSizeHook:
             return
         self._warned = True
         if complaints:
-            reason = "".join(f"Layer {index + 1} {complaint}." for index, complaint in complaints.items())
+            firsts = {complaint: index for index, complaint in reversed(complaints.items())}
+            reason = " ".join(f"Layer {index + 1} {complaint}." for complaint, index in firsts.items())
         elif sums is not None and sums.any():
             reason = "Look for layers that do nothing, have diverged, or overwrite their input on another process."
         else:
@@ -256,14 +261,6 @@ class StepSizeHook:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": []}
-
-
-def check_settings(damping: float, max_leak: float | None) -> None:
-    """Raise ValueError where a setting is out of range, whatever the model."""
-    if not 0 < damping <= 1:
-        raise ValueError(f"`damping` must be in (0, 1], got {damping!r}; 1 is the paper's undamped rule.")
-    if max_leak is not None:
-        check_positive("max_leak", max_leak)
 
 
 def _maximum_step_size(max_leak: float | None, effective_depth: float, num_layers: int) -> float | None:

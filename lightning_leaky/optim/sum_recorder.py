@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import working_dtype
-from lightning_leaky.functional.step_size_rules import StepSizeRule
+from lightning_leaky.functional.step_size_rules import resolve_rule
+from lightning_leaky.hooks.capture import told_padding
+from lightning_leaky.hooks.compiled import add_rows
 from lightning_leaky.hooks.layer_hooks import LayerHooks
+from lightning_leaky.optim.settings import AdaptationSettings
+from lightning_leaky.reading.layout import Layout, real_positions
 
 
 class SumRecorder(LayerHooks):
@@ -20,19 +25,35 @@ class SumRecorder(LayerHooks):
 
     Args:
         layers: The layers of a path, in order.
-        rule: What to sum.
+        settings: What to sum, over which samples.
         device: Where the representations are expected.
 
     Attributes:
         sums: Shape (L, ...); ``None`` until a layer has been seen.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], rule: StepSizeRule, device: torch.device) -> None:
+    def __init__(self, layers: Sequence[nn.Module], settings: AdaptationSettings, device: torch.device) -> None:
         super().__init__(layers)
-        self.rule = rule
+        self.rule, self.layout = resolve_rule(settings.rule), settings.layout or Layout()
+        self.padding_mask = settings.padding_mask
         self.sums: Tensor | None = None
+        self._real: Tensor | None = None
+        self._refusal: str | None = None
         # A CUDA graph overwrites tensors that it has made at its next replay: the sums are made before.
         self._room = self._room_for_sums(device)
+
+    def see(self, batch: Any) -> None:
+        """Know which positions of the passes to come are real, as `real_positions` does; all without a batch."""
+        self._real, self._refusal = None, None
+        try:
+            self._real = None if batch is None else real_positions(batch, self.padding_mask)
+        except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
+            self._refusal = _unreadable(error)
+
+    def detach(self) -> None:
+        """Remove every hook, and forget the batch."""
+        super().detach()
+        self._real, self._refusal = None, None
 
     def clear(self) -> None:
         """Set the sums to zero."""
@@ -40,23 +61,53 @@ class SumRecorder(LayerHooks):
         if self.sums is not None:
             self.sums.zero_()
 
+    def add(
+        self, index: int, previous: Tensor, current: Tensor, real: Tensor | None, sums: Tensor | None = None
+    ) -> None:
+        """Add what a rule wants to know of one layer to the sums of all, which are its own where none are given."""
+        dtype = working_dtype(current.device)
+        try:
+            if previous.shape != current.shape:
+                return
+            found = self.rule.sums(*(self.layout.rows(tensor.to(dtype), real) for tensor in (previous, current)))
+            sums = self._sums_for(found) if sums is None else sums
+            sums[index] += found.to(sums.device)
+        except Exception as error:  # whatever the layout and the rule make of it, the training goes on
+            self._unread[index] = _unreadable(error)
+
     @torch.no_grad()
-    def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
-        if not self.layers[index].training or previous.shape != current.shape:
+    def _observe_call(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
+        if not self.layers[index].training:
             return
-        dtype, width = working_dtype(current.device), current.shape[-1]
-        found = self.rule.sums(previous.to(dtype).reshape(-1, width), current.to(dtype).reshape(-1, width))
-        if self.sums is None:
-            self.sums = self._zeros_for(found)
+        real = self._real
+        if real is None and self.padding_mask is not None:
+            padding = told_padding(kwargs)
+            real = None if padding is None else padding == 0
+        if self._refusal is not None:
+            self._unread[index] = self._refusal
+        elif self._room is None or not torch.compiler.is_compiling() or self._is_traceable(current, real):
+            self.add(index, previous, current, real)
+        else:
+            self.sums = self._room if self.sums is None else self.sums
+            add_rows(self.sums, previous.detach(), current.detach(), real, self._number, index)
+
+    def _is_traceable(self, current: Tensor, real: Tensor | None) -> bool:
+        """Whether the layout fits, and the number of rows depends on the shape alone."""
+        try:
+            self.layout.batch_axis(current)
+        except ValueError:
+            return False
+        return real is None and self.layout.max_samples is None
+
+    def _sums_for(self, found: Tensor) -> Tensor:
+        room = self._room
+        if self.sums is None and room is not None and room[0].shape == found.shape and room.device == found.device:
+            self.sums = room
+        elif self.sums is None:
+            self.sums = found.new_zeros(len(self.layers), *found.shape)
         elif self.sums.device != found.device:
             self.sums = self.sums.to(found)
-        self.sums[index] += found
-
-    def _zeros_for(self, found: Tensor) -> Tensor:
-        room = self._room
-        if room is not None and room[0].shape == found.shape and room.device == found.device:
-            return room
-        return found.new_zeros(len(self.layers), *found.shape)
+        return self.sums
 
     @torch.no_grad()
     def _room_for_sums(self, device: torch.device) -> Tensor | None:
@@ -67,3 +118,10 @@ class SumRecorder(LayerHooks):
             return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
         except Exception:  # a user's rule may refuse a single column: its sums are made when it sees a layer
             return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_real": None, "_refusal": None}
+
+
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read: {str(error).rstrip('.') or repr(error)}"

@@ -16,12 +16,7 @@ from lightning_leaky.utilities.processes import first_of
 
 
 class BlockPath(nn.Module):
-    """Layers of any network, read as a path with equidistant step-sizes (a plain ResNet where L̃ = 0).
-
-    Args:
-        layers: Layers in the order in which they run.
-        effective_depth: L̃ ≥ 0 for the energies.
-    """
+    """Layers of any network, in the order in which they run, as a path with equal steps; at L̃ = 0 a plain ResNet."""
 
     step_sizes: Tensor
 
@@ -36,20 +31,8 @@ class BlockPath(nn.Module):
 def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
     """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
 
-    Args:
-        model: Where to look.
-        layers: See `lightning_leaky.paths.layers.choose_layers`; ``None`` for the leaky path of the model.
-        effective_depth: L̃ of a plain path.
-
-    Returns:
-        The path; ``None`` where no layers are chosen and the model has no leaky path, so that one must be found.
-
-    Raises:
-        ValueError: If the layers cannot be chosen so, or no layers are chosen and the model has several leaky paths.
-
-    Example:
-        >>> path_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*").step_sizes
-        tensor([0.5000, 0.5000], dtype=torch.float64)
+    ``None`` where no layers are chosen and the model has no leaky path, so that one must be found; ValueError where it
+    has several.
     """
     found = leaky_paths(model)
     if layers is None:
@@ -59,22 +42,19 @@ def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float
 
 
 class PathFinder:
-    """Finds the blocks of a model nobody has named, from one forward pass through a capture of all `candidates`.
-
-    Args:
-        model: The model.
-        effective_depth: L̃ of the path to be found.
-    """
+    """Finds the blocks of a model nobody has named, from one forward pass through a capture of all `candidates`."""
 
     def __init__(self, model: nn.Module, effective_depth: float = 0.0) -> None:
         self.candidates = list(candidate_blocks(model).values())
         self.effective_depth = effective_depth
+        self.has_found_none = False
         self._device = device_of(model)
         self._run: list[int] = []
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[int]] | None:
         """Return the longest run as a path, with its places among the candidates, or ``None`` if there is none."""
         self._run = longest_run(capture)
+        self.has_found_none = not self._run
         return (self._path(), self._run) if self._run else None
 
     def agreed_path(self) -> BlockPath | None:
@@ -83,13 +63,11 @@ class PathFinder:
         A collective that every process must join.
         """
         places = torch.zeros(len(self.candidates), dtype=torch.int64, device=self._device)
-        for place, index in enumerate(self._run, start=1):
-            places[index] = place
+        places[self._run] = torch.arange(1, len(self._run) + 1, device=self._device)
         agreed = first_of(places, bool(self._run))
         if agreed is None or torch.equal(agreed, places):
             return None
-        order = {int(place): index for index, place in enumerate(agreed) if place > 0}
-        self._run = [order[place] for place in sorted(order)]
+        self._run = agreed.argsort()[int((agreed == 0).sum()) :].tolist()
         return self._path()
 
     def _path(self) -> BlockPath:
@@ -97,12 +75,7 @@ class PathFinder:
 
 
 def candidate_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that could be blocks, by name: those with parameters that are more than one layer of torch.nn.
-
-    Example:
-        >>> list(candidate_blocks(nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))))
-        ['0']
-    """
+    """Return the modules that could be blocks, by name: those with parameters that are more than one layer of torch."""
     return {
         name: module
         for name, module in named_layers(model).items()
@@ -133,7 +106,7 @@ class _Runs:
         self.indices = [
             index
             for index in range(len(self.layers))
-            if self.current[index] is not None and self.current[index] != self.previous[index] and index not in repeated
+            if self.current[index] and self.current[index] != self.previous[index] and index not in repeated
         ]
         self._found: dict[int, list[int]] = {}
 
@@ -154,17 +127,10 @@ class _Runs:
 
     def score(self, run: Sequence[int]) -> tuple[int, int]:
         """Number of shape-preserving blocks, then number of parameters."""
-        preserving = [index for index in run if _shape(self.previous[index]) == _shape(self.current[index])]
+        preserving = [index for index in run if self.previous[index][1:] == self.current[index][1:]]
         return len(preserving), sum(parameter.numel() for index in run for parameter in self.layers[index].parameters())
 
 
-_Identity = tuple[int, tuple[int, ...]] | None
-
-
-def _identities(tensors: Sequence[Tensor | None]) -> list[_Identity]:
-    """Where in memory each tensor lies, with its shape: unique while all of them are kept."""
-    return [None if tensor is None else (tensor.data_ptr(), tuple(tensor.shape)) for tensor in tensors]
-
-
-def _shape(identity: _Identity) -> tuple[int, ...] | None:
-    return None if identity is None else identity[1]
+def _identities(tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
+    """Where in memory each tensor lies, then its shape: unique while all are kept; empty where there is none."""
+    return [() if tensor is None else (tensor.data_ptr(), *tensor.shape) for tensor in tensors]

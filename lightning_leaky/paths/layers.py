@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable
+from itertools import permutations
 from typing import TypeAlias
 
 import torch
@@ -42,15 +43,18 @@ def choose_layers(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]
     """
     named = named_layers(model)
     chosen = _matching(named, layers)
-    if not chosen and isinstance(layers, str):
-        found = located(layers)
-        if isinstance(found, type) or callable(found):
-            chosen = _matching(named, found)
+    if not chosen and isinstance(layers, str) and callable(found := located(layers)):
+        chosen = _matching(named, found)
     if not chosen:
         raise ValueError(
             f"`layers` must match modules of the model, but {layers!r} matches none.{_hint(layers, named)}"
         )
-    _check_not_nested(chosen)
+    for outer, inner in permutations(chosen, 2):
+        if inner.startswith(f"{outer}."):
+            raise ValueError(
+                f"`layers` must choose blocks that run one after another, but {outer!r} contains {inner!r}; "
+                "choose either."
+            )
     return chosen
 
 
@@ -68,12 +72,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module that torch.compile, FSDP or checkpointing has wrapped.
-
-    Example:
-        >>> unwrapped(torch.compile(nn.Linear(2, 2)))
-        Linear(in_features=2, out_features=2, bias=True)
-    """
+    """Return the module that torch.compile, FSDP or checkpointing has wrapped."""
     for wrapper in _WRAPPERS:
         inner = module._modules.get(wrapper.removesuffix("."))
         if inner is not None:
@@ -82,22 +81,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter, the CPU where it has none.
-
-    Example:
-        >>> device_of(nn.Linear(2, 2))
-        device(type='cpu')
-    """
+    """Return the device of a module's first parameter, the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def plain_name(name: str) -> str:
-    """Return a module's name as it was before torch.compile, FSDP or checkpointing wrapped its parents.
-
-    Example:
-        >>> plain_name("_orig_mod.network.layers.0")
-        'network.layers.0'
-    """
+    """Return a module's name as it was before torch.compile, FSDP or checkpointing wrapped its parents."""
     for wrapper in _WRAPPERS:
         name = f"{name}.".replace(wrapper, "").rstrip(".")
     return name
@@ -148,13 +137,3 @@ def _matches_glob(name: str, pattern: str) -> bool:
     """Whether a dotted name matches a glob, part by part: ``*`` stops at a dot, so children do not match too."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
-
-
-def _check_not_nested(chosen: dict[str, nn.Module]) -> None:
-    for name in chosen:
-        parents = [other for other in chosen if name.startswith(f"{other}.")]
-        if parents:
-            raise ValueError(
-                f"`layers` must choose blocks that run one after another, but {parents[0]!r} contains {name!r}; "
-                "choose either."
-            )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import implements
+from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.paths.layers import plain_name, unwrapped
 
 
@@ -43,9 +44,6 @@ class LeakyPath(Protocol):
 def find_leaky_path(model: nn.Module) -> LeakyPath:
     """Return the one leaky path of a model: the model itself or one of its descendants.
 
-    Args:
-        model: Where to look.
-
     Raises:
         ValueError: If there is none, or more than one.
 
@@ -78,39 +76,29 @@ def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
 
 def step_sizes_of(path: LeakyPath) -> Tensor:
     """Return a float64 copy of a path's step-sizes that sums to 1 exactly, however coarse the buffer is."""
-    rho = path.step_sizes.detach().to("cpu", torch.float64)
-    return rho / rho.sum()
-
-
-def feature_settings(path: LeakyPath | None) -> tuple[str, bool]:
-    """Return the activation of a path's features and whether they have a constant column, as far as it says so."""
-    return getattr(path, "activation", "relu"), getattr(path, "constant_column", True)
+    return normalise_step_sizes(path.step_sizes.detach().cpu())
 
 
 class LayerWeights(Sequence[Tensor]):
-    """W_l of some layers of a path that knows them, each made when it is asked for.
+    """W_l of some layers of a path that `knows_weights`, each made when it is asked for.
 
     A sharded layer is gathered for it, a collective: of a network that one process could not hold, one layer at a time
     is whole.
-
-    Args:
-        path: A path that `knows_weights`.
-        indices: Which layers, counted from 0.
     """
 
     def __init__(self, path: LeakyPath, indices: Sequence[int]) -> None:
-        self.path = path
-        self.indices = list(indices)
+        self.layers: list[Any] = [unwrapped(path.layers[index]) for index in indices]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.layers)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return W_l, shape (w, d); of a slice, the weights of these layers."""
+        """Return W_l, shape (w, d); of a slice, those of its layers."""
         if isinstance(index, slice):
-            return LayerWeights(self.path, self.indices[index])
-        layer: Any = unwrapped(self.path.layers[self.indices[index]])
-        return layer.augmented_weight()
+            part = copy.copy(self)
+            part.layers = self.layers[index]
+            return part
+        return self.layers[index].augmented_weight()
 
 
 def knows_weights(path: LeakyPath | None) -> bool:

@@ -35,12 +35,6 @@ def plot_along_path(
         ylabel: Label of the vertical axis, with its unit.
         ax: Axes to draw on; a new figure where it is ``None``.
 
-    Returns:
-        The figure and its axes.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is missing.
-
     Example:
         >>> import torch
         >>> figure, axes = plot_along_path({"kinetic energy": torch.tensor([3.0, 1.0, 2.0])})
@@ -74,11 +68,7 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
         readings: Quantities by name, each of shape (L,); those of the three that are present are drawn.
         positions: p_{l−1}, where each layer is read, shape (L,).
 
-    Returns:
-        The figure.
-
     Raises:
-        ModuleNotFoundError: If matplotlib is missing.
         ValueError: If none of the three is present.
 
     Example:
@@ -112,11 +102,7 @@ def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int
         name: Of what: ``"A"`` or ``"W"``.
         most: How many values to draw.
 
-    Returns:
-        The figure.
-
     Raises:
-        ModuleNotFoundError: If matplotlib is missing.
         ValueError: If the shapes do not fit.
 
     Example:

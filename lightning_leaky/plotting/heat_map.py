@@ -23,16 +23,13 @@ def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "", sc
 
     Args:
         values: Shape (T, L); what is not finite stays empty.
-        steps: Optimizer steps at which they were read, increasing, shape (T,). Each column reaches to the next step.
+        steps: Optimizer steps at which they were read, increasing, shape (T,). Each column reaches to the next step,
+            and the last one is as wide as the one before.
         label: What the colours mean, with its unit.
         title: Title of the figure.
         scale: Of the colours; what is not above 0 is grey on a logarithmic one.
 
-    Returns:
-        The figure.
-
     Raises:
-        ModuleNotFoundError: If matplotlib is missing.
         ValueError: If the shapes do not fit, or there is nothing to draw.
 
     Example:
@@ -48,26 +45,19 @@ def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "", sc
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
-    shown, limits = _above(values.detach().to("cpu", torch.float64), 0.0 if scale == "log" else -torch.inf)
+    shown, bound = values.detach().to("cpu", torch.float64), 0.0 if scale == "log" else -torch.inf
+    above = shown[torch.isfinite(shown) & (shown > bound)]
+    least, most = (float(above.min()), float(above.max())) if above.numel() else (1.0, 1.0)
+    # What is not above the bound lies below all that is: where the scale has its grey.
+    shown = torch.where(torch.isfinite(shown) & (shown <= bound), least / 10, shown)
     layers = torch.arange(shown.shape[1] + 1) + 0.5
+    edges = steps.detach().to("cpu", torch.float64)
+    last = edges[-1:] - edges[-2:-1] if len(edges) > 1 else 1.0
+    edges = torch.cat([edges, edges[-1:] + last])
     colours = colormaps[SEQUENTIAL].with_extremes(under=_BELOW)
-    mesh = axes.pcolormesh(_edges(steps).numpy(), layers.numpy(), shown.mT.numpy(), cmap=colours, norm=scale)
-    mesh.set_clim(*limits)
+    mesh = axes.pcolormesh(edges.numpy(), layers.numpy(), shown.mT.numpy(), cmap=colours, norm=scale)
+    mesh.set_clim(least, most)
     figure.colorbar(mesh, ax=axes, label=label)
     axes.set(xlabel="optimizer step", ylabel="layer", title=title)
     axes.locator_params(axis="y", integer=True)
     return figure
-
-
-def _above(values: Tensor, bound: float) -> tuple[Tensor, tuple[float, float]]:
-    """Values with those at a bound or below it set below all others, and the range of these others."""
-    above = values[torch.isfinite(values) & (values > bound)]
-    least, most = (float(above.min()), float(above.max())) if above.numel() else (1.0, 1.0)
-    return torch.where(torch.isfinite(values) & (values <= bound), least / 10, values), (least, most)
-
-
-def _edges(steps: Tensor) -> Tensor:
-    """Where each column begins, and where the last one ends: it is as long as the one before."""
-    found = steps.detach().to("cpu", torch.float64)
-    last = found[-1] - found[-2] if len(found) > 1 else torch.ones(())
-    return torch.cat([found, (found[-1] + last)[None]])

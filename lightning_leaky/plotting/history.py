@@ -6,21 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class History:
-    """Rows of one number a layer with the step of each; every second one is dropped when there are too many.
-
-    Args:
-        most: Rows to keep at most, ≥ 2; so many columns are more than a picture can show.
-
-    Example:
-        >>> history = History(most=3)
-        >>> for step in range(4):
-        ...     history.add(step, torch.tensor([float(step)]))
-        >>> history.table()[0]
-        tensor([0, 2, 3])
-    """
+    """Rows of one number a layer with the step of each; every second one is dropped when there are too many to draw."""
 
     def __init__(self, most: int = 256) -> None:
         self.most = most
@@ -39,9 +29,9 @@ class History:
 
     def table(self) -> tuple[Tensor, Tensor]:
         """Return the steps, shape (T,), and the rows, shape (T, L): NaN where a row has fewer layers than others."""
-        width = max(map(len, self._rows), default=0)
-        rows = [torch.nn.functional.pad(row, (0, width - len(row)), value=torch.nan) for row in self._rows]
-        return torch.tensor(self._steps, dtype=torch.int64), torch.stack(rows) if rows else torch.zeros(0, 0)
+        rows = self._rows or [torch.zeros(0)]
+        table = pad_sequence(rows, batch_first=True, padding_value=torch.nan)[: len(self)]
+        return torch.tensor(self._steps, dtype=torch.int64), table
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors."""

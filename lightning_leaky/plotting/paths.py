@@ -29,11 +29,7 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
             its own, or targets; one colour where it is ``None``.
         title: Title of the figure.
 
-    Returns:
-        The figure.
-
     Raises:
-        ModuleNotFoundError: If matplotlib is missing.
         ValueError: If the shapes do not fit.
 
     Example:

@@ -33,16 +33,7 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
 
 
 def pixels(figure: Figure, dpi: int = 150) -> Tensor:
-    """Return a figure as an image, shape (height, width, 3), uint8.
-
-    Args:
-        figure: The figure.
-        dpi: Pixels per inch.
-
-    Example:
-        >>> pixels(new_figure(2.0, 1.0)).shape
-        torch.Size([150, 300, 3])
-    """
+    """Return a figure as an image, shape (height, width, 3), uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
@@ -54,12 +45,7 @@ def pixels(figure: Figure, dpi: int = 150) -> Tensor:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element, to stand inside of a page; text stays text, to be found and read aloud.
-
-    Example:
-        >>> svg(new_figure()).startswith("<svg")
-        True
-    """
+    """Return a figure as an SVG element, to stand inside of a page; text stays text, to be found and read aloud."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -72,20 +58,8 @@ def svg(figure: Figure) -> str:
 class Limits:
     """Limits of axes and colours that only ever grow, so that the pictures of a run can be compared over time.
 
-    Args:
-        known: As of the attribute.
-
     Attributes:
         known: The widest limits so far, by the name of a figure and what they are of: x, y or colours.
-
-    Example:
-        >>> limits, axes = Limits(), new_figure().add_subplot()
-        >>> _ = axes.set(xlim=(0, 1), ylim=(-3, 2))
-        >>> limits.widen("energies", axes)
-        >>> _ = axes.set(ylim=(0, 5))
-        >>> limits.widen("energies", axes)
-        >>> [float(limit) for limit in axes.get_ylim()]
-        [-3.0, 5.0]
     """
 
     def __init__(self, known: Mapping[str, tuple[float, float]] | None = None) -> None:

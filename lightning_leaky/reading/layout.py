@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_leaky.utilities.imports import located
 
@@ -112,9 +112,12 @@ class Layout:
             of_fresh = fresh.to(hidden.device).reshape(-1, *(1,) * (hidden.ndim - 2)).expand(hidden.shape[:-1])
             keep = of_fresh if keep is None else keep & of_fresh
         if self.per_sample:
-            return self._thinned(_means(hidden.flatten(1, -2), None if keep is None else keep.flatten(1)), positions=1)
-        rows = hidden.reshape(-1, hidden.shape[-1]) if keep is None else hidden[keep]
-        return self._thinned(rows, math.prod(hidden.shape[1:-1]))
+            rows, positions = _means(hidden.flatten(1, -2), None if keep is None else keep.flatten(1)), 1
+        else:
+            rows = hidden.reshape(-1, hidden.shape[-1]) if keep is None else hidden[keep]
+            positions = math.prod(hidden.shape[1:-1])
+        most = self.max_samples
+        return rows if most is None or len(rows) <= most else _thinned(rows, most, positions)
 
     def _axes(self, tensor: Tensor) -> str:
         axes = self.axes or _DEFAULTS.get(tensor.ndim)
@@ -132,13 +135,16 @@ class Layout:
         moved = tensor.permute(axes.index("n"), *inner, axes.index("c"))
         return moved if inner else moved.unsqueeze(1)
 
-    def _thinned(self, rows: Tensor, positions: int) -> Tensor:
-        if self.max_samples is None or len(rows) <= self.max_samples:
-            return rows
-        stride = -(-len(rows) // self.max_samples)
-        while math.gcd(stride, positions) > 1:
-            stride += 1
-        return rows[::stride]
+
+def check_layout(layout: Layout | None, padding_mask: PaddingMask) -> None:
+    """Raise ValueError where either is of another kind."""
+    if layout is not None and not isinstance(layout, Layout):
+        raise ValueError(f"`layout` must be a Layout, got {layout!r}; write Layout({layout!r}) for its axes.")
+    if not (padding_mask is None or isinstance(padding_mask, str) or callable(padding_mask)):
+        raise ValueError(
+            f"`padding_mask` must be a key of the batch, a function of it or None, got {padding_mask!r}; write lambda "
+            "batch: ... for what is to be made of it."
+        )
 
 
 def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
@@ -162,6 +168,18 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
     return None if mask is None else mask != 0
 
 
+def mask_of_layer(name: str, padding_mask: PaddingMask, has_two_sides: bool) -> PaddingMask:
+    """Where a batch says what is padding for a layer: attention masks of encoders are not those of decoders."""
+    is_decoder = has_two_sides and "decoder" in name.split(".")
+    return DECODER_ATTENTION_MASK if is_decoder and padding_mask == ATTENTION_MASK else padding_mask
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a part of the model says of itself, as those of transformers do, that it has both sides."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+
+
 def _mask_named(batch: Any, name: str) -> Tensor | None:
     keys = list(batch) if isinstance(batch, Mapping) else None
     if keys is not None and name in keys:
@@ -178,6 +196,14 @@ def _mask_named(batch: Any, name: str) -> Tensor | None:
             f"{name!r}; {there_is}."
         )
     return None
+
+
+def _thinned(rows: Tensor, most: int, positions: int) -> Tensor:
+    """Rows at a fixed stride, which does not fall on the same positions of all samples."""
+    stride = -(-len(rows) // most)
+    while math.gcd(stride, positions) > 1:
+        stride += 1
+    return rows[::stride]
 
 
 def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_leaky.metrics.path_reader import MOMENTA, QUANTITIES, Readings
-from lightning_leaky.metrics.segments import Form
+from lightning_leaky.metrics.quantity import Quantity
+from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice
-from lightning_leaky.paths.leaky_path import knows_weights
-from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
+from lightning_leaky.reading.settings import ReadingSettings, readable_quantities
 from lightning_leaky.utilities.progress import watched
 
 
 def measure_path(
     model: nn.Module,
     batches: Iterable[Any],
-    quantities: Collection[str] | None = None,
+    quantities: Sequence[str | Quantity] | None = None,
     cost: Callable[[Any, Any], Tensor] | None = None,
     weight_decay: float | None = None,
-    gamma: float | None = None,
-    gamma_rel: float = 1e-3,
     layers: LayerChoice | None = None,
-    effective_depth: float = 0.0,
-    layout: Layout | None = None,
-    padding_mask: PaddingMask = ATTENTION_MASK,
-    form: Form = "auto",
     progress: bool = False,
+    **settings: Any,
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
 
@@ -42,18 +37,14 @@ def measure_path(
         model: Any network, a LightningModule included.
         batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given. Inputs that
             are a dictionary are passed by keyword.
-        quantities: Names from `lightning_leaky.metrics.path_reader.QUANTITIES`; all that can be read by default.
+        quantities: Which readings, as of `ReadingSettings`; all of this package that can be read by default.
         cost: C(outputs, targets), a mean over the samples of its batch, for the momentum readings.
         weight_decay: λ > 0, for the momentum readings.
-        gamma: The stabiliser of the K-norm, or ``None`` for a relative one.
-        gamma_rel: γ0 of the relative stabiliser.
         layers: Which layers, see `lightning_leaky.paths.layers.choose_layers`; ``None`` for the leaky path of the
             model, or for its longest run of shape-preserving blocks where it has none.
-        effective_depth: L̃ of layers that are no leaky path's.
-        layout: How a representation becomes a matrix.
-        padding_mask: Where the inputs say which positions are real, see `real_positions`; ``None`` reads padding too.
-        form: ``"auto"``, ``"moments"`` or ``"samples"``; see `lightning_leaky.metrics.segments.SegmentReaders`.
         progress: Whether to show a bar of the batches, in a terminal.
+        **settings: How to read, as of `ReadingSettings`: `gamma`, `effective_depth`, `layout`, `padding_mask`, `form`
+            and others.
 
     Returns:
         The readings.
@@ -70,28 +61,16 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
-    path = path_of(model, layers, effective_depth)
+    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **settings)
+    path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:
-        can_read_momenta = cost is not None and bool(weight_decay) and (layout is None or layout.reads_all_positions)
-        quantities = [name for name in QUANTITIES if name not in MOMENTA or can_read_momenta]
-        if not knows_weights(path):
-            quantities = [name for name in quantities if name != "criticality_residual"]
-    observer = PathObserver(
-        model,
-        path,
-        quantities,
-        gamma,
-        gamma_rel,
-        weight_decay,
-        effective_depth=effective_depth,
-        layout=layout,
-        form=form,
-        padding_mask=padding_mask,
-        strict=True,
-    )
+        has_momenta = cost is not None and bool(weight_decay) and chosen.reads_all_positions
+        chosen = chosen.reading(readable_quantities(path, has_momenta))
+    observer = PathObserver(model, path, chosen, strict=True)
     if observer.reads_momenta and cost is None:
-        raise ValueError(f"`cost` must be given to read {sorted(set(MOMENTA) & set(quantities))}, got None.")
-    _observe(observer, model, watched(batches) if progress else batches, cost if observer.reads_momenta else None)
+        wanted = [record.key for record in observer.quantities if record.has_momenta]
+        raise ValueError(f"`cost` must be given to read {wanted}, got None.")
+    _run_batches(observer, model, watched(batches) if progress else batches, cost if observer.reads_momenta else None)
     readings = observer.compute()
     if readings is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
@@ -103,9 +82,7 @@ def sample_path(
     batch: Any,
     num_samples: int = 200,
     layers: LayerChoice | None = None,
-    effective_depth: float = 0.0,
-    layout: Layout | None = None,
-    padding_mask: PaddingMask = ATTENTION_MASK,
+    **settings: Any,
 ) -> list[PathSample]:
     """A few samples on their way through a network, for pictures.
 
@@ -113,10 +90,8 @@ def sample_path(
         model: Any network, a LightningModule included; it is left as it was.
         batch: A pair (inputs, targets), or bare inputs, as one of `measure_path`.
         num_samples: Rows to keep at most.
-        layers: As of `measure_path`, and so are the others.
-        effective_depth: L̃ of layers that are no leaky path's.
-        layout: How a representation becomes a matrix.
-        padding_mask: Where the inputs say which positions are real.
+        layers: As of `measure_path`.
+        **settings: How to read, as of `ReadingSettings`.
 
     Returns:
         One sample a segment of the path.
@@ -130,22 +105,14 @@ def sample_path(
         >>> sample_path(network, (torch.eye(3), torch.arange(3)))[0].labels
         tensor([0, 1, 2])
     """
-    path = path_of(model, layers, effective_depth)
-    observer = PathObserver(
-        model,
-        path,
-        ["cost_of_identity"],
-        effective_depth=effective_depth,
-        layout=layout,
-        padding_mask=padding_mask,
-        strict=True,
-    )
+    chosen = ReadingSettings(["cost_of_identity"], **settings)
+    observer = PathObserver(model, path_of(model, layers, chosen.effective_depth), chosen, strict=True)
     observer.num_shown = num_samples
-    _observe(observer, model, [batch], cost=None)
+    _run_batches(observer, model, [batch], cost=None)
     return observer.samples
 
 
-def _observe(
+def _run_batches(
     observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
 ) -> None:
     """Run batches through a model in evaluation mode, and its observer with them."""
@@ -155,7 +122,7 @@ def _observe(
     try:
         for batch in batches:
             inputs, targets = _inputs_and_targets(batch)
-            observer.arm(inputs, targets=targets)
+            observer.arm(Batch(inputs, targets=targets))
             _run_batch(model, inputs, targets, cost)
             observer.drain()
     finally:

@@ -18,8 +18,9 @@ class Segmentation:
     The number of positions is left out, for it may be another in every batch.
 
     Args:
-        table: Shape (3, L), whole numbers: the segment of each layer counted from 1 (0 where the shape changes, and
-            nothing is read), its width, and the bytes of an entry. As one tensor it can be agreed on by processes.
+        segments: The segment of each layer, counted from 1; 0 where the shape changes, and nothing is read.
+        channels: The width of each layer.
+        itemsizes: Bytes of an entry of each, at least 4.
 
     Example:
         >>> narrow, wide = torch.zeros(9, 4), torch.zeros(9, 8)
@@ -28,38 +29,45 @@ class Segmentation:
         ([0, 2], [(4, 1), (8, 1)])
     """
 
-    table: Tensor
+    segments: tuple[int, ...]
+    channels: tuple[int, ...]
+    itemsizes: tuple[int, ...]
 
     @classmethod
     def unknown(cls, num_layers: int) -> Segmentation:
         """Return that of a path that no batch has passed."""
-        return cls(torch.zeros(3, num_layers, dtype=torch.int64))
+        return cls(*[(0,) * num_layers] * 3)
 
     @classmethod
     def seen(cls, previous: Sequence[Tensor | None], current: Sequence[Tensor | None], layout: Layout) -> Segmentation:
         """Return that of a path from what its layers took and returned."""
-        table = cls.unknown(len(current)).table
+        columns: list[tuple[int, int, int]] = []
         segment, before = 0, None
-        for index, (start, end) in enumerate(zip(previous, current, strict=True)):
+        for start, end in zip(previous, current, strict=True):
             if start is None or end is None or start.shape != end.shape:
                 before = None
+                columns.append((0, 0, 0))
                 continue
             width = layout.width(end)
             segment += width != before
             before = width
-            entry = torch.promote_types(end.dtype, torch.float32).itemsize
-            table[:, index] = torch.tensor([segment, width, entry])
-        return cls(table)
+            columns.append((segment, width, torch.promote_types(end.dtype, torch.float32).itemsize))
+        return cls(*zip(*columns, strict=True))
+
+    @classmethod
+    def of(cls, table: Tensor) -> Segmentation:
+        """Return that of a table, as of `table`."""
+        return cls(*map(tuple, table.tolist()))
+
+    @property
+    def table(self) -> Tensor:
+        """Everything in whole numbers, shape (3, L): one tensor that processes can agree on."""
+        return torch.tensor([self.segments, self.channels, self.itemsizes])
 
     @property
     def is_known(self) -> bool:
         """Whether there is a layer to read."""
-        return bool(self.table.any())
-
-    @property
-    def segments(self) -> list[int]:
-        """Segment of each layer, 0 where it is not read."""
-        return [int(segment) for segment in self.table[0]]
+        return any(self.segments)
 
     @property
     def layers(self) -> list[int]:
@@ -69,10 +77,10 @@ class Segmentation:
     @property
     def widths(self) -> list[tuple[int, int]]:
         """Width and number of layers of each segment."""
-        width_of = {segment: int(width) for segment, width in zip(self.segments, self.table[1], strict=True) if segment}
+        width_of = {segment: width for segment, width in zip(self.segments, self.channels, strict=True) if segment}
         return [(width, self.segments.count(segment)) for segment, width in width_of.items()]
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the samples, in float32 at least."""
-        return torch.float64 if int(self.table[2].max()) == 8 else torch.float32
+        return torch.float64 if 8 in self.itemsizes else torch.float32

@@ -1,4 +1,4 @@
-"""What changes the number of layers: estimated errors, meshes, and layers moved between them.
+"""What changes the number of layers: estimated errors, meshes, layers moved between them, and the hook that drives it.
 
 ``import lightning_leaky`` does not load this room.
 """
@@ -6,11 +6,13 @@
 from lightning_leaky.refining.interpolation import Interpolation, interpolate_layers, interpolation_of
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
 from lightning_leaky.refining.network import Refinement
+from lightning_leaky.refining.refinement_hook import RefinementHook
 from lightning_leaky.refining.remesh import move_parameters, remeshed_layers
 
 __all__ = [
     "Interpolation",
     "Refinement",
+    "RefinementHook",
     "discretisation_errors",
     "interpolate_layers",
     "interpolation_of",

@@ -15,7 +15,8 @@ class CurvatureRecorder(LayerHooks):
     """Sums, while armed and in training mode, ‖V_l − V_{l−1}‖² and ‖A_l‖² over all forward passes.
 
     Sums over samples, for `lightning_leaky.refining.mesh.discretisation_errors_of`: those of micro-batches add
-    up to those of the whole batch. Between two layers one velocity is kept.
+    up to those of the whole batch. Passes inside backward, as activation checkpointing makes them, do not count: layers
+    run there once more, in another order. Between two layers one velocity is kept.
 
     Args:
         path: The path; its step-sizes are read at every pass.
@@ -33,6 +34,9 @@ class CurvatureRecorder(LayerHooks):
         super().clear()
         self.squares.zero_()
         self._last = None
+
+    def _is_wanted(self) -> bool:
+        return self.armed and torch._C._current_graph_task_id() == -1
 
     @torch.no_grad()
     def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:

@@ -120,9 +120,8 @@ def refined_step_sizes(
     if not bool((torch.isfinite(wide) & (wide >= 0)).all()):
         raise ValueError(f"`errors` must be finite and not negative, got {wide.tolist()}; look for a diverged layer.")
     check_refinement(tolerance, max_layers, min_layers)
-    share = tolerance / len(rho)
-    merged = _to_merge(rho, wide, _COMFORTABLE * share, len(rho) - min_layers, max_step_size)
-    split = _to_split(wide, merged, share, tolerance, max_layers - len(rho) + len(merged))
+    merged = _to_merge(rho, wide, _COMFORTABLE * tolerance / len(rho), len(rho) - min_layers, max_step_size)
+    split = _to_split(wide, merged, tolerance, max_layers - len(rho) + len(merged))
     sizes: list[float] = []
     for index, size in enumerate(rho.tolist()):
         if index - 1 in merged:
@@ -162,14 +161,14 @@ def _to_merge(rho: Tensor, errors: Tensor, bound: float, most: int, max_step_siz
     return pairs
 
 
-def _to_split(errors: Tensor, merged: set[int], share: float, tolerance: float, most: int) -> set[int]:
+def _to_split(errors: Tensor, merged: set[int], tolerance: float, most: int) -> set[int]:
     """Layers to split: above their share, worst first, until half of the errors of all of them is enough."""
     merging = merged_errors(errors)
     added = sum(float(merging[index] - errors[index] - errors[index + 1]) for index in merged)
     total = float(errors.sum()) + added
     chosen: set[int] = set()
     for index in errors.argsort(descending=True).tolist():
-        if total <= tolerance or errors[index] <= share or len(chosen) >= most:
+        if total <= tolerance or errors[index] <= tolerance / len(errors) or len(chosen) >= most:
             break
         chosen.add(index)
         total -= float(errors[index]) / 2

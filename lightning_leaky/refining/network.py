@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lightning_leaky.functional._checks import implements
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.paths.layers import unwrapped
+from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
+from lightning_leaky.refining.remesh import check_optimizer
 from lightning_leaky.utilities.processes import is_sharded
+
+
+class RefinablePath(LeakyPath, Protocol):
+    """A leaky path whose number of layers can change: `LeakyResNet`, or whatever offers the same.
+
+    Attributes:
+        layers: As of `LeakyPath`, plain modules of one kind.
+        step_sizes: As of `LeakyPath`.
+        effective_depth: As of `LeakyPath`.
+    """
+
+    def remesh(self, step_sizes: Tensor, optimizer: Optimizer | None = None) -> None:
+        """Take these step-sizes, shape (M,), and as many layers; the optimizer follows."""
 
 
 class Refinement(NamedTuple):
@@ -67,6 +84,46 @@ def refinement_of(
     errors = discretisation_errors(representations, rho)
     new = refined_step_sizes(rho, errors, tolerance, max_layers, max(2, min_layers), 1 / max(1.0, effective_depth))
     return Refinement(float(errors.sum()), rho, new)
+
+
+def find_refinable_path(model: nn.Module) -> RefinablePath:
+    """Return the one path of a model whose layers can change, or raise ValueError."""
+    path = find_leaky_path(model)
+    if not implements(path, RefinablePath):
+        raise ValueError(
+            f"`model` must contain a LeakyResNet to be refined, got {type(path).__name__} without `remesh`: blocks of "
+            "other networks cannot stand in for one another. Choose their number by hand."
+        )
+    if len(path.layers) < 2:
+        raise ValueError(
+            "`num_layers` must be at least 2 to be refined, got 1: an error is estimated from the velocities of "
+            "neighbouring layers."
+        )
+    compiled = [module for module in model.modules() if hasattr(module, "_orig_mod") or module._compiled_call_impl]
+    if compiled:
+        raise ValueError(
+            f"`model` must not be compiled to be refined, got a compiled {type(compiled[0]).__name__}: its graph is of "
+            "as many layers as there were. Refine without torch.compile, and compile what comes out."
+        )
+    return cast("RefinablePath", path)
+
+
+def optimizer_of(path: LeakyPath, optimizers: Sequence[Optimizer]) -> Optimizer:
+    """Return the one optimizer that trains the layers, or raise ValueError."""
+    layers = {id(parameter) for parameter in path.layers.parameters() if parameter.requires_grad}
+    held = {
+        optimizer: layers & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for optimizer in optimizers
+    }
+    having = [optimizer for optimizer, some in held.items() if some]
+    if len(having) != 1 or held[having[0]] != layers:
+        raise ValueError(
+            f"`optimizers` must be one that trains the parameters of all layers, got {len(having)} of "
+            f"{len(optimizers)} with some of them: new parameters join the one that they descend from. Give the layers "
+            "to one optimizer."
+        )
+    check_optimizer(having[0], path.layers.parameters())
+    return having[0]
 
 
 def check_layers_can_change(layers: Iterable[nn.Module]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, repeat
 from typing import Any
 
@@ -58,7 +58,7 @@ def move_parameters(
             f"`new_step_sizes` must be {len(layers)}, one a layer, got {len(new_step_sizes)}; `remeshed_layers` "
             "changes the number of layers."
         )
-    check_optimizer(optimizer, old)
+    check_optimizer(optimizer, _tensors(old))
     _interpolate(old, old, interpolation_of(step_sizes, new_step_sizes), optimizer)
 
 
@@ -95,13 +95,13 @@ def remeshed_layers(
         [True, False, True]
     """
     old = _checked_parameters(layers, step_sizes)
-    check_optimizer(optimizer, old)
+    check_optimizer(optimizer, _tensors(old))
     interpolation = interpolation_of(step_sizes, new_step_sizes)
-    parents = _parents(interpolation, len(layers))
-    is_first = [index == 0 or parents[index - 1] != parent for index, parent in enumerate(parents)]
+    is_same_number = len(new_step_sizes) == len(layers)  # then each layer descends from its own
+    parents = list(range(len(layers))) if is_same_number else interpolation.nearest.tolist()
     modules = [
-        layers[parent] if first else _copy_without_hooks(layers[parent])
-        for parent, first in zip(parents, is_first, strict=True)
+        layers[parent] if parents.index(parent) == index else _copy_without_hooks(layers[parent])
+        for index, parent in enumerate(parents)
     ]
     new = [_parameters(module) for module in modules]
     if optimizer is not None:
@@ -113,12 +113,12 @@ def remeshed_layers(
     return modules
 
 
-def check_optimizer(optimizer: Optimizer | None, layers: Sequence[dict[str, Tensor]]) -> None:
+def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
     """Raise ValueError where an optimizer keeps what cannot be moved from layer to layer.
 
     Args:
         optimizer: The optimizer, with or without a state.
-        layers: The parameters of each layer by name.
+        parameters: Those of the layers.
     """
     for cls in type(optimizer).__mro__:
         if cls.__name__ in _NOT_BY_PARAMETER:
@@ -126,25 +126,22 @@ def check_optimizer(optimizer: Optimizer | None, layers: Sequence[dict[str, Tens
                 f"`optimizer` must keep its state parameter by parameter, got {cls.__name__}, "
                 f"{_NOT_BY_PARAMETER[cls.__name__]}; use Adam or SGD."
             )
-    for parameters in layers if optimizer is not None else ():
-        for parameter in parameters.values():
-            for name, value in _state_of(optimizer, parameter).items():
-                if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
-                    raise ValueError(
-                        f"`optimizer` must keep tensors of a parameter's shape, {tuple(parameter.shape)}, or single "
-                        f"numbers, got {type(optimizer).__name__} with {name!r} of shape {tuple(value.shape)}; use "
-                        "Adam or SGD."
-                    )
-
-
-def _parents(interpolation: Interpolation, num_layers: int) -> list[int]:
-    """Old layer that each new one descends from: the nearest, or its own where there are as many as before."""
-    same = len(interpolation.left) == num_layers
-    return list(range(num_layers)) if same else interpolation.nearest.tolist()
+    for parameter in parameters:
+        for name, value in _state_of(optimizer, parameter).items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
+                raise ValueError(
+                    f"`optimizer` must keep tensors of a parameter's shape, {tuple(parameter.shape)}, or single "
+                    f"numbers, got {type(optimizer).__name__} with {name!r} of shape {tuple(value.shape)}; use "
+                    "Adam or SGD."
+                )
 
 
 def _parameters(layer: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): parameter for name, parameter in layer.named_parameters()}
+
+
+def _tensors(layers: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+    return [parameter for parameters in layers for parameter in parameters.values()]
 
 
 def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list[dict[str, Tensor]]:
@@ -160,8 +157,8 @@ def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list
                 f"`layers` must have parameters of the same names and shapes, but layer {index + 1} has {shapes} and "
                 f"layer 1 {first}; only layers of one kind can stand in for one another."
             )
-    tensors = [parameter for parameters in found for parameter in parameters.values()]
-    if len({id(tensor) for tensor in tensors}) < len(tensors):
+    tensors = _tensors(found)
+    if len(set(map(id, tensors))) < len(tensors):
         raise ValueError("`layers` must have parameters of their own, but two of them share one.")
     return found
 
@@ -259,17 +256,14 @@ def _regroup(
             names = [(places[id(tensor)][1], label) for tensor, label in run]
             pairs += [
                 (new[number][name], f"{label.removesuffix(f'{index}.{name}')}{number}.{name}")
-                for number in _children(parents, index)
+                for number, parent in enumerate(parents)
+                if parent == index
                 for name, label in names
             ]
         group["params"] = [tensor for tensor, _ in pairs]
         if labels is not None:
             group["param_names"] = [label for _, label in pairs]
-    living = {id(tensor) for layer in new for tensor in layer.values()}
-    for tensor in (tensor for layer in old for tensor in layer.values()):
+    living = set(map(id, _tensors(new)))
+    for tensor in _tensors(old):
         if id(tensor) not in living:
             optimizer.state.pop(tensor, None)
-
-
-def _children(parents: Sequence[int], index: int) -> list[int]:
-    return [number for number, parent in enumerate(parents) if parent == index]

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
-from lightning_leaky.explain.guide import CARDS
+from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.html import render
 
 _LAYER = re.compile(r"(?P<name>.+)/layer_(?P<number>\d+)$")
+_RECORDS = {**QUANTITIES, STEP_SIZE.key: STEP_SIZE}
 # A quantity of a monitor, whose `prefix` ends in no letter: as "decoder/".
-_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(CARDS)})$")
+_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(_RECORDS)})$")
 _WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
 # The last readings again, beside the hyper-parameters.
 _FINAL = re.compile(r"(^|\W)final_")
@@ -49,12 +50,6 @@ def read_run(path: Path | str) -> Run:
 
     Raises:
         ValueError: If nothing there can be read.
-
-    Example:
-        >>> read_run("no/such/run")
-        Traceback (most recent call last):
-        ...
-        ValueError: `run` must be a report's JSON or a folder with logs of TensorBoard or CSV, got 'no/such/run'.
     """
     place = Path(path)
     if place.suffix == ".json" and place.is_file():
@@ -70,7 +65,7 @@ def _of_report(file: Path) -> Run:
     content = json.loads(file.read_text(encoding="utf-8"))
     if not {"summaries", "layers", "title"} <= set(content):
         raise ValueError(f"`run` must be a JSON of `lightning-leaky report`, got {str(file)!r} of another kind.")
-    layers = {name: values for name, values in content["layers"].items() if name in CARDS}
+    layers = {name: values for name, values in content["layers"].items() if name in _RECORDS}
     return Run(str(file), content["summaries"], layers)
 
 
@@ -124,9 +119,8 @@ def compare(runs: Sequence[Run]) -> str:
     """
     if not runs:
         raise ValueError("`runs` must be at least one, got none.")
-    quantities = [name for name in dict.fromkeys(name for run in runs for name in run.layers) if _title(name)]
     figures = []
-    for name in quantities:
+    for name in dict.fromkeys(name for run in runs for name in run.layers if _title(name)):
         curves = {
             f"{number}: {run.name}".replace("$", r"\$"): torch.tensor(_numbers(run.layers[name]))
             for number, run in enumerate(runs, start=1)
@@ -137,22 +131,12 @@ def compare(runs: Sequence[Run]) -> str:
         if all(bool((values > 0).all()) for values in curves.values()):
             axes.set_yscale("log")
         figures.append((f"{_title(name)}, at the end", svg(figure)))
-    return render(
-        "comparison.html.j2",
-        title="Runs side by side",
-        names=[run.name for run in runs],
-        rows=table_of(runs),
-        figures=figures,
-    )
+    names = [run.name for run in runs]
+    return render("comparison.html.j2", title="Runs side by side", names=names, rows=table_of(runs), figures=figures)
 
 
 def table_of(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of a table: a key, and what each run ended with.
-
-    Example:
-        >>> table_of([Run("a", {"loss": 0.25}, {}), Run("b", {"loss": 0.5, "accuracy": 1.0}, {})])
-        [['accuracy', '–', '1'], ['loss', '0.25', '0.5']]
-    """
+    """Rows of a table: a key, and what each run ended with."""
     keys = sorted({key for run in runs for key in run.numbers})
     return [[key, *(_written(run.numbers.get(key)) for run in runs)] for key in keys]
 
@@ -168,4 +152,4 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 def _title(name: str) -> str:
     """Title of a quantity, of the monitor and the data set that the key names; nothing where it is none of ours."""
     found = _QUANTITY.match(name)
-    return f"{found['prefix']}{CARDS[found['name']].title}{_WHERE[found['where']]}" if found else ""
+    return f"{found['prefix']}{_RECORDS[found['name']].title}{_WHERE[found['where']]}" if found else ""

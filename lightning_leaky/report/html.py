@@ -6,15 +6,7 @@ from typing import Any
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this package.
-
-    Args:
-        template: Its file name in ``report/templates``.
-        **values: What it shows; escaped where it is text.
-
-    Raises:
-        ModuleNotFoundError: If jinja2 is missing.
-    """
+    """Fill a template of this package, by its file name, with values; they are escaped where they are text."""
     try:
         import jinja2
     except ModuleNotFoundError as error:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from torch import nn
 
-from lightning_leaky.explain.diagnosis import Diagnosis, diagnose, paragraphs
+from lightning_leaky.explain.diagnosis import Diagnosis, diagnose, paragraphs, work_of_layers
 from lightning_leaky.explain.figures import figures_of
-from lightning_leaky.explain.guide import CARDS, SUMMARIES
-from lightning_leaky.metrics.path_reader import Readings
+from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.paths.leaky_path import leaky_paths
 from lightning_leaky.plotting import plot_along_path, svg
-from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.report.html import render
-
-FORMAT = 1
-"""Version of the JSON."""
 
 _CAPTIONS = {
     "energies": "Energies along the path. In a bottleneck kinetic energy is large near the two ends only.",
@@ -78,33 +75,20 @@ def report_on(
         >>> len(report.samples[0].representations)
         5
     """
-    first: list[Any] = []
-    readings = measure_path(model, _remembering(batches, first), **settings)
+    remaining = iter(batches)
+    first = list(islice(remaining, 1))
+    readings = measure_path(model, chain(first, remaining), **settings)
     of_path = {name: settings[name] for name in _OF_PATH if name in settings}
     samples = sample_path(model, first[0], **of_path)
     found = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth, **(facts or {})}
     return Report(title, readings, samples, found)
 
 
-def _remembering(batches: Iterable[Any], first: list[Any]) -> Iterable[Any]:
-    for batch in batches:
-        if not first:
-            first.append(batch)
-        yield batch
-
-
 def as_json(report: Report) -> str:
-    """Everything that a report says in numbers and words, as JSON; what is not finite is ``null``.
-
-    Example:
-        >>> report = Report("net", Readings({}, torch.ones(1), 0.0), [], {})
-        >>> json.loads(as_json(report))["title"]
-        'net'
-    """
+    """Everything that a report says in numbers and words, as JSON; what is not finite is ``null``."""
     readings = report.readings
-    columns = {name: values.tolist() for name, values in readings.quantities.items()}
     content = {
-        "format": FORMAT,
+        "format": 1,
         "title": report.title,
         "facts": dict(report.facts),
         "summaries": {key: float(value) for key, value in readings.summaries().items()},
@@ -112,7 +96,7 @@ def as_json(report: Report) -> str:
             "name": list(readings.names),
             "step_size": readings.step_sizes.tolist(),
             "position": readings.positions.tolist(),
-            **columns,
+            **{name: values.tolist() for name, values in readings.quantities.items()},
         },
         "segments": list(readings.segments),
         "diagnosis": paragraphs(readings),
@@ -125,7 +109,7 @@ def _finite(content: Any) -> Any:
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not -float("inf") < content < float("inf") else content
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def as_html(report: Report) -> str:
@@ -135,67 +119,56 @@ def as_html(report: Report) -> str:
         ModuleNotFoundError: If matplotlib or jinja2 is missing.
     """
     readings = report.readings
-    names = [name for name in CARDS if name in readings.quantities]
+    records = readings.records
+    says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
     return render(
         "report.html.j2",
         title=report.title,
         facts=report.facts,
         sentences=paragraphs(readings),
-        rows=_rows(report, names),
-        names=names,
-        cards=CARDS,
+        rows=_rows(readings),
+        records=list(records.values()),
         summaries=[
-            (key, f"{float(value):.4g}", SUMMARIES[key.split("/")[0]][key.split("/")[-1]])
+            (key, f"{float(value):.4g}", says[f"{key.split('/')[0]}/{key.split('/')[-1]}"])
             for key, value in readings.summaries().items()
         ],
-        figures=[(caption, svg(figure)) for caption, figure in _figures(report, names)],
+        figures=[(caption, svg(figure)) for caption, figure in _figures(report)],
     )
 
 
-def _rows(report: Report, names: Collection[str]) -> list[dict[str, Any]]:
+def _rows(readings: Readings) -> list[dict[str, Any]]:
     """One row a layer: its number, name, step-size, place, share of the work, whether it is idle, and quantities."""
-    readings, first, rows = report.readings, 0, []
-    for part, diagnosis in zip(readings.split(), report.diagnoses, strict=True):
-        for index in range(len(part.step_sizes)):
-            layer = first + index
-            rows.append(
-                {
-                    "number": layer + 1,
-                    "name": readings.names[layer] if readings.names else "",
-                    "step_size": f"{readings.step_sizes[layer]:.4f}",
-                    "position": f"{readings.positions[layer]:.3f}",
-                    "work": _finite(float(diagnosis.work[index])) if len(diagnosis.work) else None,
-                    "is_idle": layer + 1 in diagnosis.idle,
-                    "values": [f"{readings[name][layer]:.4g}" for name in names],
-                }
-            )
-        first += len(part.step_sizes)
-    return rows
+    return [
+        {
+            "number": layer + 1,
+            "name": readings.names[layer] if readings.names else "",
+            "step_size": f"{readings.step_sizes[layer]:.4f}",
+            "position": f"{readings.positions[layer]:.3f}",
+            "work": _finite(work),
+            "is_idle": is_idle,
+            "values": [f"{readings[name][layer]:.4g}" for name in readings.records],
+        }
+        for layer, (work, is_idle) in enumerate(work_of_layers(readings))
+    ]
 
 
-def _figures(report: Report, names: Collection[str]) -> Iterable[tuple[str, Any]]:
+def _figures(report: Report) -> Iterable[tuple[str, Any]]:
     """Each figure with its caption."""
     readings = report.readings
     for name, figure in figures_of(readings, report.samples):
         yield _CAPTIONS[name], figure
     for name in ("cost_of_identity", "criticality_residual"):
-        if name in names:
-            figure = new_figure()
-            axes = figure.add_subplot()
-            plot_along_path({name: readings[name]}, readings.positions, CARDS[name].title, axes)
+        record = readings.records.get(name)
+        if record is not None:
+            figure, axes = plot_along_path({name: readings[name]}, readings.positions, record.title)
             if name == "cost_of_identity":
                 axes.set_yscale("log")
             else:
                 axes.set_ylim(bottom=0)
-            yield f"{CARDS[name].title.capitalize()}. {CARDS[name].says}", figure
+            yield f"{record.title.capitalize()}. {record.says}", figure
 
 
 def name_of(model: nn.Module) -> str:
-    """What a reader calls a network: the class of the module, and of its path where that is another.
-
-    Example:
-        >>> name_of(nn.Linear(2, 2))
-        'Linear'
-    """
+    """What a reader calls a network: the class of the module, and of its path where that is another."""
     inner = {type(path).__name__ for path in leaky_paths(model).values()} - {type(model).__name__}
     return type(model).__name__ + (f" with {', '.join(sorted(inner))}" if inner else "")

@@ -8,12 +8,7 @@ from functools import lru_cache
 
 @lru_cache
 def located(path: str) -> object | None:
-    """Return what an import path names, as ``"torch.nn.Linear"``, or ``None`` if it names nothing.
-
-    Example:
-        >>> located("torch.nn.Linear"), located("torch.nn.Liner"), located("blocks")
-        (<class 'torch.nn.modules.linear.Linear'>, None, None)
-    """
+    """Return what an import path names, as ``"torch.nn.Linear"``, or ``None`` if it names nothing."""
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         return None
     try:

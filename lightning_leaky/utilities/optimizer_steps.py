@@ -9,21 +9,7 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Rhythm:
-    """Every so many optimizer steps, between a first and a last one, all counted from 1.
-
-    Args:
-        every_n_steps: Steps between two, at least 1.
-        start_step: The first.
-        stop_step: None after this one; ``None`` never stops.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> rhythm = Rhythm(every_n_steps=3, start_step=2, stop_step=6)
-        >>> [step for step in range(1, 10) if rhythm.is_due(step)]
-        [2, 5]
-    """
+    """Every so many optimizer steps, between a first and a last one, all counted from 1; ``None`` never stops."""
 
     every_n_steps: int
     start_step: int = 1
@@ -38,9 +24,8 @@ class Rhythm:
 
     def is_due(self, num_steps: int) -> bool:
         """Whether it is done after that step."""
-        after_start = num_steps - self.start_step
-        before_stop = self.stop_step is None or num_steps <= self.stop_step
-        return before_stop and after_start >= 0 and after_start % self.every_n_steps == 0
+        is_within = self.start_step <= num_steps <= (self.stop_step or num_steps)
+        return is_within and (num_steps - self.start_step) % self.every_n_steps == 0
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:

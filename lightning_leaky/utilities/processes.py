@@ -21,24 +21,14 @@ def number_of_process() -> int:
 
 
 def warn(message: str, is_own: bool = False) -> None:
-    """Warn on the first process; of what this process alone may have met, on this one, with its number.
-
-    Args:
-        message: What to say.
-        is_own: Whether other processes may have met nothing of it.
-    """
+    """Warn on the first process; of its own, that others may have met nothing of, on this one, with its number."""
     number = number_of_process()
     if is_own or not number:
         warnings.warn(f"Process {number}: {message}" if number else message, stacklevel=3)
 
 
 def summed(tensor: Tensor, group: Any = None) -> Tensor:
-    """Sum of a tensor over all processes, as a new tensor, the same bits on each; one collective.
-
-    Args:
-        tensor: Of the same shape on all processes.
-        group: The process group to sum over; ``None`` for all.
-    """
+    """Sum of a tensor over all processes, or a group: a new tensor, the same bits on each; one collective."""
     total = tensor.clone()
     if num_processes() > 1:
         dist.all_reduce(total, group=group)
@@ -46,12 +36,7 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
 
 
 def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
-    """Numbers of the first process that has them, ``None`` where none has; one collective.
-
-    Args:
-        numbers: Whole numbers, of the same shape on all processes.
-        has_them: Whether those of this process mean something.
-    """
+    """Whole numbers of the first process that has them, of one shape on all, or ``None``; one collective."""
     marked = torch.cat([numbers.new_tensor([has_them]), numbers.flatten()])
     everybody = [marked]
     if num_processes() > 1:
@@ -62,7 +47,7 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
 
 def unsharded(tensor: Tensor) -> Tensor:
     """A tensor as every process would hold it alone: a sharded one (FSDP2) is gathered, one collective."""
-    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from operator import length_hint
 from typing import Any
 
 from lightning_leaky.utilities.processes import number_of_process
 
 
 def watched(batches: Iterable[Any], most: int | None = None) -> Iterable[Any]:
-    """Batches behind a progress bar: in a terminal and on the first process only, so not in notebooks and logs.
-
-    Args:
-        batches: What to go through.
-        most: Stop after so many; all by default.
-
-    Example:
-        >>> list(watched("abc", most=2))
-        ['a', 'b']
-    """
+    """Batches, so many at most, behind a bar: in a terminal and on the first process, so not in notebooks and logs."""
     from tqdm import tqdm
 
-    length = _length(batches)
-    total = most if length is None else min(length, most or length)
+    lengths = filter(None, (length_hint(batches), most))  # the length of a generator, or of a stream, is not known
     bar: Iterable[Any] = tqdm(
         islice(batches, most),
         "reading",
-        total,
+        total=min(lengths, default=None),
         disable=True if number_of_process() else None,  # None: unless the output is no terminal
         leave=False,
     )
     return bar
-
-
-def _length(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:  # a generator, or a loader of a stream
-        return None

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, Layout, StepSizeAdapter, make_leaky, measure_path
 from lightning_leaky.functional import cost_of_identity, objective_weight_decay
-from lightning_leaky.metrics import segments
-from lightning_leaky.metrics.path_reader import MOMENTA
-from tests.callbacks.helpers import rows_of, steps_with
+from lightning_leaky.metrics import path_reader
+from tests.callbacks.helpers import MOMENTA, rows_of, steps_with
 
 WIDTH = 5
 
@@ -455,7 +454,7 @@ SEVEN_ROWS = 7 * 2 * 3 * 4 * WIDTH
 def test_a_wide_network_is_read_from_its_samples_and_told_once(make_trainer, monkeypatch, caplog):
     readings = []
     for limit in (2**30, SEVEN_ROWS):
-        monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
+        monkeypatch.setattr(path_reader, "MEMORY_LIMIT", limit)
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
             readings.append(read(make_trainer, Foreign(blocks()), loader(num_batches=3)).readings["train"])
@@ -473,7 +472,7 @@ def test_a_wide_network_is_read_from_its_samples_and_told_once(make_trainer, mon
     ],
 )
 def test_samples_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypatch, limit, rows_read):
-    monkeypatch.setattr(segments, "MEMORY_LIMIT", int(limit))
+    monkeypatch.setattr(path_reader, "MEMORY_LIMIT", int(limit))
     monitor, module, batches = EnergyMonitor("blocks.*"), Foreign(blocks()), loader(num_batches=4)
     with pytest.warns(UserWarning, match="Some samples are not read") as caught:
         make_trainer(monitor).validate(module, batches, verbose=False)
@@ -487,7 +486,7 @@ def test_samples_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypat
 def test_momenta_are_read_of_whole_batches(make_trainer, monkeypatch):
     readings = []
     for limit in (2**30, 1):
-        monkeypatch.setattr(segments, "MEMORY_LIMIT", limit)
+        monkeypatch.setattr(path_reader, "MEMORY_LIMIT", limit)
         monitor = EnergyMonitor("blocks.*", quantities=["momentum_norm"], weight_decay=0.1)
         readings.append(read(make_trainer, Foreign(blocks()), loader(num_batches=1), monitor).readings["train"])
     assert_same(*readings)

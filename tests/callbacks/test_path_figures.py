@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_leaky import EnergyMonitor, LayerRefiner, PathFigures, StepSizeAdapter
-from lightning_leaky.callbacks import path_figures
 from tests.callbacks.helpers import NoisyModule, Recorder, rows_of
 
 FIGURES = {
@@ -115,9 +114,11 @@ def test_a_list_of_metrics_that_somebody_else_will_write_is_left_to_them(
     assert "_hparams_/experiment" not in events_of(logger).summary_metadata
 
 
-def test_charts_of_validation_are_laid_out_where_there_is_validation(fitted):
+def test_no_chart_waits_for_what_there_is_not(fitted):
+    """Validation, and step-sizes that adapt."""
     (layout,) = fitted(EnergyMonitor(), limit_val_batches=0).Tensors("custom_scalars__config__")
     assert b"val" not in layout.tensor_proto.string_val[0]
+    assert b"step_size" not in layout.tensor_proto.string_val[0]
 
 
 class OwnAdapter(StepSizeAdapter):
@@ -135,11 +136,6 @@ def test_an_adapter_of_ones_own_has_chart_and_settings_too(fitted):
     (page,) = text_of(events, "layers/guide")
     for row in ("| OwnAdapter, damping | `0.3` |", "| PathFigures, num_samples | `7` |"):
         assert row in page
-
-
-def test_without_step_sizes_that_adapt_no_chart_waits_for_them(fitted):
-    (layout,) = fitted(EnergyMonitor()).Tensors("custom_scalars__config__")
-    assert b"step_size" not in layout.tensor_proto.string_val[0]
 
 
 @pytest.mark.slow
@@ -306,15 +302,6 @@ def test_wants_a_monitor(make_module, make_data, make_trainer):
 def test_refuses_numbers_below_one(argument):
     with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
         PathFigures(**{argument: 0})
-
-
-def test_says_at_once_where_matplotlib_is_missing(monkeypatch):
-    def missing(*args):
-        raise ModuleNotFoundError("pip install 'lightning-leaky[plot]'")
-
-    monkeypatch.setattr(path_figures, "new_figure", missing)
-    with pytest.raises(ModuleNotFoundError, match="plot"):
-        PathFigures()
 
 
 def test_can_be_pickled_after_a_fit(make_module, make_data, make_trainer):

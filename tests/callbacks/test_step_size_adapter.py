@@ -2,9 +2,13 @@
 
 import copy
 import warnings
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -12,7 +16,11 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
 from lightning_leaky.functional import SwitchesRule
+from lightning_leaky.optim import AdaptationSettings
+from lightning_leaky.reading.layout import Layout
 from tests.callbacks.helpers import ConstantRate, Recorder, TwoOptimizers, rows_of, steps_with
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def test_a_fit_does_what_the_hook_does(make_module, make_data, make_trainer):
@@ -270,19 +278,69 @@ def test_an_infeasible_bound_is_refused_at_the_start(make_module, make_data, mak
     assert recorder.losses == []
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("every_n_steps", {"every_n_steps": 0}),
-        ("damping", {"damping": 0.0}),
-        ("start_step", {"start_step": 0}),
-        ("stop_step", {"start_step": 3, "stop_step": 2}),
-        ("max_leak", {"max_leak": -1.0}),
-    ],
-)
-def test_wrong_arguments_are_named_at_once(name, settings):
-    with pytest.raises(ValueError, match=f"`{name}`"):
-        StepSizeAdapter(**settings)
+def test_wrong_arguments_are_named_at_once():
+    with pytest.raises(ValueError, match="`damping`"):
+        StepSizeAdapter(damping=0.0)
+
+
+# Its settings are those of the hook, on the command line too.
+
+
+def test_arguments_may_be_given_by_place():
+    assert StepSizeAdapter(3, 0.5).settings == StepSizeAdapter(every_n_steps=3, damping=0.5).settings
+
+
+def test_the_command_line_knows_every_setting_with_its_help():
+    parser = ArgumentParser()
+    arguments = parser.add_class_arguments(StepSizeAdapter)
+    assert set(arguments) == {field.name for field in fields(AdaptationSettings)} | {"optimizer_index"}
+    assert all(action.help for action in parser._actions if action.dest in arguments)
+    assert parser.get_defaults().as_dict() == StepSizeAdapter().settings | {"optimizer_index": None}
+
+
+def configured(section):
+    """The adapter of a section of a configuration."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Callback, "callback")
+    return parser.instantiate_classes(parser.parse_object({"callback": section})).callback
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_configuration_brings_layout_and_mask():
+    told = {"layout": {"axes": "tnc"}, "padding_mask": "mask", "rule": "switches"}
+    adapter = configured({"class_path": "lightning_leaky.StepSizeAdapter", "init_args": told})
+    assert adapter.settings == StepSizeAdapter(**(told | {"layout": Layout("tnc")})).settings
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_a_version_with_fewer_settings_has_written_loads():
+    """Its configuration, and its checkpoint without a warning about settings that it did not have."""
+    callbacks = yaml.safe_load((DATA / "written_by_flat_package.yaml").read_text())["trainer"]["callbacks"]
+    adapter = configured(next(one for one in callbacks if one["class_path"] == "lightning_leaky.StepSizeAdapter"))
+    states = torch.load(DATA / "written_by_flat_package.ckpt", weights_only=True)["callbacks"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter.load_state_dict(states[adapter.state_key])
+    with pytest.warns(UserWarning, match="saved with rule='switches'; the run goes on"):
+        StepSizeAdapter(every_n_steps=2).load_state_dict(states[adapter.state_key])
+
+
+def test_objects_among_the_settings_are_the_same_in_another_run(make_module, make_data, make_trainer, tmp_path):
+    """By what they print, which is without their address."""
+
+    class Nameless(SwitchesRule):
+        __repr__ = object.__repr__
+
+    def adapter():
+        return StepSizeAdapter(rule=Nameless(), layout=Layout("nc"), padding_mask=lambda batch: None)
+
+    trainer = make_trainer(adapter(), max_epochs=1)
+    trainer.fit(make_module(), datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    states = torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter().load_state_dict(states[adapter().state_key])
 
 
 @pytest.mark.parametrize(("use_buffers", "expected"), [(True, 1), (False, 0)])

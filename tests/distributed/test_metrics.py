@@ -29,8 +29,9 @@ def test_readings_by_hooks_equal_one_process_even_where_a_process_has_no_batch(p
 
 
 def test_processes_choose_a_form_together(processes):
-    """Also where some of them could keep their samples and others could not."""
+    """Also where some of them could keep their samples and others could not; records of one's own are read, too."""
     expected = workers.automatic(form="moments")
+    assert all(found.keys() >= {record.key for record in workers.OWN} for found in expected.values())
     for found in processes:
         torch.testing.assert_close(found["automatic"], expected, rtol=1e-9, atol=1e-9)
 
@@ -64,8 +65,8 @@ def test_step_sizes_adapt_to_the_batches_of_all_processes(processes, rule):
 
 def test_the_number_of_collectives_does_not_depend_on_the_number_of_layers(processes):
     for found in processes:
-        of_two_layers, of_twelve_layers = found["collectives"]
-        assert 0 < of_two_layers == of_twelve_layers
+        for of_two_layers, of_twelve_layers in found["collectives"].values():
+            assert 0 < of_two_layers == of_twelve_layers
 
 
 def test_where_one_process_cannot_compare_none_adapts(processes):

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from lightning_leaky import LeakyResNet, StepSizeHook, metrics
 from lightning_leaky.functional import RULES
-from lightning_leaky.metrics.segments import Form
+from lightning_leaky.metrics import QUANTITIES, PathReader, Recipe
+from lightning_leaky.metrics.layer_store import Form
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.settings import ReadingSettings
 from tests.distributed.collectives import counted_collectives
+from tests.metrics.own_records import OWN
 
 NUM_LAYERS, WIDTH, NUM_SAMPLES, DEPTH = 3, 4, 17, 2.0
-METRICS = sorted(set(metrics.__all__) - {"PathReader", "Readings", "SampleMean"})
+METRICS = ("CostOfIdentity", "Hamiltonian", "KineticEnergy", "StableRank")
+EVERYTHING = (*QUANTITIES, *OWN)
 # Rows of each process, by the number of processes: uneven, and with an empty one.
 SHARDS = {1: [17], 2: [12, 5], 3: [11, 0, 6], 4: [1, 9, 0, 7]}
 
@@ -31,35 +35,39 @@ def shard(rank: int, world_size: int) -> slice:
     return slice(start, start + SHARDS[world_size][rank])
 
 
-def arguments(name: str, rank: int, world_size: int, num_layers: int = NUM_LAYERS) -> list[Tensor]:
-    """Arguments of a metric's `update` for the shard of one process."""
+def given(rank: int, world_size: int, num_layers: int = NUM_LAYERS, width: int = WIDTH) -> dict[str, Tensor]:
+    """What metrics take of the shard of one process, by the names of their arguments."""
     generator = torch.Generator().manual_seed(0)
-    path = torch.randn(num_layers + 1, NUM_SAMPLES, WIDTH, dtype=torch.float64, generator=generator)
-    momenta = torch.randn(num_layers, NUM_SAMPLES, WIDTH, dtype=torch.float64, generator=generator)
-    weights = torch.randn(num_layers, WIDTH, WIDTH + 1, dtype=torch.float64, generator=generator)
-    rho = torch.full((num_layers,), 1 / num_layers, dtype=torch.float64)
+    path = torch.randn(num_layers + 1, NUM_SAMPLES, width, dtype=torch.float64, generator=generator)
+    momenta = torch.randn(num_layers, NUM_SAMPLES, width, dtype=torch.float64, generator=generator)
     rows = shard(rank, world_size)
-    # The cost is a mean over the samples of a process: its gradients are larger where the samples are fewer.
-    local = momenta[:, rows] * NUM_SAMPLES / max(1, SHARDS[world_size][rank])
-    given = {
+    return {
         "representations": path[:-1, rows],
         "previous": path[:-1, rows],
         "current": path[1:, rows],
-        "step_sizes": rho,
-        "momenta": local,
-        "weights": weights,
+        "step_sizes": torch.full((num_layers,), 1 / num_layers, dtype=torch.float64),
+        # The cost is a mean over the samples of a process: its gradients are larger where the samples are fewer.
+        "momenta": momenta[:, rows] * NUM_SAMPLES / max(1, SHARDS[world_size][rank]),
     }
-    wanted = inspect.signature(getattr(metrics, name).update).parameters
-    return [given[parameter] for parameter in wanted if parameter != "self"]
 
 
-def metric_value(name: str, rank: int = 0, world_size: int = 1) -> Tensor | dict[str, Tensor]:
+def metric_value(name: str, rank: int = 0, world_size: int = 1) -> Tensor:
     """What a metric computes from the shards of all processes."""
     cls = getattr(metrics, name)
     depth = {"effective_depth": DEPTH} if "effective_depth" in inspect.signature(cls).parameters else {}
-    metric = cls(NUM_LAYERS, WIDTH, **depth)
-    metric.update(*arguments(name, rank, world_size))
+    metric, arguments = cls(NUM_LAYERS, WIDTH, **depth), given(rank, world_size)
+    wanted = inspect.signature(cls.update).parameters
+    metric.update(**{key: value for key, value in arguments.items() if key in wanted})
     return metric.compute()
+
+
+def filled(rank: int, world_size: int, num_layers: int, width: int, form: Form) -> PathReader:
+    """A reader of every quantity, and of some of one's own, that has seen the shard of one process."""
+    reader = PathReader([(width, num_layers)], Recipe(EVERYTHING, DEPTH), form)
+    arguments = given(rank, world_size, num_layers, width)
+    del arguments["representations"]
+    reader.update(**arguments)
+    return reader
 
 
 def adapted_step_sizes(rule: str, rank: int = 0, world_size: int = 1) -> Tensor:
@@ -101,7 +109,8 @@ def observed(rank: int = 0, world_size: int = 1, form: Form = "moments") -> dict
     torch.manual_seed(0)
     network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
     inputs = torch.randn(NUM_SAMPLES, WIDTH, dtype=torch.float64)[shard(rank, world_size)]
-    observer = PathObserver(network, network, metrics.path_reader.QUANTITIES, weight_decay=0.1, form=form).attach()
+    settings = ReadingSettings(EVERYTHING, weight_decay=0.1, form=form)
+    observer = PathObserver(network, network, settings).attach()
     if len(inputs):
         observer.arm()
         network(inputs).square().sum(-1).mean().backward()
@@ -130,7 +139,7 @@ def found(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     readings = {}
     for name, layers in (("found", None), ("segments", Block)):
         path = path_of(model, layers)
-        observer = PathObserver(model, path, ["cost_of_identity", "kinetic_energy"]).attach()
+        observer = PathObserver(model, path, ReadingSettings(["cost_of_identity", "kinetic_energy"])).attach()
         if len(inputs):
             observer.arm()
             model(inputs)
@@ -160,7 +169,7 @@ def found_otherwise(rank: int, world_size: int) -> dict[str, Tensor]:
     """Readings where each process has found another run; the first one's is taken."""
     torch.manual_seed(0)
     model = Dropping(dropped=3 - rank).double()
-    observer = PathObserver(model, None, ["cost_of_identity"]).attach()
+    observer = PathObserver(model, None, ReadingSettings(["cost_of_identity"])).attach()
     for _ in range(2):
         observer.reset()
         observer.arm()
@@ -171,6 +180,7 @@ def found_otherwise(rank: int, world_size: int) -> dict[str, Tensor]:
     return {"otherwise": read["cost_of_identity"], "names": read.names}
 
 
+FORMS: tuple[Form, ...] = ("moments", "samples", "auto")
 AUTO_WIDTHS = (4, 16, 24, 64)
 """One process or all of them have more samples than neurons, or none."""
 
@@ -179,23 +189,15 @@ def automatic(rank: int = 0, world_size: int = 1, form: Form = "auto") -> dict[i
     """Every quantity of the shards, by width."""
     readings = {}
     for width in AUTO_WIDTHS:
-        generator = torch.Generator().manual_seed(0)
-        path = torch.randn(NUM_LAYERS + 1, NUM_SAMPLES, width, dtype=torch.float64, generator=generator)
-        weights = torch.randn(NUM_LAYERS, width, width + 1, dtype=torch.float64, generator=generator)
-        rows, rho = shard(rank, world_size), torch.full((NUM_LAYERS,), 1 / NUM_LAYERS)
-        momenta = path[1:, rows] * NUM_SAMPLES / max(1, SHARDS[world_size][rank])
-        reader = metrics.PathReader(NUM_LAYERS, width, DEPTH, metrics.path_reader.QUANTITIES, form=form)
-        reader.update(path[:-1, rows], path[1:, rows], rho, momenta, weights)
-        readings[width] = reader.compute().quantities
+        weights = torch.ones(NUM_LAYERS, width, width + 1, dtype=torch.float64)
+        reader = filled(rank, world_size, NUM_LAYERS, width, form)
+        readings[width] = reader.compute(weights=weights).quantities
     return readings
 
 
-def collectives_of_a_reading(rank: int, world_size: int, num_layers: int) -> int:
+def collectives_of_a_reading(rank: int, world_size: int, num_layers: int, form: Form) -> int:
     """How many collectives one reading of every quantity takes."""
-    reader = metrics.PathReader(num_layers, WIDTH, DEPTH, metrics.path_reader.QUANTITIES)
-    previous, current, rho = arguments("PathEnergies", rank, world_size, num_layers)
-    _, momenta, weights = arguments("PathMomenta", rank, world_size, num_layers)
-    reader.update(previous, current, rho, momenta, weights)
+    reader = filled(rank, world_size, num_layers, WIDTH, form)
     with counted_collectives() as calls:
         reader.compute()
     return len(calls)
@@ -211,6 +213,8 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
     results["samples"] = observed(rank, size, "samples")
     results["automatic"] = automatic(rank, size)
     results |= found(rank, size) | found_otherwise(rank, size)
-    results["collectives"] = [collectives_of_a_reading(rank, size, layers) for layers in (2, 12)]
+    results["collectives"] = {
+        form: [collectives_of_a_reading(rank, size, layers, form) for layers in (2, 12)] for form in FORMS
+    }
     dist.destroy_process_group()
     return results

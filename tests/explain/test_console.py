@@ -2,9 +2,7 @@
 
 import dataclasses
 import io
-import sys
 
-import pytest
 import torch
 from rich.console import Console
 
@@ -63,10 +61,3 @@ def test_a_monitor_prints_it_on_request_only(make_module, make_data, make_traine
     output = capsys.readouterr().out
     assert "residual" in output
     assert "Bottleneck:" in output
-
-
-def test_says_at_once_where_rich_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr("lightning_leaky.explain.console.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"lightning-leaky\[rich\]"):
-        EnergyMonitor(print_layers=True)

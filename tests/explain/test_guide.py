@@ -2,26 +2,34 @@
 
 import re
 
+import pytest
 import torch
 
 from lightning_leaky import Readings
+from lightning_leaky.explain.charts import custom_charts, summary_keys
 from lightning_leaky.explain.diagnosis import rank_scalars
-from lightning_leaky.explain.guide import CARDS, SUMMARIES, TAGS_OF, chart_layout, page, summary_keys
-from lightning_leaky.metrics.path_reader import QUANTITIES
+from lightning_leaky.explain.guide import TAGS_OF, guide_page, key_table
+from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
+
+ALL = tuple(QUANTITIES.values())
+
+
+def records(*names: str):
+    return [QUANTITIES[name] for name in names]
 
 
 def test_without_a_leak_there_is_no_rank():
-    layout = chart_layout(["hamiltonian", "cost_of_identity"], has_rank=False)
+    layout = custom_charts(records("hamiltonian", "cost_of_identity"), has_rank=False)
     assert not [tag for tag in tags_of(layout) if "rank" in tag]
     assert list(layout["Is there a bottleneck?"]) == ["least cost of identity"]
     resnet = Readings({name: torch.ones(2) for name in QUANTITIES}, torch.ones(2) / 2, 0.0)
-    assert set(summary_keys(QUANTITIES, leaks=False)) == set(resnet.summaries())
+    assert set(summary_keys(ALL, leaks=False)) == set(resnet.summaries())
     leaky = Readings({name: torch.ones(2) for name in QUANTITIES}, torch.ones(2) / 2, 2.0)
-    assert set(summary_keys(QUANTITIES)) == set(leaky.summaries())
+    assert set(summary_keys(ALL)) == set(leaky.summaries())
 
 
 def test_a_setting_with_a_bar_does_not_break_the_table():
-    assert r"| layers | `re:(a\|b)` |" in page(["speed"], {"layers": "re:(a|b)"})
+    assert r"| layers | `re:(a\|b)` |" in guide_page(records("speed"), {"layers": "re:(a|b)"})
 
 
 def keys(prefix: str = "") -> set[str]:
@@ -37,43 +45,36 @@ def tags_of(layout) -> list[str]:
     return [tag for charts in layout.values() for _, tags in charts.values() for tag in tags]
 
 
-def test_there_is_a_card_for_every_quantity_and_every_summary():
-    assert set(CARDS) == {*QUANTITIES, "step_size"}
-    ends = {(key.split("/")[0], key.split("/")[-1]) for key in keys() if "/layer_" not in key}
-    ranks = {tuple(tag.split("/")) for tag in TAGS_OF["EnergyMonitor"] if tag.startswith("rank/")}
-    assert ends == {(name, end) for name, says in SUMMARIES.items() for end in says} | ranks
+def test_every_key_that_is_logged_is_in_the_table_and_no_other():
+    table = set(re.findall(r"``([a-z_]+/[a-z_]+)(?:\*)?``", key_table(ALL, {})))
+    logged = {
+        re.sub(r"(layer_)\d+", r"\1", key) for key in keys() if "segment" not in key and not key.startswith("rank/")
+    }
+    assert table == logged
+    assert {key for key in keys() if key.startswith("rank/") and "segment" not in key} == set(TAGS_OF["EnergyMonitor"])
 
 
-def test_every_tag_of_the_layout_is_logged():
-    logged = keys() | keys("val_") | {"step_size/layer_01"}
-    layout = chart_layout((*QUANTITIES, "step_size"), QUANTITIES)
-    for tag in tags_of(layout):
-        assert any(re.search(tag, key) for key in logged), tag
+def test_every_quantity_says_what_it_is():
+    for record in (*ALL, STEP_SIZE):
+        assert (record.formula and record.says and record.title != record.key) or record.key == "speed"
+        assert record.unit in ("energy", "–")
 
 
 def test_every_quantity_has_one_chart_with_all_its_layers():
-    layout = chart_layout((*QUANTITIES, "step_size"))
+    layout = custom_charts((*ALL, STEP_SIZE))
     for name in (*QUANTITIES, "step_size"):
         charts = [tags for part in layout.values() for _, tags in part.values() if rf"^{name}/layer_" in tags]
         assert charts == [[rf"^{name}/layer_"]]
 
 
-def test_one_quantity_is_not_taken_for_another():
-    """As `hamiltonian` is part of `energy_hamiltonian`, and `momentum_norm` of `features_momentum_norm`."""
-    for name in QUANTITIES:
-        tag = chart_layout([name]).get("Which layers do the work?", {})
-        for _, (pattern,) in tag.values():
-            assert {key.split("/")[0] for key in keys() | keys("val_") if re.search(pattern, key)} == {name}
-
-
 def test_a_chart_without_lines_is_left_out():
-    assert set(chart_layout(["kinetic_energy"])) == {"Which layers do the work?"}
-    assert "On validation and test data" in chart_layout(["kinetic_energy"], ["kinetic_energy"])
-    assert chart_layout([]) == {}
+    assert set(custom_charts(records("kinetic_energy"))) == {"Which layers do the work?"}
+    assert "On validation and test data" in custom_charts(records("kinetic_energy"), records("kinetic_energy"))
+    assert custom_charts([]) == {}
 
 
 def test_margin_charts_have_value_lower_and_upper_end():
-    layout = chart_layout(["hamiltonian", "cost_of_identity"])
+    layout = custom_charts(records("hamiltonian", "cost_of_identity"))
     margins = [tags for charts in layout.values() for kind, tags in charts.values() if kind == "Margin"]
     assert margins == [
         ["rank/lower", "rank/lower", "rank/upper"],
@@ -82,9 +83,14 @@ def test_margin_charts_have_value_lower_and_upper_end():
     assert {tag for tags in margins for tag in tags} <= keys()
 
 
-def test_a_prefix_is_of_every_tag_and_its_dots_are_dots():
-    charts = [chart for part in chart_layout(QUANTITIES, QUANTITIES, prefix="a.b/").values() for chart in part.values()]
-    ours, others = keys("a.b/") | keys("a.b/val_"), keys() | keys("a-b/")
+@pytest.mark.parametrize("prefix", ["", "a.b/"])
+def test_every_tag_of_the_layout_is_logged_and_a_prefix_is_of_the_monitor_alone(prefix):
+    """Its dots are dots, and `StepSizeAdapter` has none."""
+    charts = [
+        chart for part in custom_charts((*ALL, STEP_SIZE), ALL, prefix=prefix).values() for chart in part.values()
+    ]
+    ours = keys(prefix) | keys(f"{prefix}val_") | {"step_size/layer_01"}
+    others = keys("a-b/") | (keys() if prefix else set())
     for kind, tags in charts:
         if kind == "Margin":
             assert set(tags) <= ours
@@ -94,12 +100,13 @@ def test_a_prefix_is_of_every_tag_and_its_dots_are_dots():
 
 
 def test_the_page_explains_the_tags_of_the_callbacks_that_there_are():
-    assert "num_layers" not in page(["speed"], {}, ["StepSizeAdapter", "SomebodyElses"])
-    assert "| `step_sizes` | of StepSizeAdapter |" in page(["speed"], {}, ["StepSizeAdapter", "SomebodyElses"])
+    page = guide_page(records("speed"), {}, ["StepSizeAdapter", "SomebodyElses"])
+    assert "num_layers" not in page
+    assert "| `step_sizes` | of StepSizeAdapter |" in page
 
 
 def test_the_page_explains_what_is_read_and_nothing_else():
-    text = page(["hamiltonian", "speed"], {"gamma_rel": 0.001, "layers": None})
+    text = guide_page(records("speed", "hamiltonian"), {"gamma_rel": 0.001, "layers": None})
     assert re.findall(r"^\| `([a-z_]+)/", text, flags=re.MULTILINE) == [
         "speed",
         *["hamiltonian"] * 1,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lightning_leaky.functional import KNorm, hamiltonian, hamiltonian_spread, rank_gap_bounds, speed_bounds, velocity
 from tests.functional.conftest import EFFECTIVE_DEPTH
-from tests.references import k_square, path_length, sigma_of, squared_norm
+from tests.references import k_square, path_length, sigma, squared_norm
 from tests.strategies import k_norms, problems
 
 positive_depths = st.floats(0.1, 20.0)
@@ -23,10 +23,10 @@ def slack(bounds):
 def test_speed_bounds_hold_at_any_point(problem):
     """For any A and B with V := L̃(KB − A) and H of (A, B); ‖B‖² alone serves as c."""
     A, B, depth, k_norm = problem.A, problem.B, problem.depth, problem.k_norm
-    S = sigma_of(A, k_norm)
-    energy = hamiltonian(A, B, depth, k_norm.activation, k_norm.constant_column)
-    coi, _ = k_square(A, A, k_norm)
-    speed = k_square(A, depth * (S @ (S.mT @ B) - A), k_norm).value.sqrt()
+    S = problem.features
+    energy = hamiltonian(A, B, depth, problem.S)
+    coi, _ = k_square(S, A, k_norm)
+    speed = k_square(S, depth * (S @ (S.mT @ B) - A), k_norm).value.sqrt()
     bounds = speed_bounds(energy, coi, speed, depth, k_norm.gamma, squared_norm(B))
     # The radicand is a difference: its rounding is that of its terms, and a square root of it enters the value.
     rounding = depth * (1e-13 * (coi + 2 / depth * energy.abs() + squared_norm(B) * k_norm.gamma)).sqrt()
@@ -43,12 +43,13 @@ def test_both_bounds_hold_along_a_hamilton_path(hamilton_paths, gamma):
     energies = hamiltonian(A, path.momenta, EFFECTIVE_DEPTH)
     mesh = float(2 / EFFECTIVE_DEPTH * hamiltonian_spread(energies))
     size_bound = max(squared_norm(A).max(), squared_norm(path.momenta).max())
-    coi, length = k_square(A, A, k_norm).value, path_length(A, V, rho, k_norm).value
+    S = sigma(A)
+    coi, length = k_square(S, A, k_norm).value, path_length(V, S, rho, k_norm).value
 
     gap = rank_gap_bounds(energies.median(), coi, length, EFFECTIVE_DEPTH, gamma, size_bound)
     assert gap.lower - mesh <= gap.value <= gap.upper + mesh
 
-    speed = k_square(A, V, k_norm).value.sqrt()
+    speed = k_square(S, V, k_norm).value.sqrt()
     bounds = speed_bounds(energies, coi, speed, EFFECTIVE_DEPTH, gamma, size_bound)
     assert bool((bounds.lower <= bounds.value + slack(bounds)).all())
     assert bool((bounds.value <= bounds.upper + slack(bounds)).all())

@@ -5,12 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_leaky.functional import (
-    balancedness_defect,
-    criticality_residual,
-    criticality_residual_from_moments,
-    momentum_moments,
-)
+from lightning_leaky.functional import balancedness_defect, criticality_residual
 from tests.functional.conftest import EFFECTIVE_DEPTH, NUM_LAYERS
 from tests.references import observed_order, squared_norm
 from tests.strategies import generator_of, normal, seeds
@@ -57,9 +52,8 @@ def test_at_a_critical_point_the_derivatives_are_finite():
 
 @pytest.mark.parametrize("shape", [(4, 4), (5, 5)], ids=["no_bias_column", "width"])
 def test_residual_names_a_weight_of_another_shape(shape):
-    moments = momentum_moments(torch.ones(3, 4), torch.ones(3, 4))
     with pytest.raises(ValueError, match=rf"`weight` must have shape \(..., 4, 5\), got \({shape[0]}, {shape[1]}\)"):
-        criticality_residual_from_moments(torch.ones(shape), moments, 2.0)
+        criticality_residual(torch.ones(shape), torch.ones(3, 4), torch.ones(3, 4), 2.0)
 
 
 def test_balancedness_defect_is_of_first_order_in_the_step_size(hamilton_paths):

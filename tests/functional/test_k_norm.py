@@ -15,28 +15,26 @@ from lightning_leaky.functional import (
     relative_gamma,
     second_moments,
 )
-from tests.references import Reference, assert_close, k_product, k_square, sigma_of
+from tests.references import Reference, assert_close, k_product, k_square, sigma
 from tests.strategies import generator_of, k_norms, normal, problems
-
-NO_CONSTANT = {"constant_column": False}
 
 
 @given(problem=problems())
 def test_all_inner_products_at_once(problem):
     matrices = (problem.A, problem.V, problem.B)
-    products = k_inner_products(problem.A, *matrices, k_norm=problem.k_norm)
-    sizes = [k_square(problem.A, matrix, problem.k_norm).size for matrix in matrices]
+    products = k_inner_products(problem.A, *matrices, k_norm=problem.k_norm, features=problem.S)
+    sizes = [k_square(problem.features, matrix, problem.k_norm).size for matrix in matrices]
     for i, left in enumerate(matrices):
         for j, right in enumerate(matrices):
-            expected = k_product(problem.A, left, right, problem.k_norm)
+            expected = k_product(problem.features, left, right, problem.k_norm)
             assert_close(products[..., i, j], Reference(expected, (sizes[i] * sizes[j]).sqrt()))
 
 
 @given(problem=problems(), gamma_rel=st.floats(1e-6, 10.0))
 def test_relative_gamma_is_a_share_of_the_operator_norm(problem, gamma_rel):
-    S = sigma_of(problem.A, problem.k_norm)
+    S = problem.features
     norm = torch.linalg.matrix_norm(S @ S.mT, ord=2)
-    assert_close(relative_gamma(problem.A, gamma_rel, problem.k_norm), gamma_rel * norm, rtol=1e-12)
+    assert_close(relative_gamma(problem.A, gamma_rel, problem.S), gamma_rel * norm, rtol=1e-12)
     assert_close(operator_norm(S.mT @ S), norm, rtol=1e-12)
 
 
@@ -110,22 +108,18 @@ def test_the_operator_norm_uses_up_no_random_numbers():
 
 @given(problem=problems(norms=k_norms(forms=("relative",))))
 def test_relative_form_is_the_absolute_form_at_its_gamma(problem):
-    k_norm = problem.k_norm
-    for A in problem.A.reshape(-1, *problem.A.shape[-2:]):
-        gamma = float(relative_gamma(A, k_norm.gamma_rel, k_norm))
+    relative = KNorm(gamma_rel=problem.k_norm.gamma_rel)
+    for A, S in zip(*(each.reshape(-1, *each.shape[-2:]) for each in (problem.A, problem.features)), strict=True):
+        gamma = float(relative_gamma(A, relative.gamma_rel, S))
         if gamma > 0:
-            absolute = KNorm(gamma=gamma, activation=k_norm.activation, constant_column=k_norm.constant_column)
-            relative = KNorm(
-                gamma_rel=k_norm.gamma_rel, activation=k_norm.activation, constant_column=k_norm.constant_column
-            )
-            assert_close(cost_of_identity(A, absolute), cost_of_identity(A, relative))
+            assert_close(cost_of_identity(A, KNorm(gamma=gamma), S), cost_of_identity(A, relative, S))
 
 
-@given(problem=problems(kinds=("generic",), scales=(1.0,), norms=st.just(KNorm(gamma=0.0, activation="tanh"))))
+@given(problem=problems(kinds=("generic",), scales=(1.0,), norms=st.just(KNorm(gamma=0.0)), activations=("tanh",)))
 def test_stable_form_tends_to_raw_form_inside_the_column_space(problem):
-    inside = sigma_of(problem.A, problem.k_norm) @ problem.W.mT
+    inside = problem.S @ problem.W.mT
     raw, stable = (
-        k_inner_products(problem.A, inside, k_norm=KNorm(gamma=gamma, activation="tanh")) for gamma in (0.0, 1e-10)
+        k_inner_products(problem.A, inside, k_norm=KNorm(gamma=gamma), features=problem.S) for gamma in (0.0, 1e-10)
     )
     torch.testing.assert_close(stable, raw, rtol=1e-3, atol=1e-9)
 
@@ -133,8 +127,8 @@ def test_stable_form_tends_to_raw_form_inside_the_column_space(problem):
 def test_outside_the_column_space_raw_counts_nothing_and_stable_counts_the_square_over_gamma():
     A = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     outside = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
-    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.0, **NO_CONSTANT)).item() == 0
-    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.5, **NO_CONSTANT)).item() == pytest.approx(50.0)
+    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.0), features=A).item() == 0
+    assert k_inner_products(A, outside, k_norm=KNorm(gamma=0.5), features=A).item() == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("num_samples", [2, 6], ids=["N<d", "N>=d"])
@@ -142,7 +136,8 @@ def test_without_features_the_relative_form_takes_its_limit(num_samples):
     """All features zero: γ = 0, and ‖M‖²/γ is infinite unless M is zero."""
     dead = -torch.ones(num_samples, 3)
     velocities = torch.stack([torch.zeros_like(dead), torch.ones_like(dead)])
-    energies = kinetic_energy(dead.expand(2, -1, -1), velocities, 2.0, KNorm(**NO_CONSTANT))
+    no_features = torch.zeros(2, num_samples, 3)
+    energies = kinetic_energy(dead.expand(2, -1, -1), velocities, 2.0, features=no_features)
     assert energies.tolist() == [0.0, float("inf")]
 
 
@@ -150,7 +145,7 @@ def test_without_features_the_relative_form_takes_its_limit(num_samples):
 def test_gamma_too_small_to_be_seen_is_nan_or_right_but_never_wrong(num_samples):
     A = torch.ones(num_samples, 3)
     values = torch.stack([cost_of_identity(A, KNorm(gamma_rel=gamma_rel)) for gamma_rel in (1e-30, 1e-18)])
-    expected = k_square(A.double(), A.double(), KNorm(gamma=0.0)).value
+    expected = k_square(sigma(A.double()), A.double(), KNorm(gamma=0.0)).value
     assert all(value.isnan() or value == pytest.approx(float(expected), rel=1e-3) for value in values)
 
 
@@ -179,11 +174,6 @@ def test_a_relative_gamma_of_zero_is_refused_while_it_is_in_use():
     with pytest.raises(ValueError, match=r"`gamma_rel`.*gamma=0"):
         KNorm(gamma_rel=0.0)
     assert KNorm(gamma=1.0, gamma_rel=0.0).gamma == 1.0
-
-
-def test_an_unknown_activation_is_named():
-    with pytest.raises(ValueError, match=r"`activation`.*'step'"):
-        KNorm(activation="step")
 
 
 @pytest.mark.parametrize(

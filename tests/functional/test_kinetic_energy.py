@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_leaky.functional import (
-    KNorm,
+    features,
     kinetic_energy,
     path_length,
-    path_length_from_moments,
     relative_distances,
     velocity,
 )
 from tests import references
+from tests.functional.readings import ENERGIES
 from tests.references import assert_close
 from tests.strategies import generator_of, k_norms, normal, problems, seeds
 
@@ -65,23 +65,22 @@ def test_velocity_wants_two_representations_of_one_shape(shape):
 @given(problem=problems(leading=LAYERS), seed=seeds)
 def test_path_length_equals_the_reference(problem, seed):
     rho = random_step_sizes(len(problem.A), generator_of(seed))
-    expected = references.path_length(problem.A, problem.V, rho, problem.k_norm)
-    assert_close(path_length(problem.A, problem.V, rho, problem.k_norm), expected)
-    assert_close(path_length_from_moments(problem.moments(), rho, problem.k_norm), expected)
+    expected = references.path_length(problem.V, problem.features, rho, problem.k_norm)
+    assert_close(path_length(problem.A, problem.V, rho, problem.k_norm, problem.S), expected)
 
 
 @settings(max_examples=40)
 @given(problem=problems(norms=k_norms()), factor=st.just(0.0) | st.floats(1e-3, 1e3) | st.floats(-1e3, -1e-3))
 def test_kinetic_energy_grows_with_the_square_of_the_velocity(problem, factor):
-    value, size = references.kinetic_energy(problem.A, problem.V, problem.depth, problem.k_norm)
-    found = kinetic_energy(problem.A, factor * problem.V, problem.depth, problem.k_norm)
+    value, size = ENERGIES["kinetic_energy"].reference(problem)
+    found = kinetic_energy(problem.A, factor * problem.V, problem.depth, problem.k_norm, problem.S)
     assert_close(found, references.Reference(factor**2 * value, factor**2 * size))
 
 
 def test_path_length_is_differentiable():
     A, V = (normal(3, 5, 4, generator=generator_of(seed)).requires_grad_() for seed in range(2))
     rho = random_step_sizes(3, generator_of(2))
-    assert torch.autograd.gradcheck(lambda A, V: path_length(A, V, rho, KNorm(activation="tanh")), (A, V))
+    assert torch.autograd.gradcheck(lambda A, V: path_length(A, V, rho, features=features(A, "tanh")), (A, V))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky.functional import KNorm, cross_term, kinetic_energy, lagrangian, potential_energy
-from tests import references
+from tests.functional.readings import ENERGIES
 from tests.references import Reference, assert_close, sigma, squared_norm
 from tests.strategies import generator_of, normal, problems, seeds
 
@@ -25,33 +25,33 @@ def test_raw_lagrangian_is_the_cost_of_the_least_weight(seed, num_samples, depth
 
 @given(problem=problems(depths=positive_depths))
 def test_lagrangian_is_kinetic_less_potential_energy_plus_cross_term(problem):
-    A, V, depth, k_norm = problem.A, problem.V, problem.depth, problem.k_norm
-    parts = kinetic_energy(A, V, depth, k_norm) - potential_energy(A, depth, k_norm) + cross_term(A, V, k_norm)
-    size = references.lagrangian(A, V, depth, k_norm).size
-    assert_close(lagrangian(A, V, depth, k_norm), Reference(parts, size))
+    A, V, depth, measure = problem.A, problem.V, problem.depth, (problem.k_norm, problem.S)
+    parts = kinetic_energy(A, V, depth, *measure) - potential_energy(A, depth, *measure) + cross_term(A, V, *measure)
+    size = ENERGIES["lagrangian"].reference(problem).size
+    assert_close(lagrangian(A, V, depth, *measure), Reference(parts, size))
 
 
 @given(problem=problems(depths=positive_depths))
 def test_what_the_leak_does_alone_costs_nothing(problem):
-    A, depth, k_norm = problem.A, problem.depth, problem.k_norm
-    size = references.lagrangian(A, -depth * A, depth, k_norm).size
-    assert_close(lagrangian(A, -depth * A, depth, k_norm), Reference(torch.zeros_like(size), size))
+    leaking = problem._replace(V=-problem.depth * problem.A)
+    size = ENERGIES["lagrangian"].reference(leaking).size
+    assert_close(ENERGIES["lagrangian"].from_tensors(leaking), Reference(torch.zeros_like(size), size))
 
 
 @given(problem=problems(depths=st.just(0.0)))
 def test_without_leak_the_lagrangian_is_the_kinetic_energy(problem):
-    A, V, k_norm = problem.A, problem.V, problem.k_norm
-    assert_close(lagrangian(A, V, 0.0, k_norm), kinetic_energy(A, V, 0.0, k_norm))
+    A, V, measure = problem.A, problem.V, (problem.k_norm, problem.S)
+    assert_close(lagrangian(A, V, 0.0, *measure), kinetic_energy(A, V, 0.0, *measure))
 
 
 @given(problem=problems(), factor=st.floats(-10, 10))
 def test_cross_term_is_linear_in_the_velocity_and_the_cost_of_identity_at_the_representation(problem, factor):
-    A, V, k_norm = problem.A, problem.V, problem.k_norm
-    coi, cross = references.cost_of_identity(A, k_norm), references.cross_term(A, V, k_norm)
+    A, V = problem.A, problem.V
+    coi, cross = (ENERGIES[name].reference(problem) for name in ("cost_of_identity", "cross_term"))
     expected = Reference(factor * cross.value + coi.value, abs(factor) * cross.size + coi.size)
-    assert_close(cross_term(A, factor * V + A, k_norm), expected)
+    assert_close(cross_term(A, factor * V + A, problem.k_norm, problem.S), expected)
 
 
 def test_a_layer_without_features_can_still_leak_for_nothing():
     dead = -torch.ones(2, 3)
-    assert float(lagrangian(dead, -2.0 * dead, 2.0, KNorm(constant_column=False))) == 0.0
+    assert float(lagrangian(dead, -2.0 * dead, 2.0, features=torch.zeros(2, 3))) == 0.0

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 
 from lightning_leaky.functional import momentum_moments, second_moments
-from tests.references import sigma_of
 from tests.strategies import generator_of, normal, problems
 
 
@@ -17,26 +16,26 @@ def assert_moments(found, expected):
 
 @given(problem=problems())
 def test_second_moments_are_sums_over_samples(problem):
-    S, matrices = sigma_of(problem.A, problem.k_norm), torch.stack([problem.A, problem.V], dim=-3)
+    S, matrices = problem.features, torch.stack([problem.A, problem.V], dim=-3)
     expected = (
         torch.einsum("...nd,...ne->...de", S, S),
         torch.einsum("...nd,...knw->...kdw", S, matrices),
         torch.einsum("...inw,...jnw->...ij", matrices, matrices),
     )
     assert_moments(problem.moments(), expected)
-    alone = second_moments(problem.A, None, problem.k_norm.activation, problem.k_norm.constant_column)
+    alone = second_moments(problem.A, features=problem.S)
     assert_moments(alone, (expected[0], expected[1][..., :1, :, :], expected[2][..., :1, :1]))
 
 
 @given(problem=problems())
 def test_momentum_moments_are_sums_over_samples(problem):
-    A, B, k_norm = problem.A, problem.B, problem.k_norm
+    A, B = problem.A, problem.B
     expected = (
-        torch.einsum("...nd,...nw->...dw", sigma_of(A, k_norm), B),
+        torch.einsum("...nd,...nw->...dw", problem.features, B),
         torch.einsum("...nw,...nw->...", B, A),
         torch.einsum("...nw,...nw->...", B, B),
     )
-    found = momentum_moments(A, B, k_norm.activation, k_norm.constant_column)
+    found = momentum_moments(A, B, problem.S)
     torch.testing.assert_close(found.momentum_square, expected[2], rtol=1e-12, atol=0)
     size = (A.abs() * B.abs()).sum((-2, -1)).max()
     assert_moments(found._replace(momentum_representation=expected[1]), expected)

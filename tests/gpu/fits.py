@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, Readings, StepSizeAdapter, TeacherDataModule, make_leaky
-from lightning_leaky.metrics.path_reader import QUANTITIES
+from lightning_leaky.metrics import QUANTITIES
 from tests.callbacks.helpers import ConstantRate, NoisyModule, Recorder
 from tests.others.networks import NETWORKS
 

@@ -9,8 +9,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_leaky import LeakyResNet, StepSizeHook
 from lightning_leaky.functional import irregular_step_sizes
-from lightning_leaky.metrics.path_reader import QUANTITIES
+from lightning_leaky.metrics import QUANTITIES
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.settings import ReadingSettings
 from tests.gpu.fits import assert_near, fit, small
 
 
@@ -50,7 +51,7 @@ class Watched:
         self.inputs = torch.randn(24, 3, device=device)
         optimizer = torch.optim.Adam(self.network.parameters())
         self.hooks: list[Any] = [
-            PathObserver(self.network, self.network, QUANTITIES, weight_decay=0.1).attach(),
+            PathObserver(self.network, self.network, ReadingSettings(list(QUANTITIES), weight_decay=0.1)).attach(),
             StepSizeHook(self.network, start_step=1000).attach(optimizer),
         ]
 

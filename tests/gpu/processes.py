@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_s
 
 import lightning_leaky.utilities.processes
 from lightning_leaky import EnergyMonitor, StepSizeAdapter
-from lightning_leaky.models.leaky_resnet import LeakyLayer
+from lightning_leaky.models import LeakyLayer
 from tests.callbacks.helpers import ConstantRate
 from tests.gpu.fits import assert_near, small, teacher, trainer_of
 

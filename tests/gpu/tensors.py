@@ -12,25 +12,22 @@ from lightning_leaky import LeakyResNet, functional, measure_path
 from lightning_leaky.functional import KNorm
 from tests import references
 from tests.functional.readings import READINGS, Reading
-from tests.metrics.cases import ALL_ROWS, CASES, PATH_NORMS, Path, as_dict, assert_same_reading, random_path
+from tests.metrics.cases import CASES
+from tests.metrics.paths import DEFAULT_MEASURES, EVERYTHING, MEASURES, Path, assert_same_reading, random_path
 from tests.references import assert_close
-from tests.strategies import Problem, generator_of, normal
+from tests.strategies import Problem
 
 RHO = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
-# Beside the readings of one layer: what else there is a reference for. Both routes, as of a `Reading`.
+# Beside the readings of one layer: what else there is a reference for.
 ALONG_THE_PATH = {
     "path_length": Reading(
-        lambda p: functional.path_length(p.A, p.V, RHO.to(p.A.device), p.k_norm),
-        lambda p: functional.path_length_from_moments(p.moments(), RHO, p.k_norm),
-        lambda p: references.path_length(p.A, p.V, RHO, p.k_norm),
-        ("representations", "velocities"),
+        lambda p: functional.path_length(p.A, p.V, RHO.to(p.A.device), p.k_norm, p.S),
+        lambda p: references.path_length(p.V, p.features, RHO, p.k_norm),
+        ("representations", "velocities", "features"),
     ),
     "stable_rank": Reading(
-        lambda p: functional.stable_rank(p.A),
-        lambda p: functional.stable_rank_from_moments(p.A.double().mT @ p.A.double()),
-        lambda p: references.stable_rank(p.A),
-        ("representation",),
+        lambda p: functional.stable_rank(p.A), lambda p: references.stable_rank(p.A), ("representation",)
     ),
 }
 
@@ -67,20 +64,20 @@ def about(name):
         raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def layers(num_samples, k_norm) -> Problem:
-    """Three layers of width 6."""
-    generator = generator_of(0)
-    A, V, B = (normal(3, num_samples, 6, generator=generator) for _ in range(3))
-    return Problem(A, V, B, normal(3, 6, 6 + k_norm.constant_column, generator=generator), 2.0, k_norm)
+def layers(num_samples, k_norm, feature_map=None) -> Problem:
+    """Three layers of width 6, with the features that functions form by themselves where no others are named."""
+    fields = {} if feature_map is None else {"feature_map": feature_map}
+    problem = random_path(3, num_samples, width=6, k_norm=k_norm, **fields).problem()
+    return problem._replace(S=None) if feature_map in (None, functional.features) else problem
 
 
 def functions_equal_the_references(device, dtype):
-    """Every reading by every route and norm, where samples are fewer and more than neurons."""
-    for k_norm in PATH_NORMS:
-        for problem in (layers(4, k_norm).to(dtype), layers(40, k_norm).to(dtype)):
+    """Every reading by every route, norm and features, where samples are fewer and more than neurons."""
+    for measure in MEASURES:
+        for problem in (layers(4, *measure).to(dtype), layers(40, *measure).to(dtype)):
             for name, reading in (READINGS | ALONG_THE_PATH).items():
-                for route in (reading.from_tensors, reading.from_moments):
-                    with about(f"{name}, {k_norm}, N = {problem.A.shape[-2]}"):
+                for key, route in reading.routes.items():
+                    with about(f"{name} from {key}, {measure}, N = {problem.A.shape[-2]}"):
                         _equals_the_reference(route, reading.reference, problem, device)
 
 
@@ -93,7 +90,7 @@ def _equals_the_reference(route, reference, problem, device):
 
 
 def derivatives_equal_those_of_the_cpu(device):
-    """Of every reading, with respect to the representations."""
+    """Of every reading, with respect to the representations, through the features that are formed of them."""
     for name, reading in READINGS.items():
         gradients = []
         for place in (torch.device("cpu"), device):
@@ -106,49 +103,58 @@ def derivatives_equal_those_of_the_cpu(device):
 
 
 def metrics_equal_those_of_the_cpu(device, dtype):
-    """In batches, by `update` and by `forward`, after a reset, and moved between two batches in either direction."""
-    for name, case in CASES.items():
-        for k_norm in PATH_NORMS:
+    """Of single quantities, and the reader of everything in each form."""
+    for k_norm, feature_map in MEASURES:
+        path = random_path(num_samples=40, k_norm=k_norm, feature_map=feature_map)
+        for form in ("moments", "samples"):
+            with about(f"reader, {form}, {k_norm}, {feature_map}"):
+                _reader_equals_that_of_the_cpu(path, form, device, dtype)
+    for k_norm, _ in DEFAULT_MEASURES:
+        for name, case in CASES.items():
             with about(f"{name}, {k_norm}"):
                 _metric_equals_that_of_the_cpu(case, random_path(num_samples=40, k_norm=k_norm), device, dtype)
 
 
+FIRST, SECOND, HOST = slice(0, 15), slice(15, None), torch.device("cpu")
+
+
+def _reader_equals_that_of_the_cpu(path, form, device, dtype):
+    there, here = _on(path, device, dtype), _on(path, HOST, dtype)
+    reader = there.feed(there.reader(EVERYTHING, form), [FIRST, SECOND])
+    assert reader.stores[0].device.type == device.type, "sums or samples left the device"
+    expected = here.read(EVERYTHING, form, batches=[FIRST, SECOND]).quantities
+    # Samples in float32 are measured in products of float32.
+    rtol = 1e-6 if form == "samples" and dtype == torch.float32 else 1e-9
+    assert_same_reading(reader.compute(weights=path.weights).quantities, expected, rtol)
+
+
 def _metric_equals_that_of_the_cpu(case, path, device, dtype):
-    first, second, host = slice(0, 15), slice(15, None), torch.device("cpu")
-    there, here = _on(path, device, dtype), _on(path, host, dtype)
+    """In batches, by `update` and by `forward`, after a reset, and moved between two batches in either direction."""
+    there, here = _on(path, device, dtype), _on(path, HOST, dtype)
     # Both add the same float32 numbers in float64; only momenta are divided in float32 before.
-    rtol = 1e-5 if dtype == torch.float32 and "momenta" in case.arguments else 1e-9
-    expected = case.read(here)
+    rtol = 1e-5 if dtype == torch.float32 and case.key == "hamiltonian" else 1e-9
 
     metric = case.make(path).to(device)
-    metric.update(*case.batch(there, second))
+    metric.update(**case.batch(there, SECOND))
     metric.reset()
     assert {state.device.type for state in metric.metric_state.values()} == {device.type}, "states left the device"
-    metric.update(*case.batch(there, first))
-    of_batch = metric(*case.batch(there, second))
-    whole = metric.compute()
-    for values in (*as_dict(of_batch).values(), *as_dict(whole).values()):
-        assert values.device.type == device.type, f"is on {values.device}"
-    assert_same_reading(_on_cpu(of_batch), case.read(here, [second]), rtol)
-    assert_same_reading(_on_cpu(whole), expected, rtol)
+    metric.update(**case.batch(there, FIRST))
+    of_batch, whole = metric(**case.batch(there, SECOND)), metric.compute()
+    assert {of_batch.device.type, whole.device.type} == {device.type}, "values left the device"
+    case.assert_reads(of_batch.cpu(), here, SECOND, rtol)
+    case.assert_reads(whole.cpu(), here, rtol=rtol)
 
-    metric = case.make(path)  # a metric takes batches from anywhere to where it is
-    metric.update(*case.batch(there, ALL_ROWS))
-    assert_same_reading(metric.compute(), expected, rtol)
-    for start, end in ((device, host), (host, device)):
+    case.assert_reads(case.fed(there, FIRST, SECOND).compute(), here, rtol=rtol)  # from anywhere to where it is
+    for start, end in ((device, HOST), (HOST, device)):
         metric = case.make(path).to(start)
-        metric.update(*case.batch(_on(path, start, dtype), first))
-        metric.to(end).update(*case.batch(_on(path, end, dtype), second))
-        assert_same_reading(_on_cpu(metric.compute()), expected, rtol)
+        metric.update(**case.batch(_on(path, start, dtype), FIRST))
+        metric.to(end).update(**case.batch(_on(path, end, dtype), SECOND))
+        case.assert_reads(metric.compute().cpu(), here, rtol=rtol)
 
 
 def _on(path, device, dtype) -> Path:
     moved = path.map(lambda tensor: tensor.to(device, dtype))
-    return moved._replace(weights=path.weights.to(device, dtype), step_sizes=path.step_sizes.to(device))
-
-
-def _on_cpu(values):
-    return {name: value.cpu() for name, value in as_dict(values).items()}
+    return moved._replace(step_sizes=path.step_sizes.to(device))
 
 
 def measured_paths_equal_those_of_the_cpu(device, form):

@@ -1,4 +1,4 @@
-"""The reader of any choice of quantities, and the readings it returns."""
+"""The reader of any choice of quantities, in every form: exact over any batches."""
 
 import copy
 import pickle
@@ -8,310 +8,322 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_leaky.metrics import PathReader, Readings, path_reader
-from lightning_leaky.metrics.path_reader import ENERGIES, MOMENTA, QUANTITIES, SPECTRUM, check_quantities, layer_key
-from tests import references
-from tests.metrics.cases import CASES, assert_same_reading, paths_in_batches, random_path
+from lightning_leaky.metrics import PathReader, Recipe, path_reader
+from lightning_leaky.metrics.records import resolve_quantities
+from tests.metrics.own_records import BLOCK_INFLUENCE, EFFECTIVE_RANK, OWN
+from tests.metrics.paths import (
+    EVERYTHING,
+    HALVES,
+    MEASURES,
+    MOMENTA,
+    QUANTITIES,
+    WITHOUT_MOMENTA,
+    assert_by_formula,
+    assert_same_reading,
+    both_signs,
+    expected_of,
+    paths,
+    paths_in_batches,
+    random_path,
+    references_of,
+)
+
+ARRIVING = [key for key, record in QUANTITIES.items() if record.needs == "energies"]
+FORMS = ("moments", "samples", "auto")
+every_form = pytest.mark.parametrize("form", FORMS)
+both_reductions = pytest.mark.parametrize("reduction", ["mean", "sum"])
 
 
-def read(path, quantities=QUANTITIES, batches=(slice(None),), reduction="mean", form="moments"):
-    reader = PathReader(path.num_layers, path.width, path.depth, quantities, path.k_norm, reduction, form)
-    feed(reader, path, batches, reduction)
-    return reader.compute()
-
-
-def feed(reader, path, batches=(slice(None),), reduction="mean"):
-    for rows in batches:
-        steps = path.previous(rows), path.current(rows), path.step_sizes
-        reader.update(*steps, path.momenta(rows, reduction), path.weights)
-
-
-def expected_of(path, reduction="mean"):
-    found = CASES["PathEnergies"].expected(path) | CASES[f"PathMomenta-{reduction}"].expected(path)
-    return found | {"stable_rank": CASES["StableRank"].expected(path)}
-
-
-@pytest.mark.parametrize("form", ["moments", "samples", "auto"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@settings(max_examples=50)
-@given(drawn=paths_in_batches(), chosen=st.sets(st.sampled_from(QUANTITIES), min_size=1))
-def test_any_choice_over_any_batches_equals_the_functions(form, reduction, drawn, chosen):
+@every_form
+@both_reductions
+@settings(max_examples=60)
+@given(drawn=paths_in_batches(), chosen=st.sets(st.sampled_from(EVERYTHING), min_size=1))
+def test_any_choice_over_any_batches_equals_functions_and_formulas(form, reduction, drawn, chosen):
     path, batches = drawn
-    readings = read(path, chosen, batches, reduction, form)
-    assert list(readings.quantities) == [name for name in QUANTITIES if name in chosen]
-    assert_same_reading(readings.quantities, {name: expected_of(path, reduction)[name] for name in chosen})
+    readings = path.read(chosen, form, reduction, batches)
+    assert list(readings.quantities) == [record.key for record in resolve_quantities(list(chosen))]
     assert all(values.shape == (path.num_layers,) for values in readings.quantities.values())
+    assert_same_reading(readings.quantities, {key: expected_of(path, reduction)[key] for key in readings.quantities})
+    known = {key: values for key, values in readings.quantities.items() if key in QUANTITIES}
+    assert_by_formula(known, references_of(path, reduction))
     assert torch.equal(readings.step_sizes, path.step_sizes)
 
 
-def test_samples_are_kept_until_they_are_more_than_neurons():
-    path, held = random_path(num_samples=12, width=5), []
-    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES, path.k_norm, form="auto")
-    for rows in (slice(0, 2), slice(2, 5), slice(5, 6), slice(6, 12)):
-        feed(reader, path, [rows])
-        held.append((reader.samples.num_rows(), reader.energies is not None))
-    assert held == [(2, False), (5, False), (0, True), (0, True)]
+@every_form
+def test_records_of_ones_own_are_read_beside_the_others(form):
+    """Over batches, one of which turns the form "auto" to sums: neither is a mean of the values of batches."""
+    path = random_path(num_samples=9, width=6)
+    readings = path.read([BLOCK_INFLUENCE, "speed", EFFECTIVE_RANK], form, batches=HALVES)
+    assert list(readings.quantities) == ["speed", "block_influence", "effective_rank"]
+    assert readings.own == (BLOCK_INFLUENCE, EFFECTIVE_RANK)
+    assert_same_reading(readings.quantities, {key: expected_of(path)[key] for key in readings.quantities})
+    assert float(readings.summaries()["effective_rank/min"]) == float(readings["effective_rank"].min())
+
+
+@every_form
+@pytest.mark.parametrize("num_samples", [3, 9, 14], ids=["N<w", "w<N<d", "d<N"])
+def test_features_of_another_width_are_read(form, num_samples):
+    path = random_path(num_samples=num_samples, width=5, feature_map=both_signs)
+    assert path.weights.shape[-1] == 11
+    readings = path.read(form=form, batches=(slice(0, 2), slice(2, None)))
+    assert_same_reading(readings.quantities, {key: expected_of(path)[key] for key in QUANTITIES})
+    plain = path._replace(feature_map=torch.relu).read(["cost_of_identity"], form)
+    assert bool((readings["cost_of_identity"] < plain["cost_of_identity"]).all())
+
+
+@both_reductions
+@settings(max_examples=20)
+@given(path=paths(measures=MEASURES[:1]))
+def test_float32_batches_are_summed_in_float64(reduction, path):
+    single = path.map(lambda tensor: tensor.float())._replace(weights=path.weights.float())
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        reader = path.reader(EVERYTHING, reduction=reduction)
+        previous, current, rho, momenta = single.batch(reduction=reduction)
+        reader.update(previous.to(dtype), current.to(dtype), rho, momenta.to(dtype))
+        found.append(reader.compute(weights=single.weights.to(dtype)).quantities)
+    assert_same_reading(*found, rtol=1e-12)
+
+
+@every_form
+def test_a_reader_may_compute_between_batches_and_begin_anew(form):
+    path, other = random_path(), random_path(seed=1)
+    reader = other.feed(path.reader(EVERYTHING, form))
+    reader.compute()
     reader.reset()
-    feed(reader, path, [slice(0, 2)])
-    assert reader.samples.num_rows() == 2
-    expected = read(path, batches=[slice(0, 2)])
-    assert_same_reading(reader.compute().quantities, expected.quantities)
+    assert reader.is_empty
+    for rows in HALVES:
+        reader.update(*path.batch(rows))
+        reader.compute(weights=path.weights)
+    assert not reader.is_empty
+    assert_same_reading(reader.compute(weights=path.weights).quantities, expected_of(path))
 
 
-def test_layers_of_different_numbers_of_samples_are_summed():
-    """As those of a padding mask for some layers only."""
-    paths = [random_path(num_layers=1, num_samples=count, width=6, seed=count) for count in (2, 3)]
-    reader = PathReader(2, 6, 2.0, ENERGIES, form="auto")
-    reader.update(*([getattr(path, end)()[0] for path in paths] for end in ("previous", "current")), torch.ones(2) / 2)
-    found = reader.compute()
-    for index, path in enumerate(paths):
-        alone = read(path._replace(step_sizes=torch.tensor([0.5])), ENERGIES)
-        for name in ENERGIES:
-            torch.testing.assert_close(found[name][index], alone[name][0], rtol=1e-9, atol=0)
+@every_form
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda reader: pickle.loads(pickle.dumps(reader))])
+def test_a_copy_goes_on_alone(form, copied):
+    path = random_path(feature_map=both_signs)
+    reader = path.feed(path.reader(EVERYTHING, form), HALVES[:1])
+    found = path.feed(copied(reader), HALVES[1:]).compute(weights=path.weights)
+    assert_same_reading(found.quantities, expected_of(path))
+    first = path.read(EVERYTHING, form, batches=HALVES[:1])
+    assert_same_reading(reader.compute(weights=path.weights).quantities, first.quantities)
+
+
+@every_form
+def test_inputs_are_detached_and_left_alone(form):
+    path = random_path().map(lambda tensor: tensor.requires_grad_())
+    path.weights.requires_grad_()
+    before = [tensor.detach().clone() for tensor in path.batch()]
+    rho = path.step_sizes.clone()
+    reader = path.reader(EVERYTHING, form)
+    reader.update(path.previous(), path.current(), rho, path.momenta())
+    rho.copy_(rho.flip(0))
+    readings = reader.compute(weights=path.weights)
+    assert not any(values.requires_grad for values in readings.quantities.values())
+    assert all(torch.equal(found, kept) for found, kept in zip(path.batch(), before, strict=True))
+    assert torch.equal(readings.step_sizes, path.step_sizes)
+
+
+@pytest.mark.parametrize("form", ["moments", "samples"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("spoilt", ["representations", "gradients", "weights"])
+def test_a_diverged_layer_is_not_finite_and_its_neighbours_are_right(form, value, spoilt):
+    path, diverged = random_path(num_layers=4), random_path(num_layers=4)
+    getattr(diverged, spoilt)[1, 2, 3] = value
+    expected = path.read(EVERYTHING, form)
+    for name, found in diverged.read(EVERYTHING, form).quantities.items():
+        layers = spoilt_layers(spoilt, name, form)
+        assert not found[layers].isfinite().any()
+        kept = [layer for layer in range(4) if layer not in layers]
+        torch.testing.assert_close(found[kept], expected[name][kept], rtol=1e-12, atol=0)
+
+
+def spoilt_layers(spoilt, name, form):
+    """Layers that cannot be read. A_1 is where layer 2 is read, and where layer 1 arrives, kept with its samples."""
+    if spoilt == "weights":
+        return [1] if name == "criticality_residual" else []
+    if name in MOMENTA:
+        return [] if spoilt == "representations" and name == "momentum_norm" else [1]
+    arrives = form == "samples" or name == "block_influence" or name in ARRIVING
+    return [] if spoilt == "gradients" else [0, 1] if arrives else [1]
+
+
+SPOILS = {
+    "missing": (lambda matrices: matrices[:-1], "` must hold one matrix for each of"),
+    "surplus": (lambda matrices: [*matrices, matrices[0]], "` must hold one matrix for each of"),
+    "width": (lambda matrices: [*matrices[:-1], matrices[-1][:, 1:]], r"\[[24]\]` must be .*\(9, 4\).*got .*\(9, 3\)"),
+    "samples": (lambda matrices: [*matrices[:-1], matrices[-1][1:]], r"\[[24]\]` must be .* got .* \([89], 4\)"),
+    "dimensions": (lambda matrices: [*matrices[:-1], matrices[-1][None]], r"\[[24]\]` must be .* got .* \(1, 9, 4\)"),
+    "integers": (lambda matrices: [matrices[0].int(), *matrices[1:]], r"\[[02]\]` must be .* got torch.int32"),
+    "list": (lambda matrices: [[1.0], *matrices[1:]], r"\[[02]\]` must be a torch.Tensor, got list"),
+    "scalar": (lambda matrices: [torch.ones(()), *matrices[1:]], r"\[[02]\]` must be"),
+}
+
+
+def groups_of(path):
+    return [list(matrices) for matrices in (path.previous(), path.current(), path.momenta())]
+
+
+@every_form
+@pytest.mark.parametrize("position", [0, 1, 2], ids=["previous", "current", "momenta"])
+@pytest.mark.parametrize(("spoil", "message"), SPOILS.values(), ids=SPOILS)
+def test_bad_matrices_are_named_and_nothing_is_added(form, position, spoil, message):
+    """Not to the segment before theirs, either."""
+    first, path = random_path(num_layers=2, width=3), random_path()
+    reader, weights = PathReader([(3, 2), (4, 3)], Recipe(list(QUANTITIES), 2.0), form), [*first.weights, *path.weights]
+
+    def update(groups):
+        previous, current, momenta = ([*own, *others] for own, others in zip(groups_of(first), groups, strict=True))
+        reader.update(previous, current, torch.ones(5) / 5, momenta)
+
+    groups = groups_of(path)
+    update(groups)
+    before = reader.compute(weights=weights)
+    groups[position] = spoil(groups[position])
+    name = ("previous", "current", "momenta")[position]
+    if (name, message) == ("previous", SPOILS["samples"][1]):
+        name = "current"  # which must have as many rows as `previous`
+    with pytest.raises(ValueError, match=f"`{name}{message}"):
+        update(groups)
+    assert_same_reading(reader.compute(weights=weights).quantities, before.quantities, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("quantities", "held"), [(ENERGIES, "energies"), (SPECTRUM, "spectrum"), (MOMENTA, "momenta")], ids=str
+    ("step_sizes", "message"),
+    [(torch.ones(1), r"must have shape \(3,\)"), (torch.tensor([0.5, 0.5, 0.0]), "must be positive")],
 )
-def test_only_the_sums_that_are_needed_are_held(quantities, held):
-    for quantity in quantities:
-        reader = PathReader(2, 3, 1.0, [quantity])
-        assert [name for name in ("energies", "spectrum", "momenta") if getattr(reader, name) is not None] == [held]
-
-
-def test_momenta_and_weights_may_be_missing_where_they_are_not_read():
+def test_bad_step_sizes_are_named_and_nothing_is_added(step_sizes, message):
     path = random_path()
-    reader = PathReader(path.num_layers, path.width, path.depth, [*ENERGIES, *SPECTRUM])
+    reader = path.feed(path.reader(["speed"]))
+    with pytest.raises(ValueError, match=f"`step_sizes` {message}"):
+        reader.update(path.previous(), path.current(), step_sizes)
+    assert_same_reading(reader.compute().quantities, {"speed": expected_of(path)["speed"]})
+    assert torch.equal(reader.compute().step_sizes, path.step_sizes)
+
+
+def test_layers_of_different_numbers_of_samples_are_summed():
+    """As those of a padding mask for some layers only; each layer weighs its momenta by its own samples."""
+    paths = [random_path(num_layers=1, num_samples=count, width=6, seed=count) for count in (2, 3)]
+    reader = PathReader([(6, 2)], Recipe(EVERYTHING, 2.0), "auto")
+    for rows in (slice(0, 1), slice(1, None)):
+        each = [(path.previous(rows)[0], path.current(rows)[0], path.momenta(rows)[0]) for path in paths]
+        previous, current, momenta = map(list, zip(*each, strict=True))
+        reader.update(previous, current, torch.ones(2), momenta)
+    found = reader.compute(weights=[path.weights[0] for path in paths])
+    for index, path in enumerate(paths):
+        alone = path._replace(step_sizes=torch.ones(1)).read(EVERYTHING)
+        for name in found.quantities:
+            torch.testing.assert_close(found[name][index], alone[name][0], rtol=1e-9, atol=0)
+
+
+def test_samples_that_are_kept_must_be_as_many_in_all_layers():
+    ragged = [matrix[:rows] for matrix, rows in zip(random_path().previous(), (9, 5, 9), strict=True)]
+    reader = PathReader([(4, 3)], Recipe(["speed"]), "samples")
+    with pytest.raises(ValueError, match=r"`previous`.*9, 5, 9"):
+        reader.update(ragged, ragged, torch.ones(3))
+
+
+# Momenta and weights.
+
+
+@every_form
+def test_momenta_and_weights_may_be_missing_where_they_are_not_read(form):
+    path = random_path()
+    reader = path.reader(WITHOUT_MOMENTA, form)
     reader.update(path.previous(), path.current(), path.step_sizes)
-    assert list(reader.compute().quantities) == [*ENERGIES, *SPECTRUM]
-    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES)
-    reader.update(path.previous(), path.current(), path.step_sizes, path.momenta())
-    assert set(QUANTITIES) - set(reader.compute().quantities) == {"criticality_residual"}
+    assert list(reader.compute().quantities) == WITHOUT_MOMENTA
+    assert set(QUANTITIES) - set(path.feed(path.reader(form=form)).compute().quantities) == {"criticality_residual"}
 
 
 def test_missing_momenta_are_named_with_what_wants_them():
     path = random_path()
-    reader = PathReader(path.num_layers, path.width, path.depth, ["hamiltonian", "cost_of_identity"])
     with pytest.raises(ValueError, match=r"`momenta` must be given to read \['hamiltonian'\]"):
-        reader.update(path.previous(), path.current(), path.step_sizes)
+        path.reader(["hamiltonian", "speed"]).update(path.previous(), path.current(), path.step_sizes)
 
 
-def test_reset_forgets():
+@every_form
+def test_weights_of_another_shape_are_named(form):
     path = random_path()
-    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES)
-    feed(reader, random_path(seed=1))
-    reader.compute()
-    reader.reset()
-    feed(reader, path)
-    assert_same_reading(reader.compute().quantities, expected_of(path))
+    with pytest.raises(ValueError, match=r"`weight` must have shape \(..., 4, 5\), got \(4, 4\)"):
+        path.feed(path.reader(form=form)).compute(weights=path.weights[..., :-1])
+
+
+# Memory.
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda reader: pickle.loads(pickle.dumps(reader))], ids=["deepcopy", "pickle"]
+    ("form", "limit", "expected"),
+    [("auto", 2**30, "auto"), ("auto", 100, "samples"), ("moments", 100, "moments"), ("samples", 2**30, "samples")],
 )
-def test_a_copy_goes_on_alone(copied):
-    path, halves = random_path(), (slice(0, 4), slice(4, None))
-    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES)
-    feed(reader, path, halves[:1])
-    copy_of_it = copied(reader)
-    feed(copy_of_it, path, halves[1:])
-    assert_same_reading(copy_of_it.compute().quantities, expected_of(path))
-    assert_same_reading(reader.compute().quantities, read(path, QUANTITIES, halves[:1]).quantities)
+def test_the_form_is_what_fits_unless_it_is_forced(monkeypatch, form, limit, expected):
+    monkeypatch.setattr(path_reader, "MEMORY_LIMIT", limit)
+    assert random_path().reader(form=form).form == expected
 
 
-@pytest.mark.parametrize("cast", ["half", "float", "bfloat16"])
-def test_casting_leaves_the_sums_in_float64(cast):
-    path = random_path()
-    reader = getattr(PathReader(path.num_layers, path.width, path.depth, QUANTITIES), cast)()
-    feed(reader, path)
-    assert_same_reading(reader.compute().quantities, expected_of(path))
-
-
-def test_casting_by_to_leaves_the_sums_in_float64():
-    path = random_path()
-    reader = PathReader(path.num_layers, path.width, path.depth, QUANTITIES).to(torch.bfloat16)
-    feed(reader, path)
-    assert_same_reading(reader.compute().quantities, expected_of(path))
+def test_a_wide_network_is_read_without_its_moments():
+    """w = 8192, 48 layers: second moments would take more than 70 GiB."""
+    reader = PathReader([(8192, 48)], Recipe(["cost_of_identity", "kinetic_energy"]))
+    assert reader.form == "samples"
+    assert reader.moments_in_bytes > 70 * 2**30
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("quantities", "limit", "dtype", "expected"),
     [
-        pytest.param({"num_layers": 0}, "`num_layers`.*got 0", id="num_layers"),
-        pytest.param({"width": 0}, "`width`.*got 0", id="width"),
-        pytest.param({"effective_depth": -1.0}, "`effective_depth`.*got -1.0", id="depth"),
-        pytest.param({"effective_depth": -1.0, "quantities": SPECTRUM}, "`effective_depth`", id="depth_of_rank"),
-        pytest.param({"quantities": []}, "`quantities` must be chosen from .*got none", id="no_quantity"),
-        pytest.param(
-            {"quantities": ["speed", "mass", "charge"]},
-            r"`quantities` .*got \['charge', 'mass'\]",
-            id="unknown_quantity",
-        ),
-        pytest.param({"loss_reduction": "none"}, "`loss_reduction`.*'none'", id="reduction"),
+        # Of each row 2 · 3 · 4 · 8 = 192 bytes in float64, half of it in float32: 5 rows, 4 of which come first.
+        (WITHOUT_MOMENTA, 1000, torch.float64, [5, 1, 0]),
+        (WITHOUT_MOMENTA, 1000, torch.float32, [10, 6, 2, 0]),
+        (WITHOUT_MOMENTA, 1000, torch.bfloat16, [10, 6, 2, 0]),  # kept in float32
+        (WITHOUT_MOMENTA, 1, torch.float64, [1, 0]),
+        # 288 bytes: a batch with momenta is kept whole, if there is a place for one row of it.
+        (MOMENTA, 1200, torch.float64, [None, 0]),
+        (MOMENTA, 1153, torch.float64, [None, 0]),
+        (MOMENTA, 1440, torch.float64, [None, None, 0]),
     ],
 )
-def test_bad_arguments_are_named(changes, message):
-    arguments = {"num_layers": 2, "width": 3, "effective_depth": 1.0, "quantities": ["hamiltonian", "speed"]}
-    with pytest.raises(ValueError, match=message):
-        PathReader(**(arguments | changes))
+def test_there_is_room_until_the_samples_fill_it(monkeypatch, quantities, limit, dtype, expected):
+    monkeypatch.setattr(path_reader, "MEMORY_LIMIT", limit)
+    path = random_path(num_samples=4).map(lambda tensor: tensor.to(dtype))
+    reader = path.reader(quantities, "samples")
+    rooms = (path.feed(reader).room(dtype) for _ in expected[1:])
+    assert [reader.room(dtype), *rooms] == expected
+    reader.reset()
+    assert reader.room(dtype) == expected[0]
 
 
-def test_bad_step_sizes_are_named_and_not_kept():
-    path = random_path()
-    reader = PathReader(path.num_layers, path.width, path.depth, SPECTRUM)
-    feed(reader, path)
-    with pytest.raises(ValueError, match=r"`step_sizes` must have shape \(3,\)"):
-        reader.update(path.previous(), path.current(), torch.ones(1))
-    assert torch.equal(reader.compute().step_sizes, path.step_sizes)
+def test_sums_always_have_room(monkeypatch):
+    monkeypatch.setattr(path_reader, "MEMORY_LIMIT", 1)
+    assert random_path().reader(form="moments").room(torch.float32) is None
 
 
-def test_readings_keep_the_step_sizes_they_were_taken_at():
-    path, rho = random_path(), random_path().step_sizes
-    reader = PathReader(path.num_layers, path.width, path.depth, SPECTRUM)
-    reader.update(path.previous(), path.current(), rho)
-    rho.copy_(rho.flip(0))
-    assert torch.equal(reader.compute().step_sizes, path.step_sizes)
+def test_where_a_device_has_no_float64_sums_and_samples_are_on_the_cpu():
+    reader = random_path().reader()
+    for device, expected in (("mps", "cpu"), ("meta", "meta")):
+        reader.expect(torch.ones(3) / 3, torch.device(device), torch.float32)
+        assert reader.stores[0].device.type == expected
 
 
-def test_quantities_come_in_their_fixed_order():
-    assert check_quantities(list(reversed(QUANTITIES))) == QUANTITIES
-    assert len(set(QUANTITIES)) == len(QUANTITIES) == 12
+def test_a_form_must_be_known():
+    with pytest.raises(ValueError, match=r"`form` must be .*got 'kernel'"):
+        random_path().reader(form="kernel")
 
 
-# Readings.
-
-BY_HAND = Readings(
-    quantities={
-        "cost_of_identity": torch.tensor([5.0, 3.0, 4.0, 6.0], dtype=torch.float64),
-        "speed": torch.tensor([2.0, 0.0, 1.0, 4.0], dtype=torch.float64),
-        "energy_hamiltonian": torch.tensor([-8.0, -2.0, -4.0, -6.0], dtype=torch.float64),
-        "hamiltonian": torch.tensor([-3.0, -2.0, -1.0, 1.0], dtype=torch.float64),
-        "criticality_residual": torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64),
-    },
-    step_sizes=torch.tensor([0.125, 0.25, 0.5, 0.125], dtype=torch.float64),
-    effective_depth=4.0,
-)
-
-SUMMARIES_BY_HAND = {
-    "cost_of_identity/min": 3.0,
-    "speed/path_length": 0.125 * 2 + 0.5 * 1 + 0.125 * 4,
-    "criticality_residual/max": 0.4,
-    "hamiltonian/bottleneck_rank": -2 * -1.0 / 4,
-    "hamiltonian/bottleneck_rank_min": -2 * 1.0 / 4,
-    "hamiltonian/bottleneck_rank_max": -2 * -3.0 / 4,
-    "hamiltonian/spread": 4.0,
-    "energy_hamiltonian/bottleneck_rank": -2 * -4.0 / 4,  # a step of one half
-    "energy_hamiltonian/bottleneck_rank_min": -2 * -2.0 / 4,
-    "energy_hamiltonian/bottleneck_rank_max": -2 * -8.0 / 4,
-    "energy_hamiltonian/spread": 6.0,
-}
+# Segments.
 
 
-def test_a_cycle_that_begins_with_many_samples_after_one_with_few():
-    """The weights of the first cycle are no sign of samples in the second."""
-    few, many = random_path(num_samples=3, width=4), random_path(num_samples=9, width=4)
-    reader = PathReader(few.num_layers, few.width, few.depth, QUANTITIES, few.k_norm, form="auto")
-    for path in (few, many):
-        reader.reset()
-        reader.update(path.previous(), path.current(), path.step_sizes, path.momenta(), path.weights)
-    alone = PathReader(few.num_layers, few.width, few.depth, QUANTITIES, few.k_norm, form="moments")
-    alone.update(many.previous(), many.current(), many.step_sizes, many.momenta(), many.weights)
-    for name, values in alone.compute().quantities.items():
-        torch.testing.assert_close(reader.compute()[name], values, rtol=1e-9, atol=1e-12)
-
-
-def test_a_string_is_no_list_of_quantities():
-    with pytest.raises(ValueError, match="got the string 'hamiltonian'"):
-        PathReader(2, 3, 1.0, "hamiltonian")
-
-
-def test_readings_can_be_kept_in_sets():
-    other = Readings(BY_HAND.quantities, BY_HAND.step_sizes, BY_HAND.effective_depth)
-    assert len({BY_HAND, other, BY_HAND}) == 2
-
-
-def test_positions_are_where_the_steps_start():
-    assert BY_HAND.positions.tolist() == [0.0, 0.125, 0.375, 0.875]
-
-
-def test_summaries_by_hand():
-    assert {key: float(value) for key, value in BY_HAND.summaries().items()} == pytest.approx(SUMMARIES_BY_HAND)
-
-
-def test_summaries_of_what_was_not_read_are_left_out():
-    assert Readings({"stable_rank": torch.ones(2)}, torch.tensor([0.5, 0.5]), 1.0).summaries() == {}
-    resnet = Readings(BY_HAND.quantities, BY_HAND.step_sizes, effective_depth=0.0)
-    assert SUMMARIES_BY_HAND.keys() - resnet.summaries().keys() == {
-        f"{form}/bottleneck_rank{end}" for form in ("hamiltonian", "energy_hamiltonian") for end in ("", "_min", "_max")
-    }
-
-
-@pytest.mark.parametrize("prefix", ["", "val_"])
-def test_scalars_are_every_layer_and_every_summary(prefix):
-    scalars = BY_HAND.scalars(prefix)
-    layers = {
-        f"{prefix}{name}/layer_{index + 1:02d}": float(value)
-        for name, values in BY_HAND.quantities.items()
-        for index, value in enumerate(values)
-    }
-    expected = layers | {prefix + key: value for key, value in SUMMARIES_BY_HAND.items()}
-    assert {key: float(value) for key, value in scalars.items()} == pytest.approx(expected)
-    assert all(value.ndim == 0 for value in scalars.values())
-
-
-@pytest.mark.parametrize("num_layers", [1, 9, 10, 99, 100, 1000])
-def test_layer_keys_sort_as_layers_do(num_layers):
-    keys = [layer_key(index, num_layers) for index in range(num_layers)]
-    assert keys == sorted(keys)
-    assert [int(key.removeprefix("layer_")) for key in keys] == list(range(1, num_layers + 1))
-
-
-def test_the_table_has_a_line_for_each_layer():
-    header, *lines = BY_HAND.table().splitlines()
-    assert header.split() == ["layer", "step_size", "position", *BY_HAND.quantities]
-    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4"]
-    assert [float(line.split()[2]) for line in lines] == pytest.approx(BY_HAND.positions.tolist(), abs=1e-4)
-    assert [float(line.split()[3]) for line in lines] == BY_HAND["cost_of_identity"].tolist()
-    assert len({len(line) for line in [header, *lines]}) == 1
-
-
-def test_the_table_shows_what_is_asked_for():
-    header, first, *_ = BY_HAND.table(["hamiltonian", "speed"]).splitlines()
-    assert header.split() == ["layer", "step_size", "position", "hamiltonian", "speed"]
-    assert first.split() == ["1", "0.1250", "0.0000", "-3", "2"]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_diverged_layer_shows(value):
-    assert BY_HAND.is_finite()
-    spoilt = BY_HAND["speed"].clone()
-    spoilt[1] = value
-    readings = Readings(BY_HAND.quantities | {"speed": spoilt}, BY_HAND.step_sizes, 4.0)
-    assert not readings.is_finite()
-    assert not readings.summaries()["speed/path_length"].isfinite()
-    assert readings.summaries()["cost_of_identity/min"] == 3.0
-
-
-def test_a_path_of_one_layer():
-    path = random_path(num_layers=1)
-    readings = read(path)
-    assert readings.positions.tolist() == [0.0]
-    assert len(readings.table().splitlines()) == 2
-    scalars = readings.scalars()
-    assert {key for key in scalars if "layer" in key} == {f"{name}/layer_01" for name in QUANTITIES}
-    assert float(scalars["hamiltonian/spread"]) == 0
-    expected = references.path_length(path.previous(), path.velocities(), path.step_sizes, path.k_norm).value
-    assert float(scalars["speed/path_length"]) == pytest.approx(float(expected), rel=1e-10)
-
-
-def test_quantities_of_the_reader_are_those_of_its_metrics():
-    path = random_path()
-    assert set(path_reader.ENERGIES) == set(CASES["PathEnergies"].read(path))
-    assert set(path_reader.MOMENTA) == set(CASES["PathMomenta-mean"].read(path))
-
-
-def test_keys_of_many_layers_sort():
-    """Three digits where there are a hundred layers or more."""
-    keys = list(Readings({"speed": torch.ones(120)}, torch.full((120,), 1 / 120), 1.0).scalars())
-    assert keys[0] == "speed/layer_001"
-    assert keys[:120] == sorted(keys[:120])
+@every_form
+def test_segments_are_read_each_by_itself_and_joined(form):
+    """Each with its own weights and step-sizes; one may keep its samples where another sums."""
+    rho = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64)
+    first = random_path(num_layers=2, width=3)._replace(step_sizes=rho[:2])
+    second = random_path(num_layers=3, width=12, seed=1)._replace(step_sizes=rho[2:])
+    reader = PathReader([(3, 2), (12, 3)], Recipe(EVERYTHING, 2.0), form)
+    previous, current, momenta = ([*a, *b] for a, b in zip(groups_of(first), groups_of(second), strict=True))
+    reader.update(previous, current, rho, momenta)
+    readings = reader.compute(list("abcde"), [*first.weights, *second.weights])
+    assert (readings.segments, readings.names, readings.own) == ((2, 3), tuple("abcde"), OWN)
+    assert torch.equal(readings.step_sizes, rho)
+    for path, part in zip((first, second), readings.split(), strict=True):
+        assert_same_reading(part.quantities, expected_of(path))
+        assert torch.equal(part.step_sizes, path.step_sizes)

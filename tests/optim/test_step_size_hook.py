@@ -125,27 +125,17 @@ def test_skipped_steps_do_not_count(follow_fused):
     assert hook.num_steps == 1
 
 
-def test_a_skipped_step_leaves_no_distances_behind(follow_fused):
-    """Its overflowing batch must not enter the next adaptation."""
+@pytest.mark.parametrize("is_skipped", [False, True])
+def test_skipped_steps_and_evaluation_leave_no_distances_behind(follow_fused, is_skipped):
+    """Such a batch, an overflowing one too, must not enter the next adaptation."""
     inputs = torch.randn(5, 3)
-    network, optimizer, _ = follow_fused()
-    other, other_optimizer, _ = follow_fused()
-    optimizer.found_inf = torch.tensor(1.0)
+    (network, optimizer, _), (other, other_optimizer, _) = follow_fused(), follow_fused()
+    network.train(is_skipped)
     network(1e3 * torch.randn(5, 3))
-    optimizer.step()
-    optimizer.found_inf = torch.tensor(0.0)
-    train(network, optimizer, [inputs])
-    train(other, other_optimizer, [inputs])
-    assert torch.equal(network.step_sizes, other.step_sizes)
-
-
-def test_evaluation_does_not_count(follow):
-    """Batches seen in eval mode leave no trace in the adaptation."""
-    inputs = torch.randn(5, 3)
-    network, optimizer, _ = follow()
-    other, other_optimizer, _ = follow()
-    network.eval()
-    network(100 * torch.randn(5, 3))
+    if is_skipped:
+        optimizer.found_inf = torch.tensor(1.0)
+        optimizer.step()
+        optimizer.found_inf = torch.tensor(0.0)
     network.train()
     train(network, optimizer, [inputs])
     train(other, other_optimizer, [inputs])
@@ -403,13 +393,8 @@ def test_copies_have_a_network_of_their_own_and_no_hooks(follow, hooks_of, clone
 
 def test_finds_the_path_inside_other_modules(make_network):
     network = make_network()
-    model = nn.Sequential(nn.Linear(3, 3), network, nn.Linear(2, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    StepSizeHook(model, every_n_steps=1).attach(optimizer)
-    start = network.step_sizes.clone()
-    model(torch.randn(5, 3)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(network.step_sizes, start)
+    hook = StepSizeHook(nn.Sequential(nn.Linear(3, 3), network, nn.Linear(2, 2)))
+    assert hook.path is network
 
 
 @pytest.mark.parametrize(
@@ -423,6 +408,9 @@ def test_finds_the_path_inside_other_modules(make_network):
         ("max_leak", {"max_leak": 0.0}),
         ("max_leak", {"max_leak": 0.49}),  # L̃/L = 0.5
         ("max_leak", {"max_leak": math.nan}),
+        ("rule", {"rule": "fastest"}),
+        ("layout", {"layout": "tnc"}),
+        ("padding_mask", {"padding_mask": torch.ones(2)}),
     ],
 )
 def test_wrong_settings_are_named(make_network, name, settings):
@@ -431,7 +419,7 @@ def test_wrong_settings_are_named(make_network, name, settings):
 
 
 def test_the_tightest_bound_is_feasible(make_network):
-    assert StepSizeHook(make_network(), max_leak=0.5).max_leak == 0.5
+    StepSizeHook(make_network(), max_leak=0.5)
 
 
 def test_models_without_or_with_several_paths_are_refused(make_network):

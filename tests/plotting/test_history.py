@@ -8,15 +8,6 @@ from hypothesis import strategies as st
 from lightning_leaky.plotting.history import History
 
 
-def test_keeps_rows_in_order():
-    history = History()
-    for step in (3, 5):
-        history.add(step, torch.tensor([1.0, 2.0]) * step)
-    steps, rows = history.table()
-    assert steps.tolist() == [3, 5]
-    assert rows.tolist() == [[3.0, 6.0], [5.0, 10.0]]
-
-
 @given(st.integers(2, 9), st.integers(1, 100))
 def test_stays_bounded_and_keeps_the_first_and_the_last(most, count):
     history = History(most)

@@ -1,6 +1,5 @@
 """Figures: what is drawn, what it is called, and what is said where matplotlib is missing."""
 
-import builtins
 import math
 
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import LogNorm, to_rgba
-from matplotlib.figure import Figure
 
 from lightning_leaky.plotting import (
     Limits,
@@ -47,14 +45,6 @@ def test_against_positions_each_layer_has_a_tick():
     assert axes.get_legend() is None
 
 
-def test_draws_on_axes_given():
-    axes = Figure().add_subplot()
-    figure, returned = plot_along_path({"speed": torch.ones(3, requires_grad=True)}, ax=axes)
-    assert returned is axes
-    assert figure is axes.figure
-    assert len(axes.lines) == 1
-
-
 def test_every_curve_of_many_is_drawn():
     curves = {f"curve {index}": torch.full((2,), float(index)) for index in range(20)}
     _, axes = plot_along_path(curves)
@@ -72,19 +62,6 @@ def test_energies_that_are_present_are_drawn_under_their_names():
 def test_without_energies_there_is_nothing_to_draw():
     with pytest.raises(ValueError, match=r"`readings`.*stable_rank"):
         plot_energies({"stable_rank": torch.ones(2)}, torch.tensor([0.0, 0.5]))
-
-
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
-    real_import = builtins.__import__
-
-    def without_matplotlib(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ModuleNotFoundError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ModuleNotFoundError, match=r"lightning-leaky\[plot\]"):
-        plot_along_path({"speed": torch.ones(3)})
 
 
 # Spectra, heat maps, paths.

@@ -11,7 +11,11 @@ from lightning_leaky import EnergyMonitor, KNorm, measure_path
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.passed_batch import Batch
+from lightning_leaky.reading.settings import ReadingSettings
 from tests.callbacks.helpers import ALL, MOMENTA, readings_by_hand
+
+COST = ReadingSettings(["cost_of_identity"])
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ def test_it_reads_what_the_monitor_reads(make_module, make_data, make_trainer):
 
 def test_an_unarmed_observer_sees_nothing(make_network):
     network = make_network()
-    observer = PathObserver(network, network, ["cost_of_identity"]).attach()
+    observer = PathObserver(network, network, COST).attach()
     network(torch.randn(5, 3))
     assert all(tensor is None for tensor in observer.capture.current)
     assert observer.compute() is None
@@ -187,7 +191,7 @@ def test_an_unarmed_observer_sees_nothing(make_network):
 
 def test_a_reset_forgets_every_batch(make_network):
     network, batch = make_network(), torch.randn(5, 3)
-    observer = PathObserver(network, network, ["cost_of_identity"]).attach()
+    observer = PathObserver(network, network, COST).attach()
     for inputs in (100 * torch.randn(5, 3), batch):
         observer.reset()
         observer.arm()
@@ -206,11 +210,11 @@ def test_frozen_parameters_do_not_stop_the_gradients(module, batch, frozen):
 
 
 def test_repeats_that_cannot_be_told_are_read_with_a_warning(module, batch):
-    observer = PathObserver(module.network, module.network, ["cost_of_identity"]).attach()
+    observer = PathObserver(module.network, module.network, COST).attach()
     for _ in range(2):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            observer.arm(batch, fresh=torch.tensor([True, True, False]))
+            observer.arm(Batch(batch, fresh=torch.tensor([True, True, False])))
             module(batch[0])
             observer.drain()
     readings = observer.compute()
@@ -223,11 +227,11 @@ def test_repeats_that_cannot_be_told_are_read_with_a_warning(module, batch):
 def test_a_layer_that_is_left_out_may_have_any_axes():
     """Where samples repeat, only layers that are read must say where their batch is."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Unflatten(1, (1, 1, 1, 1, 6)))
-    observer = PathObserver(model, path_of(model, lambda name, module: bool(name)), ["cost_of_identity"]).attach()
+    observer = PathObserver(model, path_of(model, lambda name, module: bool(name)), COST).attach()
     inputs = torch.randn(4, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        observer.arm(inputs, fresh=torch.tensor([True, True, True, False]))
+        observer.arm(Batch(inputs, fresh=torch.tensor([True, True, True, False])))
         model(inputs)
         observer.drain()
     observer.detach()

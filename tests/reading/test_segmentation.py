@@ -27,17 +27,22 @@ def seen(*widths, tokens=3, dtype=torch.float32):
 )
 def test_layers_that_change_the_width_are_in_no_segment(widths, segments):
     found = seen(*widths)
-    assert found.segments == segments
+    assert list(found.segments) == segments
     assert found.layers == [index for index, segment in enumerate(segments) if segment]
     expected = {segment: (widths[index], segments.count(segment)) for index, segment in enumerate(segments) if segment}
     assert found.widths == list(expected.values())
     assert found.is_known is bool(found.layers)
 
 
+def test_processes_agree_on_a_table():
+    found = seen(4, 4, 8, 8)
+    assert Segmentation.of(found.table) == found
+
+
 def test_the_number_of_positions_is_left_out():
     """It may be another in every batch, and on every process."""
     many, few = torch.zeros(2, 6, 4), torch.zeros(2, 3, 4)
-    assert Segmentation.seen([many, few], [many, few], Layout()).segments == [1, 1]
+    assert Segmentation.seen([many, few], [many, few], Layout()).segments == (1, 1)
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])

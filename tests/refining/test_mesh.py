@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_leaky.functional import equidistant_step_sizes, normalise_step_sizes
 from lightning_leaky.refining import discretisation_errors, refined_step_sizes
-from lightning_leaky.refining.mesh import discretisation_errors_of, merged_errors
+from lightning_leaky.refining.mesh import merged_errors
 from tests.strategies import generator_of, normal, seeds
 
 meshes = st.lists(st.floats(1e-2, 1.0), min_size=1, max_size=10).map(
@@ -76,24 +76,6 @@ def test_a_straight_path_at_constant_speed_has_no_error(seed, rho):
 def test_is_relative(seed, scale):
     path, rho = normal(6, 5, 3, generator=generator_of(seed)), equidistant_step_sizes(5)
     torch.testing.assert_close(discretisation_errors(scale * path, rho), discretisation_errors(path, rho))
-
-
-@given(seed=seeds)
-def test_sums_over_samples_add_up(seed):
-    path, rho = normal(5, 9, 3, generator=generator_of(seed)), equidistant_step_sizes(4)
-
-    def sums(part):
-        changes = torch.zeros(4).double()
-        changes[1:] = (part.diff(dim=0) / rho[:, None, None]).diff(dim=0).square().sum((1, 2))
-        return torch.stack([changes, part[1:].square().sum((1, 2))])
-
-    found = discretisation_errors_of(sums(path[:, :2]) + sums(path[:, 2:]), rho)
-    torch.testing.assert_close(found, discretisation_errors(path, rho))
-
-
-def test_one_layer_has_nothing_to_compare_with():
-    with pytest.raises(ValueError, match="at least 2 layers, got 1"):
-        discretisation_errors(torch.ones(2, 3, 3), torch.ones(1))
 
 
 def test_errors_of_what_is_zero_are_undefined():

@@ -157,23 +157,6 @@ def test_training_goes_on(inputs, every, make):
         assert all(map(torch.equal, ends[0].parameters(), ends[1].parameters()))
 
 
-def test_refining_a_trained_network(make_network):
-    """Trained in between, it ends below the tolerance."""
-    torch.manual_seed(0)
-    network, inputs = make_network(), torch.randn(30, 3)
-    targets = inputs[:, :2].sin()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    for step in range(300):
-        loss = (network(inputs) - targets).square().mean() + 0.01 * network.regularizer()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 20 == 19:
-            found = network.refine(inputs, 0.2, optimizer)
-    assert found.error <= 0.2
-    assert loss < 0.1
-
-
 # States.
 
 

@@ -85,14 +85,18 @@ def test_the_json_of_a_report_is_a_run(make_network, tmp_path):
 
 def test_the_page_has_a_column_a_run_and_a_line_a_run():
     runs = [
-        Run("first", {"loss": 0.25}, {"kinetic_energy": [1.0, 2.0], "val_kinetic_energy": [1.0, 2.0], "other": [1.0]}),
+        Run(
+            "first",
+            {"loss": 0.25, "spread": None},
+            {"kinetic_energy": [1.0, 2.0], "val_kinetic_energy": [1.0, 2.0], "other": [1.0]},
+        ),
         Run("second", {"loss": 0.5, "accuracy": 1.0}, {"kinetic_energy": [3.0, None, 4.0]}),
     ]
     text = compare(runs)
     page = Page(text)
     words = [word.strip() for word in page.words if word.strip()]
     place = words.index("accuracy")
-    assert words[place : place + 6] == ["accuracy", "–", "1", "loss", "0.25", "0.5"]
+    assert words[place : place + 9] == ["accuracy", "–", "1", "loss", "0.25", "0.5", "spread", "–", "–"]
     assert text.count("<svg") == 2
     assert [word for word in words if word.endswith(", at the end")] == [
         "kinetic energy, at the end",

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, measure_path
@@ -144,36 +145,43 @@ def test_report_of_a_checkpoint(checkpoint, tmp_path, capsys, make_module, make_
     assert str(tmp_path / "out" / "index.html") in output
 
 
-@pytest.fixture
-def report_of_ones_own(tmp_path, make_data, make_trainer, monkeypatch):
-    """Layers of the report on a module that is none of ours, with a weight decay that is no λ."""
-    (tmp_path / "own_module.py").write_text(
-        "import torch, lightning as L\n"
-        "class Own(L.LightningModule):\n"
-        "    def __init__(self, width=3):\n"
-        "        super().__init__()\n"
-        "        self.save_hyperparameters()\n"
-        "        self.weight_decay = 0.01\n"
-        "        self.blocks = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(3)))\n"
-        "        self.head = torch.nn.Linear(width, 2)\n"
-        "    def forward(self, inputs):\n"
-        "        return self.head(self.blocks(inputs))\n"
-        "    def cost(self, outputs, targets):\n"
-        "        return (outputs - targets).square().mean()\n"
-        "    def training_step(self, batch):\n"
-        "        return self.cost(self(batch[0]), batch[1])\n"
-        "    def configure_optimizers(self):\n"
-        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    from own_module import Own
+class Own(LightningModule):
+    """None of ours, with a weight decay that is no λ, and no hyper-parameters."""
 
+    def __init__(self, width):
+        super().__init__()
+        self.weight_decay = 0.01
+        self.blocks = nn.Sequential(*(nn.Linear(width, width) for _ in range(3)))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, inputs):
+        return self.head(self.blocks(inputs))
+
+    def cost(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+    def training_step(self, batch):
+        return self.cost(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Remembering(Own):
+    def __init__(self, width=3):
+        super().__init__(width)
+        self.save_hyperparameters()
+
+
+@pytest.fixture
+def report_of_ones_own(tmp_path, make_data, make_trainer):
+    """Layers of the report on a module of one's own."""
     trainer = make_trainer(max_epochs=1)
-    trainer.fit(Own(), datamodule=make_data())
+    trainer.fit(Remembering(), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "own.ckpt")
 
     def report(*arguments: str) -> dict:
-        which = ["--model=own_module.Own", "--layers=blocks.*", f"--output={tmp_path / 'out'}"]
+        which = ["--model=tests.report.test_report.Remembering", "--layers=blocks.*", f"--output={tmp_path / 'out'}"]
         main(["report", str(tmp_path / "own.ckpt"), *DATA, *which, *arguments])
         return json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
 
@@ -203,26 +211,12 @@ def test_weights_alone_are_no_checkpoint(tmp_path, network):
         main(["report", str(tmp_path / "weights.pt"), *DATA])
 
 
-def test_a_module_that_keeps_no_hyper_parameters_is_told_to(tmp_path, monkeypatch, make_trainer, make_data):
-    (tmp_path / "forgetful.py").write_text(
-        "import torch, lightning as L\n"
-        "class Forgetful(L.LightningModule):\n"
-        "    def __init__(self, needed):\n"
-        "        super().__init__()\n"
-        "        self.layer = torch.nn.Linear(3, 2)\n"
-        "    def training_step(self, batch):\n"
-        "        return self.layer(batch[0]).square().mean()\n"
-        "    def configure_optimizers(self):\n"
-        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    from forgetful import Forgetful
-
+def test_a_module_that_keeps_no_hyper_parameters_is_told_to(tmp_path, make_trainer, make_data):
     trainer = make_trainer(max_epochs=1, limit_val_batches=0)
-    trainer.fit(Forgetful(1), datamodule=make_data())
+    trainer.fit(Own(3), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "net.ckpt")
-    with pytest.raises(SystemExit, match=r"`model` Forgetful cannot be made .*'needed'.* Call `save_hyperparameters"):
-        main(["report", str(tmp_path / "net.ckpt"), "--model=forgetful.Forgetful", *DATA])
+    with pytest.raises(SystemExit, match=r"`model` Own cannot be made .*'width'.* Call `save_hyperparameters"):
+        main(["report", str(tmp_path / "net.ckpt"), "--model=tests.report.test_report.Own", *DATA])
 
 
 @pytest.mark.parametrize("error", [KeyError("width"), TypeError("cannot add a string to a number")])
@@ -233,9 +227,3 @@ def test_an_error_of_the_module_itself_is_shown_as_it_is(checkpoint, monkeypatch
     monkeypatch.setattr(LeakyResNetModule, "load_from_checkpoint", fail)
     with pytest.raises(type(error), match=str(error.args[0])):
         main(["report", str(checkpoint), *DATA])
-
-
-def test_the_command_says_what_is_missing(capsys):
-    with pytest.raises(SystemExit):
-        main(["report", "no.ckpt"])
-    assert "data" in capsys.readouterr().err

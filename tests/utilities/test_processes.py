@@ -17,7 +17,3 @@ def test_other_processes_speak_of_their_own_only(monkeypatch, number, is_own, sa
         warnings.simplefilter("always")
         processes.warn("look", is_own)
     assert [str(warning.message) for warning in caught] == said
-
-
-def test_a_single_process_is_the_first():
-    assert processes.number_of_process() == 0

@@ -1,0 +1,125 @@
+"""The callback that explains on a board what an EnergyMonitor writes there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
+from lightning_leaky.callbacks._trainer import (
+    callbacks_of,
+    log_period,
+    num_steps,
+    settings_of_others,
+    validates,
+    without_log,
+)
+from lightning_leaky.explain.charts import custom_charts, summary_keys
+from lightning_leaky.explain.guide import guide_page
+from lightning_leaky.metrics.quantity import Quantity
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import STEP_SIZE
+
+if TYPE_CHECKING:
+    from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
+
+
+class ReadingGuide(Callback):
+    """Explains the tags of every `EnergyMonitor` of a trainer; a monitor adds one where there is none.
+
+    Once a run, of each monitor: a text ``layers/guide`` that says what each tag means and what was read with which
+    settings, and for TensorBoard a layout of its custom scalars. At the end of a fit the last summaries as
+    ``final_*``, for the table of hyper-parameters; of several segments those of the longest, beside each.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[ReadingGuide()], logger=False)
+    """
+
+    def __init__(self) -> None:
+        self._explained: set[str] = set()
+        self._written: dict[str, object] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell TensorBoard's table which final numbers there will be, before Lightning writes it."""
+        self._explained.clear()
+        if log_period(trainer):
+            keys = [
+                f"{monitor.prefix}final_{key}"
+                for monitor in _monitors_of(trainer)
+                for key in summary_keys(*_training(monitor))
+            ]
+            announce_final(trainer, keys)
+
+    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
+        """Write once what the tags of this run mean, and which of them belong into one chart."""
+        if monitor.prefix in self._explained or not log_period(trainer) or not trainer.is_global_zero:
+            return
+        self._explained.add(monitor.prefix)
+        readings = monitor.readings[stage]
+        training, _ = _training(monitor)
+        evaluation = monitor.observers["evaluation"].quantities if "evaluation" in monitor.observers else ()
+        # By name, subclasses too: a callback does not import the others.
+        names = {cls.__name__ for callback in callbacks_of(trainer) for cls in type(callback).__mro__}
+        adapts = (STEP_SIZE,) if "StepSizeAdapter" in names else ()
+        # The one number of a path in several segments has a key for each of them.
+        has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
+        validated = evaluation if validates(trainer) or trainer.state.fn == "test" else ()
+        layout = custom_charts((*training, *adapts), validated, has_rank, monitor.prefix)
+        explained = dict.fromkeys((*training, *evaluation, *adapts))
+        text = guide_page(list(explained), self._settings(trainer, monitor, readings), names)
+        written = ([(logger.name, logger.version) for logger in trainer.loggers], layout, text)
+        if written == self._written.get(monitor.prefix):  # a fit that goes on in the same log
+            return
+        self._written[monitor.prefix] = written
+        if layout:
+            log_layout(trainer, layout)
+        log_text(trainer, f"{monitor.prefix}layers/guide", text)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the last summaries beside the hyper-parameters of the run."""
+        for monitor in _monitors_of(trainer):
+            readings = monitor.readings.get("train")
+            if readings is not None and log_period(trainer):
+                longest = max(readings.split(), key=lambda part: len(part.step_sizes))
+                found = longest.summaries() | readings.summaries()
+                finals = {f"{monitor.prefix}final_{key}": float(value) for key, value in found.items()}
+                log_final(trainer, finals, num_steps(trainer))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what Lightning gives a callback."""
+        return without_log(self.__dict__)
+
+    def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:
+        """What is read, and with what: not what was asked for, which may have been nothing."""
+        settings = monitor.settings
+        decay = monitor.observers["train"].weight_decay_read if "train" in monitor.observers else None
+        named = [f"{readings.names[0]} … {readings.names[-1]}"] if readings.names else []
+        said = {
+            "layers": ", ".join([f"{len(readings.step_sizes)} layers", *named]),
+            "segments": readings.segments or "one",
+            "effective depth L̃": f"{readings.effective_depth:g}",
+            "weight decay λ": "no momenta are read" if decay is None else f"{decay:g}",
+            "stabiliser γ": f"{settings.gamma_rel:g} ‖K‖" if settings.gamma is None else f"{settings.gamma:g}",
+            "optimizer steps between two training readings": monitor.every_n_steps or log_period(trainer),
+            "validation and test sets are read": "evaluation" in monitor.observers,
+        }
+        shown = ("rtol", "activation", "constant_column", "loss_reduction", "layout", "padding_mask", "form")
+        told = {name: getattr(settings, name) for name in shown}
+        return said | told | settings_of_others(trainer, *_monitors_of(trainer), self)
+
+
+def _monitors_of(trainer: Trainer) -> list[EnergyMonitor]:
+    # By name: the monitor, which adds a guide, imports this file.
+    found: list[Any] = callbacks_of(trainer)
+    return [callback for callback in found if "EnergyMonitor" in [cls.__name__ for cls in type(callback).__mro__]]
+
+
+def _training(monitor: EnergyMonitor) -> tuple[tuple[Quantity, ...], bool]:
+    """What a monitor reads of training batches, and whether of a path that leaks."""
+    observer = monitor.observers.get("train")
+    if observer is None:
+        return (), False
+    path = observer.path
+    return observer.quantities, (observer.settings.effective_depth if path is None else path.effective_depth) > 0

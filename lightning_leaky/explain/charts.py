@@ -1,0 +1,71 @@
+"""The layout of TensorBoard's custom scalars: what belongs into one chart, made from the records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from lightning_leaky.metrics.quantity import WORK, Quantity
+from lightning_leaky.metrics.records import BOTTLENECK, QUANTITIES, STEP_SIZE, TRUST
+
+_EVALUATION = "On validation and test data"
+_FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
+_SEGMENT = r"(segment_\d+/)?"
+
+
+def custom_charts(
+    training: Sequence[Quantity], evaluation: Sequence[Quantity] = (), has_rank: bool = True, prefix: str = ""
+) -> dict[str, dict[str, list[Any]]]:
+    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, two estimates of the rank.
+
+    Tags are regular expressions, so that the number of layers may change. There is no estimate of a rank without a
+    leak, and none of a whole path in several segments.
+    """
+    start = f"^{re.escape(prefix)}"
+    layout: dict[str, dict[str, list[Any]]] = {BOTTLENECK: {}, TRUST: {}, WORK: {}}
+    keys = [record.key for record in training]
+    forms = [key for key in _FORMS if key in keys]
+    if has_rank and forms and "cost_of_identity" in keys:
+        ends = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
+        layout[BOTTLENECK]["rank, two estimates"] = ["Margin", ends]
+    for record in training:
+        layout.setdefault(record.category, {}).update(_chart_of_layers(record, start))
+    for record in training:
+        for category, title in (summary.chart for summary in record.summaries if summary.chart is not None):
+            layout.setdefault(category, {})[title] = ["Multiline", _tags_of_summaries(title, [*training], start)]
+    if has_rank and forms:
+        tags = [f"{prefix}{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
+        layout[TRUST][f"−2H/L̃ over the layers ({_FORMS[forms[0]]})"] = ["Margin", tags]
+    for record in evaluation:
+        layout.setdefault(_EVALUATION, {}).update(_chart_of_layers(record, f"{start}(val|test)_"))
+    return {category: charts for category, charts in layout.items() if charts}
+
+
+def summary_keys(quantities: Collection[Quantity], leaks: bool = True) -> list[str]:
+    """Keys of the summaries of some quantities, of a path in one piece; without a leak there is no rank."""
+    return [
+        f"{record.key}/{summary.end}"
+        for record in quantities
+        for summary in record.summaries
+        if leaks or not summary.needs_leak
+    ]
+
+
+def _chart_of_layers(record: Quantity, start: str) -> dict[str, list[Any]]:
+    own = "^" if record is STEP_SIZE else start  # the adapter's keys have no prefix
+    return {f"{record.title}, each layer": ["Multiline", [rf"{own}{record.key}/layer_"]]}
+
+
+def _tags_of_summaries(title: str, read: list[Quantity], start: str) -> list[str]:
+    """Tags of a chart of summaries: those of all quantities that it may show, whichever are read.
+
+    TensorBoard lays a chart out twice where two runs disagree on its tags.
+    """
+    records = {record.key: record for record in (*QUANTITIES.values(), *read)}.values()
+    return [
+        rf"{start}{record.key}/{_SEGMENT}{summary.end}$"
+        for record in records
+        for summary in record.summaries
+        if summary.chart is not None and summary.chart[1] == title
+    ]

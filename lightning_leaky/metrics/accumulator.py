@@ -1,0 +1,126 @@
+"""Sums over samples, from which any choice of quantities is computed, exact over batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import working_dtype
+from lightning_leaky.functional.criticality import criticality_residual_of
+from lightning_leaky.functional.k_norm import k_inner_products_from_moments
+from lightning_leaky.functional.moments import (
+    MomentumMoments,
+    feature_products,
+    inner_product,
+    inner_products,
+    momentum_moments_of,
+    split_moments,
+)
+from lightning_leaky.functional.spectrum import singular_values_from_moments
+from lightning_leaky.metrics.base import SumMetric
+from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, layer_batch
+from lightning_leaky.metrics.recipe import Recipe, Weights
+
+
+class Accumulator(SumMetric):
+    """Sums the moments that a recipe needs, of L layers of one width, each kind stacked over the layers in one state.
+
+    The number of collectives does not depend on L.
+
+    Args:
+        num_layers: Number of layers L.
+        width: Common width w of the representations.
+        recipe: What to read, and how.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    feature_products: Tensor
+    inner: Tensor
+    second_moment: Tensor
+    features_momentum: Tensor
+    momentum_sums: Tensor
+
+    def __init__(self, num_layers: int, width: int, recipe: Recipe, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("num_layers", num_layers), ("width", width)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+        self.num_layers, self.width, self.recipe = num_layers, width, recipe
+        for name, shape in recipe.state_shapes(width).items():
+            self.add_sum(name, num_layers, *shape)
+
+    def add(
+        self, step_sizes: Sequence[float], previous: Matrices, current: Matrices, momenta: Matrices | None = None
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            step_sizes: ρ, L numbers.
+            previous: A_{l−1} of each layer, shape (N, w).
+            current: A_l.
+            momenta: B_l times `Recipe.share`.
+        """
+        wide = working_dtype(self.device)
+        for index, rho in enumerate(step_sizes):  # one layer's copies exist at a time
+            groups = (previous, current) if momenta is None else (previous, current, momenta)
+            matrices = [group[index].detach().to(self.device, wide) for group in groups]
+            self._add_layer(index, layer_batch(self.recipe.feature_map, rho, wide, *matrices))
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Add a batch, as `add` does."""
+        self.add(*args, **kwargs)
+
+    def compute(self) -> Any:
+        """Return what `sums` does."""
+        return self.sums()
+
+    def _add_layer(self, index: int, layer: LayerBatch) -> None:
+        if self.recipe.num_matrices:
+            matrices = (layer.previous, layer.velocity)[: self.recipe.num_matrices]
+            self.feature_products[index] += feature_products(layer.features, matrices)
+            self.inner[index] += inner_products(matrices)
+        if self.recipe.has_spectrum:
+            self.second_moment[index] += layer.previous.mT @ layer.previous
+        if layer.momentum is not None:
+            products, *sums = momentum_moments_of(layer.features, layer.previous, layer.momentum)
+            self.features_momentum[index] += products
+            self.momentum_sums[index] += torch.stack([*sums, sums[0].new_tensor(len(layer.momentum))])
+        if self.recipe.has_own:
+            for name, own in self.recipe.own_sums(layer.previous, layer.current).items():
+                getattr(self, name)[index] += own
+
+    def momentum_moments(self) -> MomentumMoments:
+        """Momentum moments of the whole data set, of all layers."""
+        inner, square, count = self.momentum_sums.unbind(-1)
+        total = count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
+        return MomentumMoments(self.features_momentum / total[:, None, None], inner / total, square / total**2)
+
+    def sums(self, weights: Weights = None) -> dict[str, Tensor]:
+        """Return what `Sums` holds of the whole data set, by name."""
+        found = {name: getattr(self, name) for name in self._defaults if name.startswith("own_")}
+        if self.recipe.num_matrices:
+            layers = map(split_moments, self.feature_products, self.inner)  # one layer's workspace at a time
+            norm = self.recipe.k_norm
+            found["products"] = torch.stack([k_inner_products_from_moments(layer, norm) for layer in layers])
+        if self.recipe.has_spectrum:
+            found["singular_values"] = singular_values_from_moments(self.second_moment)
+        if self.recipe.has_momenta:
+            moments = self.momentum_moments()
+            found["features_momentum_square"] = inner_product(moments.features_momentum, moments.features_momentum)
+            found["momentum_representation"] = moments.momentum_representation
+            found["momentum_square"] = moments.momentum_square
+            if weights is not None:
+                found["residual"] = self._residuals(moments, weights)
+        return found
+
+    def _residuals(self, moments: MomentumMoments, weights: Matrices) -> Tensor:
+        """Criticality residuals, shape (L,), with one layer's weights at a time."""
+        each = enumerate(map(MomentumMoments, *moments))
+        depth = self.recipe.effective_depth
+        return torch.stack([criticality_residual_of(weights[index].detach(), layer, depth) for index, layer in each])

@@ -1,0 +1,150 @@
+"""How quantities are computed from sums over samples: what sums and samples, segments and metrics share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_non_negative
+from lightning_leaky.functional.features import features
+from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.metrics.layer_batch import FeatureMap
+from lightning_leaky.metrics.quantity import Quantity, Sums
+from lightning_leaky.metrics.records import resolve_quantities
+
+LossReduction: TypeAlias = Literal["mean", "sum"]
+"""How a cost runs over the samples of a batch."""
+
+Weights: TypeAlias = Sequence[Tensor] | Tensor | None
+"""W_1, …, W_L, each of shape (w, d), asked for one layer at a time; ``None`` where they are not known."""
+
+_DEFAULT = KNorm()
+_OWN = "own_"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which quantities, and everything that their values depend on beside the samples.
+
+    Args:
+        quantities: Records, their keys or import paths; see `Quantity`.
+        effective_depth: L̃ ≥ 0.
+        k_norm: Which K-norm.
+        feature_map: From representations, shape (N, w), to features σ(A), shape (N, d).
+        loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
+
+    Raises:
+        ValueError: If a quantity is not known, or another argument is out of range.
+
+    Example:
+        >>> Recipe(["cost_of_identity", "hamiltonian"]).state_shapes(width=2)
+        {'feature_products': (3, 5), 'inner': (1, 1), 'features_momentum': (3, 2), 'momentum_sums': (3,)}
+    """
+
+    quantities: Sequence[str | Quantity]
+    effective_depth: float = 0.0
+    k_norm: KNorm = _DEFAULT
+    feature_map: FeatureMap = features
+    loss_reduction: LossReduction = "mean"
+
+    def __post_init__(self) -> None:
+        check_non_negative("effective_depth", self.effective_depth)
+        check_loss_reduction(self.loss_reduction)
+        _ = self.records
+
+    @cached_property
+    def records(self) -> tuple[Quantity, ...]:
+        """Records of the quantities, in order."""
+        return resolve_quantities(self.quantities)
+
+    @cached_property
+    def num_matrices(self) -> int:
+        """How many matrices are measured in the K-norm; A and ∂_pA, A alone, or none."""
+        return 2 if self._has("energies") else int(self._has("representation"))
+
+    @cached_property
+    def has_spectrum(self) -> bool:
+        """Whether singular values are needed."""
+        return self._has("spectrum")
+
+    @cached_property
+    def has_momenta(self) -> bool:
+        """Whether momenta are needed."""
+        return any(record.has_momenta for record in self.records)
+
+    @cached_property
+    def has_own(self) -> bool:
+        """Whether a quantity takes sums of its own."""
+        return self._has("own")
+
+    @cached_property
+    def needs_weights(self) -> bool:
+        """Whether weights are needed."""
+        return self._has("weights")
+
+    def share(self, momentum: Tensor) -> int:
+        """What to multiply the momenta of a batch by, so that those of batches add up; and to divide their sum by.
+
+        A loss that is a mean puts 1/N into each row of its gradient.
+        """
+        return len(momentum) if self.loss_reduction == "mean" else 1
+
+    def state_shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each sum over samples that a layer of a width needs, by name."""
+        one = torch.zeros(1, width, dtype=torch.float64)
+        size, count = self.feature_map(one).shape[-1], self.num_matrices
+        found: dict[str, tuple[int, ...]] = {}
+        if count:
+            found |= {"feature_products": (size, size + count * width), "inner": (count, count)}
+        if self.has_spectrum:
+            found["second_moment"] = (width, width)
+        if self.has_momenta:  # beside the products, tr(BᵀA), ‖B‖² and the number of samples
+            found |= {"features_momentum": (size, width), "momentum_sums": (3,)}
+        return found | {name: tuple(own.shape) for name, own in self.own_sums(one, one).items()}
+
+    def state_bytes(self, num_layers: int, width: int) -> int:
+        """Bytes of these sums for so many layers: ``8 (d² + 2dw)`` a layer for the energies, for example.
+
+        Example:
+            >>> Recipe(["kinetic_energy"]).state_bytes(num_layers=48, width=8192) / 2**30
+            72.01...
+        """
+        return 8 * num_layers * sum(map(math.prod, self.state_shapes(width).values()))
+
+    def own_sums(self, previous: Tensor, current: Tensor) -> dict[str, Tensor]:
+        """Sums that quantities take by themselves over the samples of a layer, by name."""
+        return {
+            f"{_OWN}{record.key}": record.sums(previous, current) for record in self.records if record.sums is not None
+        }
+
+    def values(self, sums: Mapping[str, Tensor], step_sizes: Tensor) -> dict[str, Tensor]:
+        """Every quantity by key, each of shape (L,), from the fields of `Sums`; without weights no residual."""
+        names = {field.name for field in fields(Sums)} & set(sums)
+        common = Sums(step_sizes, self.effective_depth, **{name: sums[name] for name in names})
+        known = [record for record in self.records if record.needs != "weights" or "residual" in names]
+        return {
+            record.key: record.compute(
+                replace(common, own=sums[f"{_OWN}{record.key}"]) if record.sums is not None else common
+            )
+            for record in known
+        }
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the records behind: they are made anew, and those of this package cannot be pickled."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _has(self, need: str) -> bool:
+        return any(record.needs == need for record in self.records)
+
+
+def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
+    """Return a loss reduction, or raise ValueError where it is none."""
+    if loss_reduction not in ("mean", "sum"):
+        raise ValueError(f'`loss_reduction` must be "mean" or "sum", got {loss_reduction!r}.')
+    return loss_reduction

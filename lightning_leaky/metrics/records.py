@@ -1,0 +1,232 @@
+"""The quantities of this package, a record each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_leaky.functional.cost_of_identity import potential_energy_of
+from lightning_leaky.functional.hamiltonian import (
+    energy_hamiltonian_of,
+    hamiltonian_of,
+    hamiltonian_spread,
+    rank_of,
+)
+from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of
+from lightning_leaky.functional.lagrangian import lagrangian_of
+from lightning_leaky.functional.path_median import path_median
+from lightning_leaky.functional.spectrum import stable_rank_of
+from lightning_leaky.metrics.quantity import Quantity, Summary
+from lightning_leaky.utilities.imports import located
+
+BOTTLENECK = "Is there a bottleneck?"
+TRUST = "Can the reading be trusted?"
+
+# Never pickled, for others keep their keys: so a function may stand where it is used.
+_OF_A_HAMILTONIAN = (
+    Summary(
+        "bottleneck_rank",
+        "Median of −2H/L̃ along the path: nears the rank of the bottleneck from below as L̃ grows.",
+        lambda values, step_sizes, depth: path_median(rank_of(values, depth), step_sizes),
+        needs_leak=True,
+    ),
+    Summary(
+        "bottleneck_rank_min",
+        "Least of −2H/L̃ over the layers.",
+        lambda values, step_sizes, depth: rank_of(values, depth).amin(),
+        needs_leak=True,
+    ),
+    Summary(
+        "bottleneck_rank_max",
+        "Greatest of −2H/L̃: far from the least, there are too few layers or training is no optimum.",
+        lambda values, step_sizes, depth: rank_of(values, depth).amax(),
+        needs_leak=True,
+    ),
+    Summary(
+        "spread",
+        "Greatest minus least H over the layers: 0 on an exact optimum of many layers.",
+        lambda values, step_sizes, depth: hamiltonian_spread(values),
+        chart=(TRUST, "spread of the Hamiltonian"),
+        unit="energy",
+    ),
+)
+
+_RECORDS = (
+    Quantity(
+        "cost_of_identity",
+        lambda sums: sums.products[:, 0, 0],
+        "representation",
+        title="cost of identity",
+        formula="‖A‖²_K",
+        says="Soft count of the dimensions in use where a layer starts; its least value nears the rank from above.",
+        summaries=(
+            Summary(
+                "min",
+                "Least over the layers: nears the rank of the bottleneck from above as L̃ grows.",
+                lambda values, step_sizes, depth: values.amin(),
+                chart=(BOTTLENECK, "least cost of identity"),
+            ),
+        ),
+        heading="identity",
+        heat_map="log",
+        default="all",
+    ),
+    Quantity(
+        "kinetic_energy",
+        lambda sums: kinetic_energy_of(sums.products[:, 1, 1], sums.effective_depth),
+        title="kinetic energy",
+        formula="‖∂_pA‖²_K / (2L̃)",
+        unit="energy",
+        says="How much a layer works. Near 0 it is idle: the representation passes as it is.",
+        heading="kinetic",
+        heat_map="log",
+        default="all",
+    ),
+    Quantity(
+        "potential_energy",
+        lambda sums: potential_energy_of(sums.products[:, 0, 0], sums.effective_depth),
+        "representation",
+        title="potential energy",
+        formula="−(L̃/2) ‖A‖²_K",
+        unit="energy",
+        says="The pull towards few dimensions: low where there are many.",
+        default="leak",
+    ),
+    Quantity(
+        "cross_term",
+        lambda sums: sums.products[:, 0, 1],
+        title="cross term",
+        formula="⟨∂_pA, A⟩_K",
+        says="Above 0 the dimensions in use grow, below 0 they shrink.",
+    ),
+    Quantity(
+        "lagrangian",
+        lambda sums: lagrangian_of(sums.products, sums.effective_depth),
+        title="Lagrangian",
+        formula="‖L̃A + ∂_pA‖²_K / (2L̃)",
+        unit="energy",
+        says="Least cost in weight decay of the step, per unit of p.",
+    ),
+    Quantity(
+        "energy_hamiltonian",
+        lambda sums: energy_hamiltonian_of(sums.products, sums.effective_depth),
+        title="Hamiltonian, energy form",
+        formula="kinetic + potential energy",
+        unit="energy",
+        says="Constant along the path of an optimum. Needs no loss, but feels the stabiliser γ.",
+        summaries=_OF_A_HAMILTONIAN,
+        default="leak",
+    ),
+    Quantity(
+        "speed",
+        lambda sums: speed_of(sums.products[:, 1, 1]),
+        title="speed",
+        formula="‖∂_pA‖_K",
+        says="How fast the representation moves; its integral is the path's length.",
+        summaries=(
+            Summary(
+                "path_length",
+                "Length of the path: integral of the speed over p.",
+                lambda values, step_sizes, depth: path_length_of(values, step_sizes),
+            ),
+        ),
+    ),
+    # Not read by default: the whole spectrum of every layer takes several times as long as all energies.
+    Quantity(
+        "stable_rank",
+        lambda sums: stable_rank_of(sums.singular_values),
+        "spectrum",
+        title="stable rank",
+        formula="‖A‖²_* / ‖A‖²_F",
+        says="Dimensions, each weighed by its size.",
+    ),
+    Quantity(
+        "hamiltonian",
+        lambda sums: hamiltonian_of(sums.features_momentum_square, sums.momentum_representation, sums.effective_depth),
+        "momenta",
+        title="Hamiltonian, momentum form",
+        formula="(L̃/2) ‖Bᵀσ(A)‖² − L̃ tr(BᵀA)",
+        unit="energy",
+        says="Constant along the path of an optimum. −2H/L̃ nears the rank of the bottleneck from below.",
+        summaries=_OF_A_HAMILTONIAN,
+        heading="H",
+        default="weights",
+    ),
+    Quantity(
+        "criticality_residual",
+        lambda sums: sums.residual,
+        "weights",
+        title="criticality residual",
+        formula="‖W − L̃Bᵀσ(A)‖ / ‖W‖",
+        says="Near 0 the Hamiltonian can be trusted, near 1 it says nothing yet: training is far from an optimum.",
+        summaries=(Summary("max", "Greatest over the layers.", lambda values, step_sizes, depth: values.amax()),),
+        category=TRUST,
+        heading="residual",
+        default="weights",
+    ),
+    Quantity(
+        "momentum_norm",
+        lambda sums: sums.momentum_square.sqrt(),
+        "momenta",
+        title="momentum",
+        formula="‖B‖_F = ‖∂C/∂A‖_F / λ",
+        says="How strongly the cost asks a representation to change.",
+    ),
+    Quantity(
+        "features_momentum_norm",
+        lambda sums: sums.features_momentum_square.sqrt(),
+        "momenta",
+        title="momentum of the features",
+        formula="‖Bᵀσ(A)‖_F",
+        says="What an optimal weight is made of: W = L̃Bᵀσ(A).",
+    ),
+)
+
+QUANTITIES: dict[str, Quantity] = {record.key: record for record in _RECORDS}
+"""The quantities of this package by key."""
+
+STEP_SIZE = Quantity(
+    "step_size",
+    lambda sums: sums.step_sizes,
+    title="step-size",
+    formula="ρ_l, summing to 1",
+    says="A layer's share of the path: small where it moves fast.",
+    heat_map="linear",
+)
+"""What `StepSizeAdapter` logs of each layer: explained and charted, but not read."""
+
+
+def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, ...]:
+    """Return the records of some quantities: ours in their own order, then others as they come.
+
+    Args:
+        quantities: Keys of `QUANTITIES`, records, or their import paths.
+
+    Raises:
+        ValueError: If there are none, one is not known, or two have the same key.
+
+    Example:
+        >>> [record.key for record in resolve_quantities(["stable_rank", "cost_of_identity"])]
+        ['cost_of_identity', 'stable_rank']
+    """
+    if isinstance(quantities, str):
+        raise ValueError(f"`quantities` must be a list of names, got the string {quantities!r}; put it in brackets.")
+    if not quantities:
+        raise ValueError(f"`quantities` must be chosen from {list(QUANTITIES)}, got none.")
+    found = list(dict.fromkeys(map(_resolved, quantities)))
+    keys = [record.key for record in found]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"`quantities` must have different keys, got {keys}; rename those of your own.")
+    order = list(QUANTITIES)
+    return tuple(sorted(found, key=lambda record: order.index(record.key) if record.key in order else len(order)))
+
+
+def _resolved(quantity: str | Quantity) -> Quantity:
+    if isinstance(quantity, Quantity):
+        return quantity
+    record = (QUANTITIES.get(quantity) or located(quantity)) if isinstance(quantity, str) else None
+    if not isinstance(record, Quantity):
+        raise ValueError(
+            f"`quantities` must be chosen from {list(QUANTITIES)}, or be records, or their import paths, got "
+            f"{quantity!r}."
+        )
+    return record

@@ -1,0 +1,55 @@
+"""One layer of a Leaky ResNet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_leaky.functional.leaky_step import leaky_step
+from lightning_leaky.utilities.processes import unsharded
+
+
+class LeakyLayer(nn.Module):
+    """One Euler step ``A_l = (1 − ρ_l L̃) A_{l−1} + ρ_l σ(A_{l−1}) W_lᵀ`` (arXiv 2405.17573, section 1.1).
+
+    Args:
+        width: Common width w of the representations.
+        effective_depth: L̃ ≥ 0.
+        activation: Name of the nonlinearity.
+        constant_column: Whether the features end with a constant, that is whether the layer has a bias.
+
+    Example:
+        >>> layer = LeakyLayer(width=3, effective_depth=2.0)
+        >>> layer(torch.zeros(5, 3), torch.tensor(0.25)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, width: int, effective_depth: float, activation: str = "relu", constant_column: bool = True
+    ) -> None:
+        super().__init__()
+        self.effective_depth = effective_depth
+        self.activation = activation
+        self.weight = nn.Parameter(torch.zeros(width, width))
+        self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
+
+    def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
+        """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
+        return leaky_step(representation, self.weight, self.bias, step_size, self.effective_depth, self.activation)
+
+    def augmented_weight(self) -> Tensor:
+        """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
+
+        Sharded parameters are gathered: a collective that every process must join.
+        """
+        weight = unsharded(self.weight)
+        return weight if self.bias is None else torch.cat([weight, unsharded(self.bias)[:, None]], dim=1)
+
+    def square_norm(self) -> Tensor:
+        """‖W_l‖²_F, bias included."""
+        square = self.weight.square().sum()
+        return square if self.bias is None else square + self.bias.square().sum()
+
+    def extra_repr(self) -> str:
+        """Describe the layer in `print`."""
+        return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"

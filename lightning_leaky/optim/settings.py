@@ -1,0 +1,68 @@
+"""When and how step-sizes are adapted: the settings of the hook and of the callback, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_leaky.functional._checks import check_positive
+from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
+from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
+from lightning_leaky.utilities.optimizer_steps import Rhythm
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """When and how step-sizes are adapted: arguments of `StepSizeHook` and of `StepSizeAdapter`, by the same names.
+
+    Args:
+        every_n_steps: Optimizer steps between two adaptations.
+        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's undamped rule.
+        start_step: First optimizer step (counted from 1) after which to adapt.
+        stop_step: Last one; ``None`` never stops.
+        max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
+        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, or a rule of your own,
+            see `lightning_leaky.functional.StepSizeRule`.
+        move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
+            takes what stands where it now is, with its part of the optimizer's state. [ours]
+        scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
+            Adam does not feel it. [ours]
+        layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
+            many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
+        padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
+            means real, or a function of the batch that returns such a mask (in YAML its import path). The default key
+            need not be there. Where the batch does not say, transformer layers of torch.nn that are given a padding
+            mask by keyword do. ``None`` reads padding too.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> settings = AdaptationSettings(every_n_steps=3, start_step=2)
+        >>> [step for step in range(1, 10) if settings.rhythm.is_due(step)]
+        [2, 5, 8]
+    """
+
+    every_n_steps: int = 10
+    damping: float = 0.1
+    start_step: int = 1
+    stop_step: int | None = None
+    max_leak: float | None = 1.0
+    rule: str | StepSizeRule = "relative_distance"
+    move_weights: bool = False
+    scale_gradients: bool = False
+    layout: Layout | None = None
+    padding_mask: PaddingMask = ATTENTION_MASK
+
+    def __post_init__(self) -> None:
+        _ = self.rhythm  # it and `resolve_rule` complain of what is out of range
+        resolve_rule(self.rule)
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"`damping` must be in (0, 1], got {self.damping!r}; 1 is the paper's undamped rule.")
+        if self.max_leak is not None:
+            check_positive("max_leak", self.max_leak)
+        check_layout(self.layout, self.padding_mask)
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """At which optimizer steps to adapt."""
+        return Rhythm(self.every_n_steps, self.start_step, self.stop_step)

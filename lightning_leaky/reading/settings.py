@@ -1,0 +1,168 @@
+"""How a path is read: one object for the callback, `measure_path`, the report and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from lightning_leaky.functional._checks import check_non_negative, check_positive
+from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.functional.leak import objective_weight_decay
+from lightning_leaky.metrics.layer_store import Form, check_form
+from lightning_leaky.metrics.quantity import Quantity
+from lightning_leaky.metrics.recipe import LossReduction, Recipe, check_loss_reduction
+from lightning_leaky.metrics.records import QUANTITIES, resolve_quantities
+from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
+from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How to read a path.
+
+    Args:
+        quantities: Which readings to take: the first parts of their keys, records of your own, or the import paths of
+            these; see `Quantity`. ``None`` for those that the reader takes by default.
+        gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
+        gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
+        rtol: Relative cut-off of the raw form.
+        activation: Entrywise nonlinearity of the features σ(A), a name or a function; ``None`` takes that of the path
+            where it says so, as a `LeakyResNet` does, and relu elsewhere.
+        constant_column: Whether σ(A) ends with a column of ones; ``None`` takes what the path says, else true.
+        weight_decay: λ > 0 of the objective, for the momentum readings.
+        effective_depth: L̃ ≥ 0 of layers that are no leaky path's; a leaky path knows its own.
+        loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
+        layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
+            many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
+        padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
+            means real, or a function of the batch that returns such a mask (in YAML its import path). The default key
+            need not be there. Where the batch does not say, transformer layers of torch.nn that are given a padding
+            mask by keyword do. ``None`` reads padding too.
+        form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
+            rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
+            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
+            while those of all processes are at most w and then sums moments, or, where moments would take more than
+            1 GiB, keeps as many samples as fill it, which is said once.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> ReadingSettings(gamma=0.0).k_norm.is_raw
+        True
+    """
+
+    quantities: Sequence[str | Quantity] | None = None
+    gamma: float | None = None
+    gamma_rel: float = 1e-3
+    rtol: float = 1e-5
+    activation: Activation | None = None
+    constant_column: bool | None = None
+    weight_decay: float | None = None
+    effective_depth: float = 0.0
+    loss_reduction: LossReduction = "mean"
+    layout: Layout | None = None
+    padding_mask: PaddingMask = ATTENTION_MASK
+    form: Form = "auto"
+
+    def __post_init__(self) -> None:
+        _ = self.k_norm  # refuses bad stabilisers here, where the traceback shows the caller
+        if self.quantities is not None:
+            resolve_quantities(self.quantities)
+            # Ours by their keys: a copy for another process pickles no functions of this package.
+            plain = tuple(
+                one.key if isinstance(one, Quantity) and QUANTITIES.get(one.key) is one else one
+                for one in self.quantities
+            )
+            object.__setattr__(self, "quantities", plain)
+        if self.activation is not None:
+            resolve_activation(self.activation)
+        if self.weight_decay is not None:
+            check_positive("weight_decay", self.weight_decay)
+        check_non_negative("effective_depth", self.effective_depth)
+        check_loss_reduction(self.loss_reduction)
+        check_layout(self.layout, self.padding_mask)
+        check_form(self.form)
+
+    @property
+    def k_norm(self) -> KNorm:
+        """The K-norm that energies are measured in."""
+        return KNorm(self.gamma, self.gamma_rel, self.rtol)
+
+    @property
+    def sample_layout(self) -> Layout:
+        """The layout, or that of all defaults."""
+        return Layout() if self.layout is None else self.layout
+
+    @property
+    def reads_all_positions(self) -> bool:
+        """Whether every position is a sample, as the momentum readings need."""
+        return self.sample_layout.reads_all_positions
+
+    def reading(self, quantities: Iterable[str | Quantity]) -> ReadingSettings:
+        """Return these settings with other quantities."""
+        return replace(self, quantities=tuple(quantities))
+
+    def recipe(self, path: LeakyPath) -> Recipe:
+        """What is computed of a path, and how."""
+        activation = getattr(path, "activation", "relu") if self.activation is None else self.activation
+        constant = getattr(path, "constant_column", True) if self.constant_column is None else self.constant_column
+        return Recipe(
+            self.quantities or (),
+            path.effective_depth,
+            self.k_norm,
+            partial(features, activation=resolve_activation(activation), constant_column=constant),
+            self.loss_reduction,
+        )
+
+
+def readable_quantities(path: LeakyPath | None, has_momenta: bool) -> list[str]:
+    """Return the keys of every quantity that can be read of a path, with or without gradients and a weight decay."""
+    return [
+        key
+        for key, record in QUANTITIES.items()
+        if (has_momenta or not record.has_momenta) and (knows_weights(path) or record.needs != "weights")
+    ]
+
+
+def default_quantities(leaks: bool, has_weights: bool) -> list[str]:
+    """Return the keys of the quantities that a monitor reads by default."""
+    # Without a leak the potential energy is 0 and the energy form the kinetic energy once more.
+    wanted = {"all", *(["leak"] if leaks else []), *(["weights"] if has_weights else [])}
+    return [key for key, record in QUANTITIES.items() if record.default in wanted]
+
+
+def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weight_decay: float | None) -> None:
+    """Raise ValueError where a path does not have what is to be read, or momenta lack what they are made of."""
+    records = resolve_quantities(settings.quantities or ())
+    with_weights = [f'"{record.key}"' for record in records if record.needs == "weights"]
+    if with_weights and not knows_weights(path):
+        raise ValueError(
+            f"`quantities` cannot include {', '.join(with_weights)} for these layers, without the W_l of a leaky path "
+            "that has a method `weights`, as `LeakyResNet` has. Leave them out."
+        )
+    momenta = [record.key for record in records if record.has_momenta]
+    if momenta and (weight_decay is None or not 0 < weight_decay < float("inf")):
+        raise ValueError(
+            f"`weight_decay` must be a finite number > 0 to read {momenta}, got {weight_decay!r}; give the λ of the "
+            "objective, or leave these quantities out. (`EnergyMonitor` takes it from an optimizer that has one weight "
+            "decay > 0 on all matrices of these layers.)"
+        )
+    if momenta and not settings.reads_all_positions:
+        raise ValueError(
+            f"`layout` must read every position for {momenta}, sums over all of them, got {settings.layout}; leave "
+            "`max_samples` and `per_sample` out, or these quantities."
+        )
+
+
+def momentum_weight_decay(
+    settings: ReadingSettings, path: LeakyPath, num_layers: int, optimizer_weight_decay: float | None
+) -> float:
+    """Return the λ that momenta are read with: that of the settings, and an optimizer's as `objective_weight_decay`."""
+    own = settings.weight_decay or 0.0
+    if not optimizer_weight_decay:
+        return own
+    acts_per_layer = not knows_weights(path)
+    return own + objective_weight_decay(optimizer_weight_decay, num_layers, path.effective_depth, acts_per_layer)

@@ -1,0 +1,24 @@
+"""For type checkers: constructors that hand their arguments on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+First = TypeVar("First")
+
+
+def takes(settings: Callable[P, object]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Tell type checkers that an ``__init__`` which hands its arguments on takes those of `settings`.
+
+    The function stays as it is: the command line reads names, defaults and help from what its body calls.
+    """
+    return lambda init: init
+
+
+def takes_first(
+    first: type[First], settings: Callable[P, object]
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, First, P], None]]:
+    """Tell the same of an ``__init__`` that takes an object before them."""
+    return lambda init: init
