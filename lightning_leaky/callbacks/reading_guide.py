@@ -15,7 +15,7 @@ from lightning_leaky.callbacks._trainer import (
     validates,
     without_log,
 )
-from lightning_leaky.explain.charts import custom_charts, summary_keys
+from lightning_leaky.explain.charts import Charts, custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.guide import guide_page
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
@@ -40,10 +40,12 @@ class ReadingGuide(Callback):
     def __init__(self) -> None:
         self._explained: set[str] = set()
         self._written: dict[str, object] = {}
+        self._layouts: dict[str, Charts] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell TensorBoard's table which final numbers there will be, before Lightning writes it."""
         self._explained.clear()
+        self._layouts.clear()
         if log_period(trainer):
             keys = [
                 f"{monitor.prefix}final_{key}"
@@ -73,8 +75,9 @@ class ReadingGuide(Callback):
         if written == self._written.get(monitor.prefix):  # a fit that goes on in the same log
             return
         self._written[monitor.prefix] = written
+        self._layouts[monitor.prefix] = layout
         if layout:
-            log_layout(trainer, layout)
+            log_layout(trainer, merged_charts(self._layouts))
         log_text(trainer, f"{monitor.prefix}layers/guide", text)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from lightning_leaky.metrics.quantity import WORK, Quantity
 from lightning_leaky.metrics.records import BOTTLENECK, QUANTITIES, STEP_SIZE, TRUST
@@ -14,16 +14,20 @@ _FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
 _SEGMENT = r"(segment_\d+/)?"
 
 
+Charts: TypeAlias = dict[str, dict[str, list[Any]]]
+"""Kind and tags of each chart, by category and title."""
+
+
 def custom_charts(
     training: Sequence[Quantity], evaluation: Sequence[Quantity] = (), has_rank: bool = True, prefix: str = ""
-) -> dict[str, dict[str, list[Any]]]:
+) -> Charts:
     """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, two estimates of the rank.
 
     Tags are regular expressions, so that the number of layers may change. There is no estimate of a rank without a
     leak, and none of a whole path in several segments.
     """
     start = f"^{re.escape(prefix)}"
-    layout: dict[str, dict[str, list[Any]]] = {BOTTLENECK: {}, TRUST: {}, WORK: {}}
+    layout: Charts = {BOTTLENECK: {}, TRUST: {}, WORK: {}}
     keys = [record.key for record in training]
     forms = [key for key in _FORMS if key in keys]
     if has_rank and forms and "cost_of_identity" in keys:
@@ -40,6 +44,15 @@ def custom_charts(
     for record in evaluation:
         layout.setdefault(_EVALUATION, {}).update(_chart_of_layers(record, f"{start}(val|test)_"))
     return {category: charts for category, charts in layout.items() if charts}
+
+
+def merged_charts(layouts: Mapping[str, Charts]) -> Charts:
+    """Layouts of several monitors as one, for TensorBoard shows the last only; charts of a prefix are named by it."""
+    merged: Charts = {}
+    for prefix, layout in layouts.items():
+        for category, charts in layout.items():
+            merged.setdefault(category, {}).update({f"{prefix}{title}": chart for title, chart in charts.items()})
+    return merged
 
 
 def summary_keys(quantities: Collection[Quantity], leaks: bool = True) -> list[str]:

@@ -83,13 +83,9 @@ class PathCapture(LayerHooks):
     def _is_wanted(self) -> bool:
         return self.armed or (self.gradients_wanted and self.in_backward)
 
-    def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super()._enter(index, module, args, kwargs)
+    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
         if self.armed:
             self.padding[index] = told_padding(kwargs)
-
-    def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
-        if self.armed:
             self.previous[index], self.current[index] = self._dense(index, previous), self._dense(index, current)
         if self.gradients_wanted and current.requires_grad:
             keep = self._pass_gradient_on if torch.compiler.is_compiling() else self.keep_gradient

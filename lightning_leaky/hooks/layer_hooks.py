@@ -94,7 +94,7 @@ class LayerHooks:
             return
         pair = paired_tensors((args, kwargs), output)
         if pair is not None:
-            self._observe_call(index, *pair, kwargs)
+            self._observe(index, *pair, kwargs)
         if not torch.compiler.is_compiling():
             self._check(index, pair)
 
@@ -108,11 +108,8 @@ class LayerHooks:
     def _is_wanted(self) -> bool:
         return self.armed
 
-    def _observe_call(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
-        """Observe a layer by `_observe`; for whom it matters, with what the layer was told by keyword."""
-        self._observe(index, previous, current)
-
-    def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
+    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
+        """Take what a layer maps, and what it was told by keyword."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -26,12 +26,8 @@ class AdaptationSettings:
             takes what stands where it now is, with its part of the optimizer's state. [ours]
         scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
             Adam does not feel it. [ours]
-        layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
-            many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
-        padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
-            means real, or a function of the batch that returns such a mask (in YAML its import path). The default key
-            need not be there. Where the batch does not say, transformer layers of torch.nn that are given a padding
-            mask by keyword do. ``None`` reads padding too.
+        layout: How the axes of a representation become samples and neurons, as of `ReadingSettings`.
+        padding_mask: Where a batch says which positions are real, as of `ReadingSettings`; ``None`` reads padding too.
 
     Raises:
         ValueError: If a setting is out of range.

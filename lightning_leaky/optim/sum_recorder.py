@@ -76,7 +76,7 @@ class SumRecorder(LayerHooks):
             self._unread[index] = _unreadable(error)
 
     @torch.no_grad()
-    def _observe_call(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
+    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
         if not self.layers[index].training:
             return
         real = self._real

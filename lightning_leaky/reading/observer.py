@@ -60,6 +60,7 @@ class PathObserver:
         self.quantities = resolve_quantities(settings.quantities or ())
         check_quantities_of(path, settings, settings.weight_decay or optimizer_weight_decay)
         self.reads_momenta = any(record.has_momenta for record in self.quantities)
+        self._has_weights = knows_weights(path)  # a path that is found has none
         self.notes: list[str] = []
         self.num_shown = 0
         self.samples: list[PathSample] = []
@@ -161,7 +162,7 @@ class PathObserver:
         if reader.is_empty:
             reader.expect(self._step_sizes_read(), device, self._segmentation.dtype)
         layers = self._segmentation.layers
-        weights = LayerWeights(self.path, layers) if knows_weights(self.path) else None
+        weights = LayerWeights(self.path, layers) if self._has_weights else None
         try:
             return reader.compute([self._names[index] for index in layers], weights)
         except Exception as error:  # of a quantity of the user's own, say: the same on all processes

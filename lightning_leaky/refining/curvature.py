@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class CurvatureRecorder(LayerHooks):
         return self.armed and torch._C._current_graph_task_id() == -1
 
     @torch.no_grad()
-    def _observe(self, index: int, previous: Tensor, current: Tensor) -> None:
+    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
         if not self.layers[index].training:
             return
         if self.squares.device != current.device:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_leaky import Readings
-from lightning_leaky.explain.charts import custom_charts, summary_keys
+from lightning_leaky.explain.charts import custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.diagnosis import rank_scalars
 from lightning_leaky.explain.guide import TAGS_OF, guide_page, key_table
 from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
@@ -97,6 +97,13 @@ def test_every_tag_of_the_layout_is_logged_and_a_prefix_is_of_the_monitor_alone(
         else:
             assert all(any(re.search(tag, key) for key in ours) for tag in tags)
             assert not any(re.search(tag, key) for tag in tags for key in others)
+
+
+def test_charts_of_two_monitors_share_one_layout():
+    """TensorBoard shows the last that a run writes, and nothing of the others."""
+    layouts = {prefix: custom_charts(ALL, prefix=prefix) for prefix in ("", "decoder/")}
+    tags = tags_of(merged_charts(layouts))
+    assert sorted(tags) == sorted(tag for layout in layouts.values() for tag in tags_of(layout))
 
 
 def test_the_page_explains_the_tags_of_the_callbacks_that_there_are():

@@ -150,14 +150,14 @@ def spoilt_layers(spoilt, name, form):
 
 
 SPOILS = {
-    "missing": (lambda matrices: matrices[:-1], "` must hold one matrix for each of"),
-    "surplus": (lambda matrices: [*matrices, matrices[0]], "` must hold one matrix for each of"),
-    "width": (lambda matrices: [*matrices[:-1], matrices[-1][:, 1:]], r"\[[24]\]` must be .*\(9, 4\).*got .*\(9, 3\)"),
-    "samples": (lambda matrices: [*matrices[:-1], matrices[-1][1:]], r"\[[24]\]` must be .* got .* \([89], 4\)"),
-    "dimensions": (lambda matrices: [*matrices[:-1], matrices[-1][None]], r"\[[24]\]` must be .* got .* \(1, 9, 4\)"),
-    "integers": (lambda matrices: [matrices[0].int(), *matrices[1:]], r"\[[02]\]` must be .* got torch.int32"),
-    "list": (lambda matrices: [[1.0], *matrices[1:]], r"\[[02]\]` must be a torch.Tensor, got list"),
-    "scalar": (lambda matrices: [torch.ones(()), *matrices[1:]], r"\[[02]\]` must be"),
+    "missing": (lambda matrices: matrices[:-1], "` must hold one matrix for each of 5 layers, got 4"),
+    "surplus": (lambda matrices: [*matrices, matrices[0]], "` must hold one matrix for each of 5 layers, got 6"),
+    "width": (lambda matrices: [*matrices[:-1], matrices[-1][:, 1:]], r"\[4\]` must be .*\(9, 4\).*got .*\(9, 3\)"),
+    "samples": (lambda matrices: [*matrices[:-1], matrices[-1][1:]], r"\[4\]` must be .* got .* \([89], 4\)"),
+    "dimensions": (lambda matrices: [*matrices[:-1], matrices[-1][None]], r"\[4\]` must be .* got .* \(1, 9, 4\)"),
+    "integers": (lambda matrices: [matrices[0].int(), *matrices[1:]], r"\[2\]` must be .* got torch.int32"),
+    "list": (lambda matrices: [[1.0], *matrices[1:]], r"\[2\]` must be a torch.Tensor, got list"),
+    "scalar": (lambda matrices: [torch.ones(()), *matrices[1:]], r"\[2\]` must be"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -28,8 +30,9 @@ VOCABULARY, CLASSES, TOKENS, WIDTH = 20, 4, 6, 16
 class Task(LightningModule):
     """A module that trains with SGD on the loss of a batch."""
 
-    def __init__(self, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: nn.Module | None = None, weight_decay: float = 0.0) -> None:
         super().__init__()
+        self.model = model
         self.weight_decay_of_sgd = weight_decay
 
     def loss(self, batch: Any) -> Tensor:
@@ -50,10 +53,6 @@ class Task(LightningModule):
 
 class HuggingFaceTask(Task):
     """A model of transformers that is given its labels and returns its loss."""
-
-    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
-        super().__init__(weight_decay)
-        self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.model(**batch).logits
@@ -90,6 +89,13 @@ def llama(**settings: float) -> Task:
     return HuggingFaceTask(LlamaForCausalLM(config), **settings)
 
 
+def convnext(**settings: float) -> Task:
+    """Two stages, of two and three blocks, with a layer that halves the image before each."""
+    sizes = {"image_size": 16, "patch_size": 2, "num_stages": 2, "depths": [2, 3], "hidden_sizes": [4, 6]}
+    config = ConvNextConfig(num_labels=CLASSES, layer_scale_init_value=0.5, **sizes, **_LIVELY)
+    return HuggingFaceTask(ConvNextForImageClassification(config), **settings)
+
+
 # torch.nn.TransformerEncoder.
 
 
@@ -97,7 +103,7 @@ class EncoderTask(Task):
     """Classifies sequences with a `torch.nn.TransformerEncoder` of either axis order."""
 
     def __init__(self, batch_first: bool, weight_decay: float = 0.0) -> None:
-        super().__init__(weight_decay)
+        super().__init__(weight_decay=weight_decay)
         self.batch_first = batch_first
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         layer = nn.TransformerEncoderLayer(WIDTH, 2, dim_feedforward=32, dropout=0.0, batch_first=batch_first)
@@ -120,15 +126,7 @@ class EncoderTask(Task):
         return F.cross_entropy(self(batch), batch["label"])
 
 
-def encoder(**settings: float) -> Task:
-    return EncoderTask(batch_first=True, **settings)
-
-
-def encoder_of_sequences_first(**settings: float) -> Task:
-    return EncoderTask(batch_first=False, **settings)
-
-
-# Convolutional networks and a mixer.
+# A convolutional network.
 
 
 class BasicBlock(nn.Module):
@@ -179,92 +177,8 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, then an inverted bottleneck on the channels moved last."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.act = nn.GELU()
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(0.5 * torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        hidden = self.gamma * self.pwconv2(self.act(self.pwconv1(hidden)))
-        return x + hidden.permute(0, 3, 1, 2)
-
-
-class ConvNeXt(nn.Module):
-    """Two stages, of two and three blocks, with a layer that halves the image before each."""
-
-    def __init__(self, depths: tuple[int, ...] = (2, 3), widths: tuple[int, ...] = (4, 6)) -> None:
-        super().__init__()
-        channels = (3, *widths)
-        self.downsample_layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 2, stride=2), nn.GroupNorm(1, after))
-            for before, after in pairwise(channels)
-        )
-        self.stages = nn.ModuleList(
-            nn.Sequential(*[ConvNeXtBlock(width) for _ in range(depth)])
-            for depth, width in zip(depths, widths, strict=True)
-        )
-        self.norm = nn.LayerNorm(widths[-1])
-        self.head = nn.Linear(widths[-1], CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-        return self.head(self.norm(x.mean((-2, -1))))
-
-
-class Mlp(nn.Module):
-    """Two linear layers on the last axis."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class MixerBlock(nn.Module):
-    """Mixes tokens, then channels."""
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.norm1, self.token_mixing = nn.LayerNorm(width), Mlp(tokens, 2 * tokens)
-        self.norm2, self.channel_mixing = nn.LayerNorm(width), Mlp(width, 2 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.token_mixing(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        return x + self.channel_mixing(self.norm2(x))
-
-
-class Mixer(nn.Module):
-    """MLP-Mixer on patches of 4 × 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, WIDTH, 4, stride=4)
-        self.blocks = nn.Sequential(*[MixerBlock(16, WIDTH) for _ in range(3)])
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.stem(x).flatten(2).transpose(1, 2))
-        return self.head(self.norm(x).mean(1))
-
-
 class ImageTask(Task):
     """Classifies pairs of images and labels."""
-
-    def __init__(self, model: nn.Module, weight_decay: float = 0.0) -> None:
-        super().__init__(weight_decay)
-        self.model = model
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self.model(batch[0])
@@ -272,14 +186,6 @@ class ImageTask(Task):
 
 def resnet(**settings: float) -> Task:
     return ImageTask(ResNet(), **settings)
-
-
-def convnext(**settings: float) -> Task:
-    return ImageTask(ConvNeXt(), **settings)
-
-
-def mixer(**settings: float) -> Task:
-    return ImageTask(Mixer(), **settings)
 
 
 # Batches.
@@ -352,17 +258,10 @@ def rows_of_padding_sequences_first(hidden: Tensor, batch: dict[str, Tensor]) ->
 
 @dataclass(frozen=True)
 class Network:
-    """A network, a batch for it, and what a monitor must find there.
+    """A network, a batch for it of some size, and what a monitor must find there.
 
-    Attributes:
-        make: Builds the module.
-        batch: Makes a batch of some size.
-        blocks: Names of the blocks one would name, in order: those that EnergyMonitor() must find.
-        rows: By hand, from a representation and its batch to samples in rows.
-        segments: Lengths of the segments into which changes of shape split the blocks.
-        layers: Expression that chooses these very blocks.
-        layout: What a user must say of the axes.
-        hidden_states: Whether the model returns its hidden states on request.
+    `blocks` are those that one would name, in order; `rows` makes samples of a representation and its batch, by hand;
+    `segments` are the lengths of the parts into which changes of shape split the blocks.
     """
 
     make: Callable[..., Task]
@@ -398,15 +297,16 @@ NETWORKS = {
         rows_of_attention_mask,
         hidden_states=True,
     ),
-    "encoder": Network(encoder, padded_sequences, _numbered("encoder.layers"), rows_of_padding),
+    "encoder": Network(
+        partial(EncoderTask, batch_first=True), padded_sequences, _numbered("encoder.layers"), rows_of_padding
+    ),
     "encoder_of_sequences_first": Network(
-        encoder_of_sequences_first,
+        partial(EncoderTask, batch_first=False),
         padded_sequences,
         _numbered("encoder.layers"),
         rows_of_padding_sequences_first,
         layout=Layout("tnc"),
     ),
     "resnet": Network(resnet, images, _RESNET, rows_of_pixels, segments=(2, 1, 1, 1)),
-    "convnext": Network(convnext, images, _numbered("model.stages.1"), rows_of_pixels),
-    "mixer": Network(mixer, images, _numbered("model.blocks"), rows_of_positions),
+    "convnext": Network(convnext, images_by_name, _numbered("model.convnext.encoder.stages.1.layers"), rows_of_pixels),
 }
