@@ -176,7 +176,7 @@ def add_callback(trainer: Trainer, callback: Callback) -> None:
     _untyped(trainer).callbacks.append(callback)
 
 
-def settings_of_others(trainer: Trainer, *callbacks: Callback) -> dict[str, object]:
+def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object]:
     """What the callbacks of this package beside some were told, as ``StepSizeAdapter, damping``."""
     found: dict[str, object] = {}
     for other in callbacks_of(trainer):

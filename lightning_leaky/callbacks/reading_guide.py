@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -20,9 +20,18 @@ from lightning_leaky.explain.guide import guide_page
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE
+from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.settings import ReadingSettings
 
-if TYPE_CHECKING:
-    from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
+
+class Monitor(Protocol):
+    """What is explained: an `EnergyMonitor`, which adds a guide and so imports this file."""
+
+    prefix: str
+    every_n_steps: int | None
+    settings: ReadingSettings
+    readings: dict[str, Readings]
+    observers: dict[str, PathObserver]
 
 
 class ReadingGuide(Callback):
@@ -54,7 +63,7 @@ class ReadingGuide(Callback):
             ]
             announce_final(trainer, keys)
 
-    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
+    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, stage: str) -> None:
         """Write once what the tags of this run mean, and which of them belong into one chart."""
         if monitor.prefix in self._explained or not log_period(trainer) or not trainer.is_global_zero:
             return
@@ -94,7 +103,7 @@ class ReadingGuide(Callback):
         """Leave behind what Lightning gives a callback."""
         return without_log(self.__dict__)
 
-    def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:
+    def _settings(self, trainer: Trainer, monitor: Monitor, readings: Readings) -> dict[str, object]:
         """What is read, and with what: not what was asked for, which may have been nothing."""
         settings = monitor.settings
         decay = monitor.observers["train"].weight_decay_read if "train" in monitor.observers else None
@@ -113,13 +122,12 @@ class ReadingGuide(Callback):
         return said | told | settings_of_others(trainer, *_monitors_of(trainer), self)
 
 
-def _monitors_of(trainer: Trainer) -> list[EnergyMonitor]:
-    # By name: the monitor, which adds a guide, imports this file.
+def _monitors_of(trainer: Trainer) -> list[Monitor]:
     found: list[Any] = callbacks_of(trainer)
     return [callback for callback in found if "EnergyMonitor" in [cls.__name__ for cls in type(callback).__mro__]]
 
 
-def _training(monitor: EnergyMonitor) -> tuple[tuple[Quantity, ...], bool]:
+def _training(monitor: Monitor) -> tuple[tuple[Quantity, ...], bool]:
     """What a monitor reads of training batches, and whether of a path that leaks."""
     observer = monitor.observers.get("train")
     if observer is None:

@@ -90,7 +90,9 @@ class Accumulator(SumMetric):
         if layer.momentum is not None:
             products, *sums = momentum_moments_of(layer.features, layer.previous, layer.momentum)
             self.features_momentum[index] += products
-            self.momentum_sums[index] += torch.stack([*sums, sums[0].new_tensor(len(layer.momentum))])
+            # 0 where the loss is a sum: a MetricCollection merges metrics whose states are equal.
+            count = len(layer.momentum) if self.recipe.loss_reduction == "mean" else 0
+            self.momentum_sums[index] += torch.stack([*sums, sums[0].new_tensor(count)])
         if self.recipe.has_own:
             for name, own in self.recipe.own_sums(layer.previous, layer.current).items():
                 getattr(self, name)[index] += own

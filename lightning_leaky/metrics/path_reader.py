@@ -51,6 +51,8 @@ class PathReader:
     """
 
     def __init__(self, widths: Sequence[tuple[int, int]], recipe: Recipe, form: Form = "auto") -> None:
+        if not widths or min(map(min, widths)) < 1:
+            raise ValueError(f"`widths` must hold widths and numbers of layers of at least 1, got {list(widths)}.")
         self.recipe = recipe
         self.moments_in_bytes = sum(recipe.state_bytes(length, width) for width, length in widths)
         is_too_much = self.moments_in_bytes > MEMORY_LIMIT

@@ -16,7 +16,7 @@ from lightning_leaky.functional.features import features
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.metrics.layer_batch import FeatureMap
 from lightning_leaky.metrics.quantity import Quantity, Sums
-from lightning_leaky.metrics.records import resolve_quantities
+from lightning_leaky.metrics.records import plain_quantities, resolve_quantities
 
 LossReduction: TypeAlias = Literal["mean", "sum"]
 """How a cost runs over the samples of a batch."""
@@ -56,7 +56,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_non_negative("effective_depth", self.effective_depth)
         check_loss_reduction(self.loss_reduction)
-        _ = self.records
+        _ = self.records  # refuses what is not known
+        object.__setattr__(self, "quantities", plain_quantities(self.quantities))
 
     @cached_property
     def records(self) -> tuple[Quantity, ...]:
@@ -127,16 +128,20 @@ class Recipe:
         """Every quantity by key, each of shape (L,), from the fields of `Sums`; without weights no residual."""
         names = {field.name for field in fields(Sums)} & set(sums)
         common = Sums(step_sizes, self.effective_depth, **{name: sums[name] for name in names})
-        known = [record for record in self.records if record.needs != "weights" or "residual" in names]
-        return {
-            record.key: record.compute(
-                replace(common, own=sums[f"{_OWN}{record.key}"]) if record.sums is not None else common
-            )
-            for record in known
-        }
+        found = {}
+        for record in self.records:
+            if record.needs != "weights" or "residual" in names:
+                known = common if record.sums is None else replace(common, own=sums[f"{_OWN}{record.key}"])
+                found[record.key] = record.compute(known)
+                if found[record.key].shape != step_sizes.shape:
+                    raise ValueError(
+                        f"`compute` of {record.key!r} must return one number for each of {len(step_sizes)} layers, got "
+                        f"shape {tuple(found[record.key].shape)}."
+                    )
+        return found
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the records behind: they are made anew, and those of this package cannot be pickled."""
+        """Leave the records behind: they are made anew, and those of this package are not pickled."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _has(self, need: str) -> bool:

@@ -220,6 +220,11 @@ def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, 
     return tuple(sorted(found, key=lambda record: order.index(record.key) if record.key in order else len(order)))
 
 
+def plain_quantities(quantities: Sequence[str | Quantity]) -> tuple[str | Quantity, ...]:
+    """Return quantities with the records of this package as keys: a copy for another process pickles none of them."""
+    return tuple(one.key if isinstance(one, Quantity) and QUANTITIES.get(one.key) is one else one for one in quantities)
+
+
 def _resolved(quantity: str | Quantity) -> Quantity:
     if isinstance(quantity, Quantity):
         return quantity

@@ -30,8 +30,10 @@ def sums_of_samples(layer: LayerBatch, recipe: Recipe, weight: Tensor | None = N
     """
     wide = layer.features.dtype
     finite = torch.isfinite(layer.velocity.sum(dtype=wide))
-    # LAPACK raises on NaN: a diverged layer is read through zeros and masked.
-    features, start, end, moved = (torch.where(finite, matrix, 0) for matrix in layer[:4])
+    features, start, end, moved = layer[:4]
+    if finite.device.type != "cpu" or not finite:  # elsewhere than on a CPU a look would wait for the device
+        # LAPACK raises on NaN: a diverged layer is read through zeros and masked.
+        features, start, end, moved = (torch.where(finite, matrix, 0) for matrix in layer[:4])
     found = recipe.own_sums(start.to(wide), end.to(wide)) if recipe.has_own else {}
     if recipe.num_matrices:
         found["products"] = inner_products_of(recipe.k_norm, features, *(start, moved)[: recipe.num_matrices])

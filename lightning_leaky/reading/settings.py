@@ -13,7 +13,7 @@ from lightning_leaky.functional.leak import objective_weight_decay
 from lightning_leaky.metrics.layer_store import Form, check_form
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.recipe import LossReduction, Recipe, check_loss_reduction
-from lightning_leaky.metrics.records import QUANTITIES, resolve_quantities
+from lightning_leaky.metrics.records import QUANTITIES, plain_quantities, resolve_quantities
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
 
@@ -71,12 +71,7 @@ class ReadingSettings:
         _ = self.k_norm  # refuses bad stabilisers here, where the traceback shows the caller
         if self.quantities is not None:
             resolve_quantities(self.quantities)
-            # Ours by their keys: a copy for another process pickles no functions of this package.
-            plain = tuple(
-                one.key if isinstance(one, Quantity) and QUANTITIES.get(one.key) is one else one
-                for one in self.quantities
-            )
-            object.__setattr__(self, "quantities", plain)
+            object.__setattr__(self, "quantities", plain_quantities(self.quantities))
         if self.activation is not None:
             resolve_activation(self.activation)
         if self.weight_decay is not None:

@@ -182,7 +182,7 @@ def _read_network_of_others(name, is_leaky, device) -> dict[str, Readings]:
     callbacks = [EnergyMonitor(layout=network.layout)]
     if is_leaky:
         make_leaky(module, network.layers)
-        callbacks.append(StepSizeAdapter(every_n_steps=1, damping=0.5))
+        callbacks.append(StepSizeAdapter(every_n_steps=1, damping=0.5, layout=network.layout))
     trainer = trainer_of(device, *callbacks, max_epochs=1, precision="64-true")
     trainer.fit(module, *(DataLoader(batches, batch_size=None) for _ in range(2)))
     return callbacks[0].readings

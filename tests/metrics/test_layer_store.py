@@ -93,7 +93,7 @@ def test_sums_take_the_memory_that_the_recipe_says(quantities, feature_map):
     [(KNorm(), both_signs), (KNorm(gamma=0.3), torch.relu), (KNorm(), torch.tanh)],
 )
 def test_both_forms_agree_in_float32(num_samples, k_norm, feature_map):
-    """To 1e-6, with more samples than neurons and with fewer; features, tanh too, are formed in float64."""
+    """To 1e-6, with more samples than neurons and with fewer."""
     path = random_path(num_layers=4, num_samples=num_samples, width=12, k_norm=k_norm, feature_map=feature_map)
     path = path.map(lambda tensor: tensor.float())
     assert_same_reading(*(path.read(EVERYTHING, form).quantities for form in ("samples", "moments")), rtol=1e-6)

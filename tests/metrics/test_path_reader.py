@@ -236,6 +236,12 @@ def test_momenta_and_weights_may_be_missing_where_they_are_not_read(form):
     assert set(QUANTITIES) - set(path.feed(path.reader(form=form)).compute().quantities) == {"criticality_residual"}
 
 
+@pytest.mark.parametrize("widths", [[], [(4, 0)], [(0, 3)]])
+def test_segments_without_layers_or_neurons_are_refused(widths):
+    with pytest.raises(ValueError, match="`widths` must hold widths and numbers of layers of at least 1"):
+        PathReader(widths, Recipe(["speed"]))
+
+
 def test_missing_momenta_are_named_with_what_wants_them():
     path = random_path()
     with pytest.raises(ValueError, match=r"`momenta` must be given to read \['hamiltonian'\]"):

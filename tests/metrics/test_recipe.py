@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from lightning_leaky.metrics import Recipe
+from lightning_leaky.metrics import QUANTITIES, Quantity, Recipe
 from tests.metrics.own_records import BLOCK_INFLUENCE
 from tests.metrics.paths import EVERYTHING, MOMENTA, both_signs
 
@@ -50,6 +50,19 @@ def test_a_recipe_can_be_pickled_with_records_of_ones_own():
     recipe = Recipe(EVERYTHING, 2.0, feature_map=torch.relu)
     copied = pickle.loads(pickle.dumps(recipe))
     assert (copied, copied.records) == (recipe, recipe.records)
+
+
+def test_a_recipe_can_be_pickled_with_a_record_of_this_package():
+    copied = pickle.loads(pickle.dumps(Recipe([QUANTITIES["speed"], BLOCK_INFLUENCE])))
+    assert copied.records == (QUANTITIES["speed"], BLOCK_INFLUENCE)
+
+
+def test_a_quantity_of_another_shape_is_named():
+    recipe = Recipe([Quantity("all_products", lambda sums: sums.products)])
+    with pytest.raises(
+        ValueError, match=r"`compute` of 'all_products' must return one number .* 3 layers.*\(3, 2, 2\)"
+    ):
+        recipe.values({"products": torch.ones(3, 2, 2)}, torch.ones(3) / 3)
 
 
 @pytest.mark.parametrize("quantities", [["speed"], ["stable_rank"]])

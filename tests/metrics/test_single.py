@@ -208,6 +208,17 @@ def test_a_collection_reads_each_metric_for_itself(compute_groups):
     assert not torch.allclose(found["other"], found["CostOfIdentity"], rtol=1e-2)
 
 
+def test_a_collection_tells_a_mean_from_a_sum():
+    """Of a first batch of one sample both have the same sums, and torchmetrics keeps equal states once."""
+    path = random_path()
+    members = {reduction: Hamiltonian(3, 4, path.depth, reduction) for reduction in ("mean", "sum")}
+    collection, alone = MetricCollection(members), Hamiltonian(3, 4, path.depth, "sum")
+    for rows in (slice(0, 1), slice(1, 9)):
+        for metric in (collection, alone):
+            metric.update(path.previous(rows), path.momenta(rows, "sum"))
+    assert torch.equal(collection.compute()["sum"], alone.compute())
+
+
 @every_metric
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_plot_draws_a_point_a_layer(case, num_layers):
