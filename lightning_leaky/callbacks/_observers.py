@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +22,19 @@ from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.observer import PathObserver
-from lightning_leaky.reading.settings import ReadingSettings, default_quantities
+from lightning_leaky.reading.settings import ReadingOptions, ReadingSettings, default_quantities
+
+
+@dataclass(frozen=True)
+class MonitorArguments(ReadingOptions):
+    """What the constructor of `EnergyMonitor` takes, for type checkers."""
+
+    layers: LayerChoice | None = None
+    quantities: Sequence[str | Quantity] | None = None
+    every_n_steps: int | None = None
+    on_validation: bool = True
+    print_layers: bool = False
+    prefix: str = ""
 
 
 def training_observer(

@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_leaky.callbacks._observers import (
-    evaluation_observer,
-    say_notes,
-    training_observer,
-    warn_of_nan,
-    warn_of_settings,
-)
+from lightning_leaky.callbacks import _observers
 from lightning_leaky.callbacks._trainer import (
     add_callback,
     callbacks_of,
@@ -39,6 +33,7 @@ from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.settings import ReadingSettings
+from lightning_leaky.utilities.arguments import takes
 
 
 class EnergyMonitor(Callback):
@@ -101,6 +96,7 @@ class EnergyMonitor(Callback):
 
     __doc__ = with_key_table(__doc__)
 
+    @takes(_observers.MonitorArguments)
     def __init__(
         self,
         layers: LayerChoice | None = None,
@@ -150,7 +146,7 @@ class EnergyMonitor(Callback):
         self._detach()
         self._start(trainer, pl_module)
         others = [one for one in callbacks_of(trainer) if isinstance(one, EnergyMonitor) and one is not self]
-        warn_of_settings(trainer, self.prefix, [one.prefix for one in others])
+        _observers.warn_of_settings(trainer, self.prefix, [one.prefix for one in others])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
@@ -198,7 +194,7 @@ class EnergyMonitor(Callback):
             observer.disarm()
             if not self._is_collecting and observer.path is None:
                 observer.forget()
-                say_notes(observer, self._said)
+                _observers.say_notes(observer, self._said)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -240,7 +236,7 @@ class EnergyMonitor(Callback):
         """Add a batch."""
         if "evaluation" in self.observers and not trainer.sanity_checking:
             self.observers["evaluation"].drain()
-            say_notes(self.observers["evaluation"], self._said)
+            _observers.say_notes(self.observers["evaluation"], self._said)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -259,10 +255,10 @@ class EnergyMonitor(Callback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
         if trainer.state.fn == "fit":
-            self.observers["train"] = training_observer(trainer, pl_module, self.layers, self.settings)
+            self.observers["train"] = _observers.training_observer(trainer, pl_module, self.layers, self.settings)
             self.observers["train"].num_shown = self.num_shown
         if self.on_validation:
-            observer = evaluation_observer(trainer, pl_module, self.layers, self.settings)
+            observer = _observers.evaluation_observer(trainer, pl_module, self.layers, self.settings)
             self.observers |= {} if observer is None else {"evaluation": observer}
 
     def _detach(self) -> None:
@@ -273,7 +269,7 @@ class EnergyMonitor(Callback):
     def _finish(self, trainer: Trainer) -> None:
         self._is_collecting, observer = False, self.observers["train"]
         observer.drain(gradient_scale(trainer))
-        say_notes(observer, self._said)
+        _observers.say_notes(observer, self._said)
         self._unlogged = observer.compute()
 
     def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:
@@ -297,4 +293,4 @@ class EnergyMonitor(Callback):
             if callable(tell):
                 tell(trainer, pl_module, self, stage)
         if not self._warned_of_nan:
-            self._warned_of_nan = warn_of_nan(readings, stage)
+            self._warned_of_nan = _observers.warn_of_nan(readings, stage)

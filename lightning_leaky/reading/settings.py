@@ -18,8 +18,25 @@ from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """The fields of `ReadingSettings` beside the quantities, which a callback takes by position."""
+
+    gamma: float | None = None
+    gamma_rel: float = 1e-3
+    rtol: float = 1e-5
+    activation: Activation | None = None
+    constant_column: bool | None = None
+    weight_decay: float | None = None
+    effective_depth: float = 0.0
+    loss_reduction: LossReduction = "mean"
+    layout: Layout | None = None
+    padding_mask: PaddingMask = ATTENTION_MASK
+    form: Form = "auto"
+
+
 @dataclass(frozen=True)
-class ReadingSettings:
+class ReadingSettings(ReadingOptions):
     """How to read a path.
 
     Args:
@@ -55,17 +72,6 @@ class ReadingSettings:
     """
 
     quantities: Sequence[str | Quantity] | None = None
-    gamma: float | None = None
-    gamma_rel: float = 1e-3
-    rtol: float = 1e-5
-    activation: Activation | None = None
-    constant_column: bool | None = None
-    weight_decay: float | None = None
-    effective_depth: float = 0.0
-    loss_reduction: LossReduction = "mean"
-    layout: Layout | None = None
-    padding_mask: PaddingMask = ATTENTION_MASK
-    form: Form = "auto"
 
     def __post_init__(self) -> None:
         _ = self.k_norm  # refuses bad stabilisers here, where the traceback shows the caller

@@ -76,7 +76,7 @@ def checks() -> dict[str, bool]:
     """Whether each feature does what it should."""
     sizes, monitor = fitted()
     train = monitor.readings["train"].quantities
-    identity: Tensor = cost_of_identity(torch.eye(3), KNorm(gamma=0.0, constant_column=False))
+    identity: Tensor = cost_of_identity(torch.eye(3), KNorm(gamma=0.0), features=torch.eye(3))
     return {
         "training readings": "cost_of_identity" in train and bool(train["hamiltonian"].isfinite().all()),
         "validation readings": "validate" in monitor.readings,
