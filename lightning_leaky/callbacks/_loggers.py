@@ -70,7 +70,7 @@ def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
 
 
 def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
-    """Hyper-parameters as TensorBoard takes them: without nesting, and in words what is no number."""
+    """Hyper-parameters as TensorBoard takes them: without nesting, and numbers, booleans or text only."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -21,7 +21,7 @@ class LayerHooks:
 
     A layer may take its input by position or keyword and return any structure (`paired_tensors`). What cannot be read
     is never an error in somebody's forward pass: `complaints` says it afterwards. Counts and fingerprints are taken in
-    eager code only, for a compiled hook must not change a number.
+    eager code only: a compiled hook must not change a number.
 
     Pickling and deep-copying drop the handles, not the layers: a copy has no hooks until it is attached.
 
