@@ -88,8 +88,8 @@ def samples_traffic(reading: Reading) -> Traffic:
 def moments_traffic(reading: Reading) -> Traffic:
     """Form "moments": one sum a state, in float64.
 
-    The sums are, for the energies, Sᵀ[S, A, V] and the four inner products of (A, V), of the stable rank AᵀA, of the momenta SᵀB and,
-    in one state, tr(BᵀA), ‖B‖² and the number of samples.
+    Energies need Sᵀ[S, A, V] and the four inner products of (A, V), the stable rank AᵀA, momenta SᵀB and, in one state,
+    tr(BᵀA), ‖B‖² and the number of samples.
     """
     w, d = reading.width, reading.width + 1
     numbers = [d * (d + 2 * w), 4]
