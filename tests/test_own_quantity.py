@@ -130,11 +130,13 @@ def test_one_that_cannot_be_computed_stops_no_training(make_module, make_data, m
     record = Quantity("broken", broken)
     monitor, trainer = EnergyMonitor(quantities=["speed", record], every_n_steps=1), make_trainer()
     trainer.callbacks.append(monitor)
-    with pytest.warns(UserWarning, match="A reading is not taken: no such thing"):
+    with pytest.warns(UserWarning, match="Quantity 'broken' reads NaN: no such thing"):
         trainer.fit(make_module(), datamodule=make_data())
     assert trainer.global_step == 2
-    assert not monitor.readings
-    with pytest.raises(ValueError, match="A reading is not taken: no such thing"):
+    readings = monitor.readings["train"]
+    assert readings["broken"].isnan().all()
+    assert readings["speed"].isfinite().all()
+    with pytest.raises(ValueError, match="Quantity 'broken' reads NaN: no such thing"):
         measure_path(make_module(), batches, [record])
 
 

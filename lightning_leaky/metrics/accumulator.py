@@ -22,7 +22,7 @@ from lightning_leaky.functional.moments import (
 from lightning_leaky.functional.spectrum import singular_values_from_moments
 from lightning_leaky.metrics.base import SumMetric
 from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, layer_batch
-from lightning_leaky.metrics.recipe import Recipe, Weights
+from lightning_leaky.metrics.recipe import OWN, Recipe, Weights
 
 
 class Accumulator(SumMetric):
@@ -105,7 +105,7 @@ class Accumulator(SumMetric):
 
     def sums(self, weights: Weights = None) -> dict[str, Tensor]:
         """Return what `Sums` holds of the whole data set, by name."""
-        found = {name: getattr(self, name) for name in self._defaults if name.startswith("own_")}
+        found = {name: getattr(self, name) for name in self._defaults if name.startswith(OWN)}
         if self.recipe.num_matrices:
             layers = map(split_moments, self.feature_products, self.inner)  # one layer's workspace at a time
             norm = self.recipe.k_norm

@@ -35,7 +35,7 @@ class LayerStore:
     Attributes:
         step_sizes: ρ of the layers, shape (L,).
         device: Where sums and samples are.
-        dtype: Of the samples kept.
+        dtype: Dtype of the samples kept.
     """
 
     def __init__(self, num_layers: int, width: int, recipe: Recipe, form: Form) -> None:
@@ -71,20 +71,21 @@ class LayerStore:
         ]
         self._sums().add(self.step_sizes.tolist(), previous, current, *scaled)
 
-    def values(self, weights: Weights = None) -> dict[str, Tensor]:
+    def values(self, weights: Weights = None, failures: dict[str, Exception] | None = None) -> dict[str, Tensor]:
         """Return every quantity by key, each of shape (L,), over the samples of all processes: a collective."""
         rho = self.step_sizes.to(self.device, _WIDE)
         if self.is_summing:
             accumulator = self._sums()
             with accumulator.sync_context(dist_sync_fn=accumulator.dist_sync_fn):
-                return self.recipe.values(accumulator.sums(weights), rho)
+                return self.recipe.values(accumulator.sums(weights), rho, failures)
         samples = self._samples()
         samples = torch.cat(gather_all_tensors(samples)) if num_processes() > 1 else samples
         each = [
             sums_of_samples(layer, self.recipe, None if weights is None else weights[index])
             for index, layer in enumerate(self._layers_of(samples))
         ]
-        return self.recipe.values({name: torch.stack([one[name] for one in each]) for name in each[0]}, rho)
+        stacked = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        return self.recipe.values(stacked, rho, failures)
 
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all that come until the next reset."""

@@ -39,6 +39,7 @@ class PathReader:
     Attributes:
         moments_in_bytes: What second moments take, in all.
         is_empty: Whether no batch was added since the last reset.
+        failures: Why quantities read NaN that could not be computed, by key, of the last `compute`.
 
     Raises:
         ValueError: If the form is not known.
@@ -60,14 +61,15 @@ class PathReader:
         self.stores = [LayerStore(length, width, recipe, self.form) for width, length in widths]
         self.step_sizes = torch.zeros(0, dtype=torch.float64)
         self.is_empty = True
+        self.failures: dict[str, Exception] = {}
 
     def expect(self, step_sizes: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Say what batches are like; a process that may have none is told.
 
         Args:
             step_sizes: ρ of the layers of all segments, shape (L,).
-            device: Of their sums.
-            dtype: Of the representations.
+            device: Device of the representations.
+            dtype: Their dtype.
         """
         num_layers = sum(store.num_layers for store in self.stores)
         self.step_sizes = check_segment_step_sizes(step_sizes, num_layers).cpu().clone()
@@ -83,7 +85,7 @@ class PathReader:
         or not at all.
 
         Args:
-            dtype: Of the representations.
+            dtype: Dtype of the representations.
         """
         if self.form != "samples":
             return None
@@ -138,8 +140,9 @@ class PathReader:
                 residual. One layer at a time is asked for, as sharded weights need.
         """
         self._agree_on_forms()
+        self.failures = {}
         known = weights if self.recipe.needs_weights else None
-        parts = [store.values(None if known is None else known[part]) for store, part in self._parts()]
+        parts = [store.values(None if known is None else known[part], self.failures) for store, part in self._parts()]
         # One transfer from the device, of all of them.
         rows = torch.cat([torch.stack(list(part.values())) for part in parts], dim=1).to("cpu", torch.float64)
         lengths = tuple(store.num_layers for store in self.stores)

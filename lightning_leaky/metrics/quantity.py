@@ -100,7 +100,7 @@ class Quantity:
         category: Category of its chart in TensorBoard's custom scalars.
         heading: Heading of its column in a terminal's table; without one it has no column.
         heat_map: Scale of its heat map in `PathFigures`; ``None`` for none.
-        default: Of which paths it is read by default: ``"all"``, those with a ``"leak"``, or with ``"weights"`` W_l
+        default: On which paths it is read by default: ``"all"``, those with a ``"leak"``, or with ``"weights"`` W_l
             where λ is known; ``None`` for none.
 
     Raises:

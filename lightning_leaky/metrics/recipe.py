@@ -25,7 +25,7 @@ Weights: TypeAlias = Sequence[Tensor] | Tensor | None
 """W_1, …, W_L, each of shape (w, d), asked for one layer at a time; ``None`` where they are not known."""
 
 _DEFAULT = KNorm()
-_OWN = "own_"
+OWN = "own_"
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,35 @@ class Recipe:
     def own_sums(self, previous: Tensor, current: Tensor) -> dict[str, Tensor]:
         """Sums that quantities take by themselves over the samples of a layer, by name."""
         return {
-            f"{_OWN}{record.key}": record.sums(previous, current) for record in self.records if record.sums is not None
+            f"{OWN}{record.key}": record.sums(previous, current) for record in self.records if record.sums is not None
         }
 
-    def values(self, sums: Mapping[str, Tensor], step_sizes: Tensor) -> dict[str, Tensor]:
-        """Every quantity by key, each of shape (L,), from the fields of `Sums`; without weights no residual."""
+    def values(
+        self, sums: Mapping[str, Tensor], step_sizes: Tensor, failures: dict[str, Exception] | None = None
+    ) -> dict[str, Tensor]:
+        """Every quantity by key, each of shape (L,), from the fields of `Sums`; without weights no residual.
+
+        One that cannot be computed reads NaN and is noted in `failures`, where they are given: one process that raised
+        would leave the others in their next collective.
+        """
         names = {field.name for field in fields(Sums)} & set(sums)
         common = Sums(step_sizes, self.effective_depth, **{name: sums[name] for name in names})
         found = {}
         for record in self.records:
             if record.needs != "weights" or "residual" in names:
-                known = common if record.sums is None else replace(common, own=sums[f"{_OWN}{record.key}"])
-                found[record.key] = record.compute(known)
-                if found[record.key].shape != step_sizes.shape:
-                    raise ValueError(
-                        f"`compute` of {record.key!r} must return one number for each of {len(step_sizes)} layers, got "
-                        f"shape {tuple(found[record.key].shape)}."
-                    )
+                known = common if record.sums is None else replace(common, own=sums[f"{OWN}{record.key}"])
+                try:
+                    found[record.key] = record.compute(known)
+                    if found[record.key].shape != step_sizes.shape:
+                        raise ValueError(
+                            f"`compute` of {record.key!r} must return one number for each of {len(step_sizes)} layers, "
+                            f"got shape {tuple(found[record.key].shape)}."
+                        )
+                except Exception as error:
+                    if failures is None:
+                        raise
+                    failures[record.key] = error
+                    found[record.key] = torch.full_like(step_sizes, torch.nan)
         return found
 
     def __getstate__(self) -> dict[str, object]:

@@ -26,7 +26,7 @@ def sums_of_samples(layer: LayerBatch, recipe: Recipe, weight: Tensor | None = N
     Args:
         layer: The layer over the whole data set; its momentum is that of the loss over all of it.
         recipe: What to read, and how.
-        weight: W_l, for the residual.
+        weight: The weight W_l, for the residual.
     """
     wide = layer.features.dtype
     finite = torch.isfinite(layer.velocity.sum(dtype=wide))

@@ -163,11 +163,10 @@ class PathObserver:
             reader.expect(self._step_sizes_read(), device, self._segmentation.dtype)
         layers = self._segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None
-        try:
-            return reader.compute([self._names[index] for index in layers], weights)
-        except Exception as error:  # of a quantity of the user's own, say: the same on all processes
-            self._complain("reading", f"A reading is not taken: {str(error) or repr(error)}", error)
-            return None
+        readings = reader.compute([self._names[index] for index in layers], weights)
+        for key, error in reader.failures.items():
+            self._complain(f"quantity {key}", f"Quantity {key!r} reads NaN: {str(error) or repr(error)}", error)
+        return readings
 
     # The path: found on the first batch where nobody has named it.
 
