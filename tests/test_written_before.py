@@ -8,7 +8,7 @@ import torch
 from lightning_leaky import LeakyResNetModule, StepSizeAdapter, cli
 
 DATA = Path(__file__).parent / "data"
-CONFIG, CHECKPOINT = DATA / "written_by_flat_package.yaml", DATA / "written_by_flat_package.ckpt"
+CONFIG, CHECKPOINT = DATA / "written_by_flat_package.yaml", DATA / "written_by_flat_package.pt"
 READ = {"cost_of_identity", "hamiltonian", "stable_rank", "step_size"}
 
 

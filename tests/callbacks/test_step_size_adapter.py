@@ -317,7 +317,7 @@ def test_what_a_version_with_fewer_settings_has_written_loads():
     """Its configuration, and its checkpoint without a warning about settings that it did not have."""
     callbacks = yaml.safe_load((DATA / "written_by_flat_package.yaml").read_text())["trainer"]["callbacks"]
     adapter = configured(next(one for one in callbacks if one["class_path"] == "lightning_leaky.StepSizeAdapter"))
-    states = torch.load(DATA / "written_by_flat_package.ckpt", weights_only=True)["callbacks"]
+    states = torch.load(DATA / "written_by_flat_package.pt", weights_only=True)["callbacks"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapter.load_state_dict(states[adapter.state_key])
