@@ -114,8 +114,10 @@ $(TEST): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+# timm comes alone: a torchvision that is not of the same build as torch keeps torchmetrics from being imported.
 $(STAMP): $(TEST)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	touch $@
 
 # Not runs and lightning_logs: they hold logs of whoever works here.

@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Optimizer|Metric|Axes|Figure|SubFigure|Console|Scale)",
+        r"(optional|MapKind|LossReduction|PaddingMask|StateChoice|PathChoice|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Optimizer|Metric|Axes|Figure|SubFigure|Console|Scale)",
     ),
 ]
 

@@ -23,7 +23,7 @@ from lightning_leaky.metrics import Quantity, Readings, Summary
 from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmake_leaky
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.optim import StepSizeHook
-from lightning_leaky.paths.leaky_path import LeakyPath
+from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
 from lightning_leaky.reading.layout import Layout
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
@@ -63,6 +63,7 @@ __all__ = [
     "diagnose",
     "discretisation_errors",
     "equidistant_step_sizes",
+    "find_leaky_path",
     "hamiltonian",
     "irregular_step_sizes",
     "kinetic_energy",

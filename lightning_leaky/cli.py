@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from lightning_leaky.report.comparison import table_of
 from lightning_leaky.report.page import name_of
 from lightning_leaky.utilities.progress import watched
 
+# Whose code runs before that of a user: an error with no other on its way is about the arguments.
+_NOT_OF_USER = ["lightning_leaky", "lightning", "jsonargparse", "argparse", "yaml", "torch", "fsspec", "contextlib"]
 _OURS = "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs (see --help)."
 
 
@@ -43,13 +46,30 @@ def main(args: Sequence[str] | None = None) -> None:
     commands = {"report": _report, "compare": _compare}
     try:
         if given and given[0] in commands:
-            commands[given[0]](given[1:])
+            _run(given[0], commands[given[0]], given[1:])
         else:
             _lightning(args)
     except ModuleNotFoundError as error:
         if "lightning-leaky[" not in str(error):  # a module of the user's own is missing: show where
             raise
         raise SystemExit(str(error)) from error
+
+
+def _run(name: str, command: Callable[[Sequence[str]], None], args: Sequence[str]) -> None:
+    """Run a command of ours: what is wrong with its arguments is said in one line."""
+    try:
+        command(args)
+    except Exception as error:
+        if _is_of_user(error):
+            raise
+        said = f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{error}"
+        raise SystemExit(f"lightning-leaky {name}: {' '.join(said.split())}") from error
+
+
+def _is_of_user(error: Exception) -> bool:
+    """Whether somebody's own code was on the way to an error, or to what caused it: then it is shown whole."""
+    frames = [frame for one in (error, error.__cause__) if one for frame, _ in traceback.walk_tb(one.__traceback__)]
+    return any(str(frame.f_globals.get("__name__")).split(".")[0] not in _NOT_OF_USER for frame in frames)
 
 
 def _lightning(args: Sequence[str] | None) -> None:
@@ -70,7 +90,7 @@ def _lightning(args: Sequence[str] | None) -> None:
 def _parser(command: str, description: str) -> Any:
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(prog=f"lightning-leaky {command}", description=description)
+    return ArgumentParser(prog=f"lightning-leaky {command}", description=description, exit_on_error=False)
 
 
 def _report(args: Sequence[str]) -> None:
@@ -100,7 +120,7 @@ def write_report(
         split: Which of its data to read.
         layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
         max_batches: Read so many batches at most; all by default.
-        output: Folder to write to.
+        output: Folder to write index.html and report.json to, made where missing.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
         **settings: How to read, as of `ReadingSettings`. A `weight_decay` is for a module that is none of ours, and
             needs a method ``cost``.
@@ -110,6 +130,7 @@ def write_report(
     # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
     is_ours = knows_weights(path_of(module, layers, told.effective_depth))
     cost, decay = getattr(module, "cost", None), getattr(module, "weight_decay", None) if is_ours else None
+    folder = _folder(output)
     report = report_on(
         module,
         watched(_loader(data, split), max_batches),
@@ -118,28 +139,34 @@ def write_report(
         layers=layers,
         **vars(told) | ({"cost": cost, "weight_decay": told.weight_decay or decay} if callable(cost) else {}),
     )
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(as_json(report), encoding="utf-8")
     (folder / "index.html").write_text(as_html(report), encoding="utf-8")
     _say(*paragraphs(report.readings), f"Report: {folder / 'index.html'}")
 
 
 def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) -> LightningModule:
-    """The module of a checkpoint, or SystemExit that says what is missing."""
     try:
         return model.load_from_checkpoint(ckpt, map_location="cpu", weights_only=weights_only)
-    except KeyError as error:
-        if "pytorch-lightning_version" not in str(error):  # from within the module
+    except Exception as error:
+        if _is_of_user(error):
             raise
-        raise SystemExit(f"`ckpt` must be a checkpoint of Lightning, and {ckpt} has no {error}.") from error
-    except TypeError as error:
-        if f"{model.__name__}.__init__()" not in str(error):
-            raise
-        raise SystemExit(
-            f"`model` {model.__name__} cannot be made from the hyper-parameters in {ckpt}: {error}. Call "
-            "`save_hyperparameters()` in its __init__ before training, or use `lightning_leaky.report.report_on`."
-        ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0].strip(": ")
+        remedy = " Name the class that was trained with --model; it calls `save_hyperparameters()` in its __init__."
+        raise ValueError(
+            f"`ckpt` must be a checkpoint of a `model` {model.__name__}, got {ckpt!r}: {reason}."
+            f"{'' if isinstance(error, OSError) else remedy}"
+        ) from None
+
+
+def _folder(output: str) -> Path:
+    """A folder to write to; what is wrong with it is said before the reading, which may take long."""
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index.html").touch()
+    except OSError as error:
+        raise ValueError(f"`output` must be a folder to write to, got {output!r}: {error}.") from None
+    return folder
 
 
 def _loader(data: LightningDataModule, split: str) -> Iterable[Any]:
@@ -147,24 +174,26 @@ def _loader(data: LightningDataModule, split: str) -> Iterable[Any]:
     data.setup("test" if split == "test" else "fit")
     loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
     if not isinstance(loader, Iterable) or isinstance(loader, (list, tuple, dict)):
-        raise SystemExit(f"`data` must give one loader of {split} batches, got {type(loader).__name__}.")
+        raise ValueError(f"`data` must give one loader of {split} batches, got {type(loader).__name__}.")
     return loader
 
 
 def _compare(args: Sequence[str]) -> None:
-    parser = _parser("compare", "Lay runs side by side: their last numbers, and their layers as lines.")
+    parser = _parser(
+        "compare", "Lay runs side by side on one page of HTML: last numbers, layers, all that reports say."
+    )
     parser.add_argument("runs", nargs="+", help="Folders with logs of TensorBoard or CSV, or JSON of reports.")
-    parser.add_argument("--output", default="comparison.html", help="Page of HTML to write.")
+    parser.add_argument("--output", default="comparison", help="Folder to write index.html to, made where missing.")
     given = parser.parse_args(args)
-    try:
-        runs = [read_run(run) for run in given.runs]
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    Path(given.output).write_text(compare(runs), encoding="utf-8")
+    runs, page = [read_run(run) for run in given.runs], _folder(given.output) / "index.html"
+    page.write_text(compare(runs), encoding="utf-8")
     rows = [["", *(run.name for run in runs)], *table_of(runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
-    _say(f"Page: {given.output}")
+    for run in runs:
+        if run.report is not None:
+            _say("", f"{run.name}:", *run.report["diagnosis"])
+    _say(f"Page: {page}")
 
 
 def _say(*lines: str) -> None:

@@ -57,9 +57,11 @@ MONITOR = {
     "loss_reduction": "sum",
     "layout": {"axes": "nc"},
     "padding_mask": "mask",
+    "state": "representation",
     "form": "samples",
     "print_layers": True,
     "prefix": "net/",
+    "pool_loaders": True,
 }
 ADAPTER = {
     "every_n_steps": 4,
@@ -73,6 +75,8 @@ ADAPTER = {
     "scale_gradients": True,
     "layout": {"axes": "nc"},
     "padding_mask": "mask",
+    "path": "net*",
+    "prefix": "net/",
 }
 TEACHER = {
     "dims": [4, 2, 3],

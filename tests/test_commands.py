@@ -158,7 +158,7 @@ def test_the_command_line_of_the_page_on_charts(folder, capsys, make_module, mak
     call(own.replace("CHECKPOINT", "own.ckpt"))
     assert "hamiltonian" in json.loads(Path("report/report.json").read_text())["layers"]
     call(compare)
-    assert "kinetic" in Path("comparison.html").read_text()
+    assert "kinetic" in Path("comparison/index.html").read_text()
 
 
 def test_the_yaml_of_the_page_on_attaching_is_taken(folder, capsys):

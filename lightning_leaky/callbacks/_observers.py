@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_leaky.callbacks._trainer import (
     check_strategy,
     has_flat_parameters,
     may_skip_evaluation,
     optimizer_weight_decay,
+    why_unread,
 )
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
@@ -23,6 +25,9 @@ from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.settings import ReadingOptions, ReadingSettings, default_quantities
+from lightning_leaky.utilities.harmless import warn_once
+from lightning_leaky.utilities.optimizer_steps import held_parameters
+from lightning_leaky.utilities.processes import warn
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class MonitorArguments(ReadingOptions):
     on_validation: bool = True
     print_layers: bool = False
     prefix: str = ""
+    pool_loaders: bool = False
 
 
 def training_observer(
@@ -42,9 +48,22 @@ def training_observer(
 ) -> PathObserver:
     """Return the observer of training batches, with its hooks attached."""
     path = _path_of(trainer, pl_module, layers, settings)
-    own, decay = _weight_decays(trainer, pl_module, path, settings)
+    own, decay_of = settings.weight_decay, None
+    if own is None and any(group.get("weight_decay") for one in trainer.optimizers for group in one.param_groups):
+        decay_of = partial(optimizer_weight_decay, trainer)
+    decay = None if path is None or decay_of is None else decay_of(path.layers)
+    if own is None and knows_weights(path):
+        own = float(getattr(pl_module, "weight_decay", None) or 0.0) or None
+        if own and decay:
+            warn(
+                f"EnergyMonitor: the model's own `weight_decay` = {own:g} is in its loss, and the optimizer decays the "
+                f"same weights by {decay:g} besides; momenta are read with the λ of both together. Most likely one is "
+                "too many: `torch.optim.AdamW` decays by 0.01 unless told `weight_decay=0.0`."
+            )
     records = _records(trainer, path, settings, bool(own or decay))
-    return PathObserver(pl_module, path, replace(settings, quantities=records, weight_decay=own), decay).attach()
+    settings = replace(settings, quantities=records, weight_decay=own)
+    held = held_parameters(*trainer.optimizers)
+    return PathObserver(pl_module, path, settings, decay_of=decay_of, held=held).attach()
 
 
 def evaluation_observer(
@@ -56,37 +75,21 @@ def evaluation_observer(
     if not records:
         return None
     if may_skip_evaluation(trainer):
-        rank_zero_warn(
+        warn(
             "EnergyMonitor reads no validation and test sets where "
             "`allow_zero_length_dataloader_with_multiple_devices` is set: a process without batches skips the whole "
             "loop, and the others would wait for it forever. Give each process a batch, or unset it."
         )
         return None
-    return PathObserver(pl_module, path, settings.reading(records)).attach()
+    held = held_parameters(*trainer.optimizers) or None  # without a fit there are none
+    return PathObserver(pl_module, path, settings.reading(records), held=held).attach()
 
 
 def _path_of(
     trainer: Trainer, pl_module: LightningModule, layers: LayerChoice | None, settings: ReadingSettings
 ) -> LeakyPath | None:
     check_strategy(trainer, "EnergyMonitor")
-    return path_of(pl_module, layers, settings.effective_depth)
-
-
-def _weight_decays(
-    trainer: Trainer, pl_module: LightningModule, path: LeakyPath | None, settings: ReadingSettings
-) -> tuple[float | None, float | None]:
-    """λ as it is known, and the optimizer's weight decay, whose λ is added: none where one is given."""
-    if settings.weight_decay is not None:
-        return settings.weight_decay, None
-    decay = optimizer_weight_decay(trainer, pl_module if path is None else path.layers)
-    own = getattr(pl_module, "weight_decay", None) if knows_weights(path) else None
-    if own and decay:
-        rank_zero_warn(
-            f"EnergyMonitor: the model's own `weight_decay` = {own:g} is in its loss, and the optimizer decays the "
-            f"same weights by {decay:g} besides; momenta are read with the λ of both together. Most likely one is too "
-            "many: `torch.optim.AdamW` decays by 0.01 unless told `weight_decay=0.0`."
-        )
-    return float(own) if own else None, decay
+    return path_of(pl_module, layers, settings.effective_depth, held_parameters(*trainer.optimizers) or None)
 
 
 def _records(
@@ -108,26 +111,24 @@ def _records(
     return records
 
 
-def warn_of_settings(trainer: Trainer, prefix: str, others: Sequence[str]) -> None:
-    """Warn where another monitor writes under the same keys, and where nobody reads them."""
-    if prefix in others:
-        rank_zero_warn(
-            f"Several EnergyMonitors have the `prefix` {prefix!r} and write under the same keys; give one of them "
-            'another, as in EnergyMonitor("decoder.layers.*", prefix="decoder/").'
-        )
-    if not trainer.loggers:
-        rank_zero_warn("EnergyMonitor has no logger to write to: readings are kept in its `readings` only.")
+def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -> None:
+    """Warn once where no training batch will be read, else, as soon as that is known, where nobody writes readings."""
+    why = why_unread(trainer, every_n_steps)
+    if why is not None:
+        warn_once(f"EnergyMonitor reads no training batch: {why}", "unread", said)
+    elif trainer.train_dataloader is not None and not trainer.loggers:
+        warn_once("EnergyMonitor has no logger to write to: readings are kept in its `readings` only.", "logger", said)
 
 
-def warn_of_nan(readings: Readings, stage: str) -> bool:
-    """Warn of what is not finite in a reading, and say whether anything was."""
+def warn_of_nan(readings: Readings, stage: str, said: set[str]) -> None:
+    """Warn of quantities that are not finite in a reading, of each once."""
     broken = [name for name, values in readings.quantities.items() if not torch.isfinite(values).all()]
-    if broken:
-        rank_zero_warn(
+    if not said.issuperset(broken):
+        said.update(broken)
+        warn(
             f"EnergyMonitor: {broken} are not finite in the {stage} reading and are logged as they are. A layer has "
             "diverged, or no gradient has reached it."
         )
-    return bool(broken)
 
 
 def say_notes(observer: PathObserver, said: set[str]) -> None:

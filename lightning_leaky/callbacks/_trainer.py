@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_leaky.paths.leaky_path import LeakyPath
+from lightning_leaky.utilities.optimizer_steps import held_parameters
+from lightning_leaky.utilities.processes import warn
 
 _REFUSED = {
     "DeepSpeedStrategy": "DeepSpeed's engine steps without the optimizer's hooks and keeps gradients and weights to "
@@ -29,6 +36,30 @@ def num_steps(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def reading_period(trainer: Trainer, every_n_steps: int | None) -> int:
+    """Optimizer steps between two readings: those asked for, or the trainer's; a ``fast_dev_run`` tries every step."""
+    return 1 if _untyped(trainer).fast_dev_run else every_n_steps or log_period(trainer)
+
+
+def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
+    """Why a fit will read no training batch, as far as is known, and what to change."""
+    if 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps):
+        return "there is none. Raise `limit_train_batches`, `max_epochs` or `max_steps`, whichever is 0."
+    period, last, batches = reading_period(trainer, every_n_steps), math.inf, trainer.num_training_batches
+    if period == 0:
+        return (
+            "`every_n_steps` follows the trainer unless told, and this one never logs (`barebones`, or "
+            "`log_every_n_steps` of 0). Pass EnergyMonitor(every_n_steps=...)."
+        )
+    if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:  # by hand a batch takes any number
+        last = trainer.max_steps
+    if trainer.train_dataloader is not None and batches != math.inf and trainer.max_epochs not in (None, -1):
+        last = min(last, math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    if last // period == num_steps(trainer) // period:
+        return f"one is due every {period} optimizer steps, and the fit ends after {last}. Lower `every_n_steps`."
+    return None
+
+
 def validates(trainer: Trainer) -> bool:
     """Whether this run has a validation set to go through."""
     return trainer.state.fn == "validate" or bool(trainer.enable_validation)
@@ -38,9 +69,10 @@ def is_due(trainer: Trainer, period: int) -> bool:
     """Whether the optimizer step that the present batch is part of is a multiple of a period.
 
     The step is counted as loggers count it, so that what is logged lands on the x-axis of the loss, whatever the number
-    of micro-batches and of optimizers.
+    of micro-batches and of optimizers. A pass that only renews batch norms, as `StochasticWeightAveraging` ends with,
+    takes none.
     """
-    return period > 0 and (num_steps(trainer) + 1) % period == 0
+    return not trainer.fit_loop._skip_backward and period > 0 and (num_steps(trainer) + 1) % period == 0
 
 
 def is_accumulating(trainer: Trainer) -> bool:
@@ -80,6 +112,12 @@ def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tens
     places = torch.arange(batch_idx * size, min((batch_idx + 1) * size, len(sampler)))
     fresh = sampler.rank + places * sampler.num_replicas < len(sampler.dataset)
     return None if bool(fresh.all()) else fresh
+
+
+def num_loaders(trainer: Trainer) -> int:
+    """How many loaders an evaluation goes through, one after another."""
+    loop: Any = trainer._evaluation_loop
+    return loop.num_dataloaders if loop._is_sequential else 1
 
 
 def check_strategy(trainer: Trainer, asker: str) -> None:
@@ -145,19 +183,39 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
     trainer.callback_metrics.update(zip(scalars, values.to(torch.float32), strict=True))
 
 
+def log_summaries(trainer: Trainer, scalars: Mapping[str, Tensor], loader: int) -> None:
+    """Hand numbers to loggers and callbacks, and to what `validate` and `test` print and return of one loader.
+
+    What `log` is given at the end of an epoch is printed of every loader.
+    """
+    numbers = {key: value.to(torch.float32) for key, value in scalars.items()}
+    trainer.callback_metrics.update(numbers)
+    outputs = trainer._evaluation_loop._logged_outputs  # of the loaders that had batches
+    outputs[min(loader, len(outputs) - 1)].update(numbers)
+
+
+def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimizer]:
+    """Optimizers that hold a trainable parameter of a path, or all where none does; of a path not known yet no one."""
+    if path is None and len(trainer.optimizers) > 1:
+        return []
+    trained = set() if path is None else {id(one) for one in path.layers.parameters() if one.requires_grad}
+    return [one for one in trainer.optimizers if held_parameters(one) & trained] or trainer.optimizers
+
+
 def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
     """The weight decay that the optimizers apply to the matrices of some layers; ``None`` if there is none, or several.
 
-    Biases and normalisations, of one dimension, are often exempted and do not count.
+    Biases and normalisations, of one dimension, are often exempted and do not count. A frozen matrix does not decay.
     """
     decays = {
         id(parameter): float(group.get("weight_decay", 0.0))
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
+        if parameter.requires_grad
     }
-    # A matrix that no optimizer holds, as a frozen one, does not decay.
-    found = {decays.get(id(parameter), 0.0) for parameter in layers.parameters() if parameter.ndim > 1}
+    matrices = [one for one in layers.parameters() if not is_lazy(one) and one.ndim > 1]
+    found = {decays.get(id(parameter), 0.0) for parameter in matrices}
     return found.pop() or None if len(found) == 1 else None
 
 
@@ -174,6 +232,17 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def add_callback(trainer: Trainer, callback: Callback) -> None:
     """Add a callback to those of a trainer, whose hooks are called from now on."""
     _untyped(trainer).callbacks.append(callback)
+
+
+def warn_of_prefix(trainer: Trainer, callback: Any) -> None:
+    """Warn where another callback of a kind writes under the same keys."""
+    others: list[Any] = [one for one in callbacks_of(trainer) if type(one) is type(callback) and one is not callback]
+    if any(other.prefix == callback.prefix for other in others):
+        kind = type(callback).__name__
+        warn(
+            f"Several {kind}s have the `prefix` {callback.prefix!r} and write under the same keys. Give one of them "
+            f'another, as in {kind}(..., prefix="teacher/").'
+        )
 
 
 def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object]:

@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_leaky.callbacks import _observers
+from lightning_leaky.callbacks._readers import LoaderReader, StepReader
 from lightning_leaky.callbacks._trainer import (
     add_callback,
     callbacks_of,
     fresh_samples,
-    gradient_scale,
-    is_accumulating,
-    is_due,
     log_period,
     log_scalars,
+    log_summaries,
+    num_loaders,
     num_steps,
+    reading_period,
+    warn_of_prefix,
     without_log,
 )
 from lightning_leaky.callbacks.reading_guide import ReadingGuide
 from lightning_leaky.explain.console import check_rich, print_layers
 from lightning_leaky.explain.diagnosis import rank_scalars
 from lightning_leaky.explain.guide import with_key_table
+from lightning_leaky.explain.shown import shown_readings
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.paths.layers import LayerChoice
@@ -34,6 +38,8 @@ from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.utilities.arguments import takes
+from lightning_leaky.utilities.harmless import harmless
+from lightning_leaky.utilities.processes import warn
 
 
 class EnergyMonitor(Callback):
@@ -42,9 +48,13 @@ class EnergyMonitor(Callback):
     Two kinds of readings, both also kept in `readings`:
 
     - ``readings["train"]``: of the training batch (all micro-batches of an accumulated one), every `every_n_steps`
-      optimizer steps, taken after the backward pass and before the optimizer moves the weights.
+      optimizer steps, taken after the backward pass and before the optimizer moves the weights: of several optimizers
+      the first that holds a trainable parameter of the layers. Where that one takes no step in the batch, momenta
+      belong to none, and a monitor of momenta leaves it out; others read at its end.
     - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly. No gradients flow there, so no
-      momentum quantities. The keys start with ``val_`` and ``test_``.
+      momentum quantities. The keys start with ``val_`` and ``test_``. Of several loaders each is read for itself: keys
+      end with ``/dataloader_idx_0`` as Lightning's own do, and ``readings["validate/dataloader_idx_1"]`` is the
+      second's.
 
     Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
     its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way. `ReadingGuide`,
@@ -72,6 +82,7 @@ class EnergyMonitor(Callback):
         on_validation: Whether to read whole validation and test sets.
         print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
         prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors.
+        pool_loaders: Whether to read all validation or test loaders as one set.
         **settings: How to read, as of `ReadingSettings`: `gamma`, `weight_decay`, `effective_depth`, `layout`,
             `padding_mask`, `form` and others. A `weight_decay` of ``None`` takes that of the optimizer, converted as
             `lightning_leaky.functional.objective_weight_decay` says, and of a leaky path that knows its weights the
@@ -79,7 +90,6 @@ class EnergyMonitor(Callback):
 
     Attributes:
         settings: How it reads.
-        observers: What reads in a run, by ``"train"`` and ``"evaluation"``.
         readings: The last readings, by ``"train"``, ``"validate"`` and ``"test"``.
         step: Where the last of them is on the x-axis of the loss.
         num_shown: Rows of each training batch to keep in `samples`; a callback that wants some raises it in ``setup``.
@@ -105,6 +115,7 @@ class EnergyMonitor(Callback):
         on_validation: bool = True,
         print_layers: bool = False,
         prefix: str = "",
+        pool_loaders: bool = False,
         **settings: Any,
     ) -> None:
         if print_layers:
@@ -114,55 +125,68 @@ class EnergyMonitor(Callback):
         self.settings = ReadingSettings(quantities=quantities, **settings)
         self.layers, self.prefix = layers, prefix
         self.every_n_steps, self.on_validation = every_n_steps, on_validation
-        self.print_layers = print_layers
+        self.print_layers, self.pool_loaders = print_layers, pool_loaders
         self.readings: dict[str, Readings] = {}
         self.num_shown, self.step = 0, 0
-        self.observers: dict[str, PathObserver] = {}
-        self._is_collecting = False
-        self._unlogged: Readings | None = None
+        self._steps: StepReader | None = None
+        self._loaders: LoaderReader | None = None
         self._said: set[str] = set()
-        self._warned_of_nan = False
+
+    @property
+    def observers(self) -> dict[str, PathObserver]:
+        """What reads in a run, by ``"train"`` and ``"evaluation"``."""
+        readers = {"train": self._steps, "evaluation": self._loaders}
+        return {name: reader.observer for name, reader in readers.items() if reader is not None}
 
     @property
     def path(self) -> LeakyPath | None:
         """The layers that are read in a fit; ``None`` outside of one, and where none has been found yet."""
-        return self.observers["train"].path if "train" in self.observers else None
+        return None if self._steps is None else self._steps.observer.path
 
     @property
     def samples(self) -> list[PathSample]:
         """`num_shown` samples of the last training batch that was read, one entry a segment, for pictures."""
-        return self.observers["train"].samples if "train" in self.observers else []
+        return [] if self._steps is None else self._steps.observer.samples
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the readings explained, where nobody does yet."""
         if not any(isinstance(callback, ReadingGuide) for callback in callbacks_of(trainer)):
             add_callback(trainer, ReadingGuide())
 
-    # Hooks exist between the start of a run and its end, or its exception.
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
-        self.readings.pop("train", None)  # of another fit
+        self.readings.clear()  # of another fit
         self._detach()
+        self._said.clear()
         self._start(trainer, pl_module)
-        others = [one for one in callbacks_of(trainer) if isinstance(one, EnergyMonitor) and one is not self]
-        _observers.warn_of_settings(trainer, self.prefix, [one.prefix for one in others])
+        warn_of_prefix(trainer, self)
+        _observers.say_if_unread(trainer, self.every_n_steps, self._said)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where no batch will be read, now that their number is known."""
+        _observers.say_if_unread(trainer, self.every_n_steps, self._said)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that nothing is read."""
+        warn("EnergyMonitor reads nothing in `trainer.predict`: call `trainer.validate`, or `measure_path`.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks of a run without a fit, and start the sums anew."""
         if not self.observers:
+            self._said.clear()
             self._start(trainer, pl_module)
-        if "evaluation" in self.observers:
-            self.observers["evaluation"].reset()
+        if self._loaders is not None:
+            self._loaders.reset()
 
     on_test_start = on_validation_start
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the layers that there are now, after a step whose reading may still have to be logged."""
-        unlogged = self._unlogged
+        unlogged = None if self._steps is None else self._steps.unlogged
         self._detach()
         self._start(trainer, pl_module)
-        self._unlogged = unlogged
+        if self._steps is not None:
+            self._steps.unlogged = unlogged
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the forward hooks."""
@@ -176,67 +200,55 @@ class EnergyMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm for a batch whose optimizer step is to be read."""
-        observer = self.observers.get("train")
-        if observer is None:
-            return
-        if is_due(trainer, self.every_n_steps or log_period(trainer)):
-            if not self._is_collecting:
-                observer.reset()
-                self._is_collecting = True
-            observer.arm(Batch(batch))
-        elif observer.path is None:
-            observer.arm()
+        if self._steps is not None:
+            self._steps.start(trainer, batch, reading_period(trainer, self.every_n_steps))
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Ignore forward passes made inside backward, as activation checkpointing does."""
-        observer = self.observers.get("train")
-        if observer is not None:
-            observer.disarm()
-            if not self._is_collecting and observer.path is None:
-                observer.forget()
-                _observers.say_notes(observer, self._said)
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Count the gradients from here on."""
+        if self._steps is not None:
+            self._steps.backward(trainer)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count gradients no more: what others differentiate moves no weights."""
+        if self._steps is not None:
+            self._steps.observer.in_backward = False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read while weights and step-sizes are still those of the forward pass."""
-        if self._is_collecting:
-            self._finish(trainer)
+        if self._steps is not None:
+            self._steps.step(trainer, optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Add a micro-batch that did not step, or log the reading of the one that did."""
-        if self._is_collecting:
-            if is_accumulating(trainer):
-                self.observers["train"].drain(gradient_scale(trainer))
-            else:  # manual optimization around Lightning's optimizers: no hook was called before the step
-                self._finish(trainer)
-        if self._unlogged is not None:
-            readings, self._unlogged = self._unlogged, None
-            if log_period(trainer):
-                log_scalars(trainer, readings.scalars(self.prefix) | rank_scalars(readings, self.prefix))
+        if self._steps is None:
+            return
+        self._steps.end(trainer)
+        readings, self._steps.unlogged = self._steps.unlogged, None
+        if readings is not None:
+            with harmless("EnergyMonitor: logging", self._said):
+                if log_period(trainer):
+                    log_scalars(trainer, readings.scalars(self.prefix) | rank_scalars(readings, self.prefix))
             self._publish(trainer, pl_module, "train", readings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table that was asked for."""
         if self.print_layers and "train" in self.readings and trainer.is_global_zero:
-            print_layers(self.readings["train"])
+            readings, source = shown_readings(self.readings)
+            print_layers(readings, source=source)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Arm for a batch, except of the sanity check."""
-        if "evaluation" in self.observers and not trainer.sanity_checking:
-            self.observers["evaluation"].arm(Batch(batch, fresh_samples(trainer, batch_idx, dataloader_idx)))
+        if self._loaders is not None and not trainer.sanity_checking:
+            self._loaders.observer.arm(Batch(batch, fresh_samples(trainer, batch_idx, dataloader_idx)))
 
     on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Add a batch."""
-        if "evaluation" in self.observers and not trainer.sanity_checking:
-            self.observers["evaluation"].drain()
-            _observers.say_notes(self.observers["evaluation"], self._said)
+        if self._loaders is not None and not trainer.sanity_checking:
+            self._loaders.end(args[4] if len(args) > 4 and not self.pool_loaders else 0)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -250,40 +262,33 @@ class EnergyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
-        return without_log({**self.__dict__, "observers": {}, "_is_collecting": False, "_unlogged": None})
+        return without_log({**self.__dict__, "_steps": None, "_loaders": None})
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
         if trainer.state.fn == "fit":
-            self.observers["train"] = _observers.training_observer(trainer, pl_module, self.layers, self.settings)
-            self.observers["train"].num_shown = self.num_shown
+            observer = _observers.training_observer(trainer, pl_module, self.layers, self.settings)
+            observer.num_shown = self.num_shown
+            self._steps = StepReader(observer, self._said)
         if self.on_validation:
-            observer = _observers.evaluation_observer(trainer, pl_module, self.layers, self.settings)
-            self.observers |= {} if observer is None else {"evaluation": observer}
+            other = _observers.evaluation_observer(trainer, pl_module, self.layers, self.settings)
+            self._loaders = None if other is None else LoaderReader(other, self._said)
 
     def _detach(self) -> None:
         for observer in self.observers.values():
             observer.detach()
-        self.observers, self._is_collecting, self._unlogged = {}, False, None
-
-    def _finish(self, trainer: Trainer) -> None:
-        self._is_collecting, observer = False, self.observers["train"]
-        observer.drain(gradient_scale(trainer))
-        _observers.say_notes(observer, self._said)
-        self._unlogged = observer.compute()
+        self._steps = self._loaders = None
 
     def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:
-        if "evaluation" not in self.observers or trainer.sanity_checking:
+        if self._loaders is None or trainer.sanity_checking:
             return
-        readings = self.observers["evaluation"].compute()
-        if readings is not None:
-            prefix = self.prefix + prefix
-            log_scalars(trainer, readings.layers(prefix))
-            # What `validate` and `test` print and return. They are of all processes already: the two flags together
-            # reduce nothing and keep Lightning from advising to, once a key.
-            summaries = {key: value.to(torch.float32) for key, value in readings.summaries(prefix).items()}
-            pl_module.log_dict(summaries, batch_size=1, sync_dist=True, rank_zero_only=True)
-            self._publish(trainer, pl_module, stage, readings)
+        self.readings = {name: one for name, one in self.readings.items() if not name.startswith(f"{stage}/")}
+        for index, end, readings in self._loaders.finish(1 if self.pool_loaders else num_loaders(trainer)):
+            layers, summaries = readings.layers(self.prefix + prefix), readings.summaries(self.prefix + prefix)
+            with harmless("EnergyMonitor: logging", self._said):
+                log_summaries(trainer, {f"{key}{end}": value for key, value in summaries.items()}, index)
+                log_scalars(trainer, {f"{key}{end}": value for key, value in layers.items()})
+            self._publish(trainer, pl_module, f"{stage}{end}" if index else stage, readings)
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule, stage: str, readings: Readings) -> None:
         """Keep the readings, warn once of what is not finite, and tell callbacks that look at readings."""
@@ -292,5 +297,4 @@ class EnergyMonitor(Callback):
             tell = getattr(callback, "on_readings", None)
             if callable(tell):
                 tell(trainer, pl_module, self, stage)
-        if not self._warned_of_nan:
-            self._warned_of_nan = _observers.warn_of_nan(readings, stage)
+        _observers.warn_of_nan(readings, stage, self._said)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_leaky.callbacks._trainer import (
     callbacks_of,
@@ -17,23 +18,34 @@ from lightning_leaky.callbacks._trainer import (
     log_period,
     log_scalars,
     rewrap,
+    warn_of_prefix,
     why_not_rewrap,
     without_log,
 )
-from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
-from lightning_leaky.refining.mesh import check_refinement
+from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter, path_key, plain_choice
+from lightning_leaky.paths.leaky_path import find_leaky_path
 from lightning_leaky.refining.refinement_hook import RefinementHook
-from lightning_leaky.utilities.optimizer_steps import Rhythm
+from lightning_leaky.refining.settings import RefinementSettings
+from lightning_leaky.utilities.arguments import takes
+from lightning_leaky.utilities.optimizer_steps import held_parameters
 
 # They keep a second network, parameter beside parameter, or change learning rates by its length.
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(RefinementSettings):
+    """What type checkers know of the refiner's arguments."""
+
+    prefix: str = ""
 
 
 class LayerRefiner(Callback):
     """Splits and merges layers during training: `RefinementHook` for a Lightning trainer [ours].
 
     It refines on the batch just seen, all its micro-batches on all processes, after an optimizer step and never between
-    forward and backward. Layers and step-sizes are saved with the model, and a resumed run equals an uninterrupted one.
+    forward and backward. A batch in which the optimizer steps several times counts as one step. Layers and step-sizes
+    are saved with the model, and a resumed run equals an uninterrupted one.
 
     Other callbacks that look at layers are told: those with a method ``on_layers_changed(trainer, pl_module)``, as
     `EnergyMonitor` has one.
@@ -42,13 +54,8 @@ class LayerRefiner(Callback):
     (Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F, which the tolerance bounds, no unit).
 
     Args:
-        tolerance: Bound on the estimated error, > 0, no unit: relative to the size of the representations.
-        every_n_steps: Optimizer steps between two refinements. A batch in which the optimizer steps several times
-            counts as one.
-        start_step: First optimizer step (counted from 1) after which to refine.
-        stop_step: Last one; ``None`` never stops. The weights want some training on a mesh that stays.
-        max_layers: No layer is split where there are so many.
-        min_layers: No layers are merged where there are so few; at least 2.
+        prefix: What all log keys begin with, as ``"student/"``: for the second of two refiners.
+        **settings: When and how to refine: every argument of `lightning_leaky.refining.RefinementSettings`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if `RefinementHook` refuses the model or its
@@ -59,42 +66,33 @@ class LayerRefiner(Callback):
         >>> trainer = L.Trainer(callbacks=[LayerRefiner(tolerance=0.3)], logger=False)
     """
 
-    def __init__(
-        self,
-        tolerance: float,
-        every_n_steps: int = 100,
-        start_step: int = 100,
-        stop_step: int | None = None,
-        max_layers: int = 64,
-        min_layers: int = 2,
-    ) -> None:
-        Rhythm(every_n_steps, start_step, stop_step)  # it and the next line complain of what is out of range
-        check_refinement(tolerance, max_layers, min_layers)
-        self.tolerance = tolerance
-        self.every_n_steps, self.start_step, self.stop_step = every_n_steps, start_step, stop_step
-        self.max_layers, self.min_layers = max_layers, min_layers
+    @takes(_Arguments)
+    def __init__(self, *values: Any, prefix: str = "", **settings: Any) -> None:
+        chosen = RefinementSettings(*values, **settings)
+        self.settings, self.prefix = dict(vars(chosen)), prefix
         self._hook: RefinementHook | None = None
         self._state: dict[str, Any] = {"num_steps": 0}
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        told = path_key(self.settings["path"])
+        return self._generate_state_key(**told) if told else super().state_key
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Count anew; a checkpoint that is restored afterwards sets the counter."""
         if stage == "fit":
             self._state = {"num_steps": 0}
+            self.settings["path"] = plain_choice(pl_module, self.settings["path"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook, or refuse what cannot be refined."""
         self._detach()
         check_trainer(trainer)
-        self._hook = RefinementHook(
-            pl_module,
-            self.tolerance,
-            self.every_n_steps,
-            self.start_step,
-            self.stop_step,
-            self.max_layers,
-            self.min_layers,
-            max_leak=_max_leak(trainer),
-        )
+        warn_of_prefix(trainer, self)
+        told = self.settings["path"]
+        path = cast("nn.Module", find_leaky_path(pl_module, told, held_parameters(*trainer.optimizers)))
+        self._hook = RefinementHook(pl_module, **(self.settings | {"path": path}), max_leak=_max_leak(trainer, told))
         self._hook.load_state_dict(self._state)
         self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer, pl_module))
 
@@ -112,7 +110,7 @@ class LayerRefiner(Callback):
         """Log the step, and refine after it, where it was taken: an fp16 scaler skips some."""
         if self._hook is None or is_accumulating(trainer):
             return
-        self._hook.end_step(partial(_log, trainer) if is_due(trainer, log_period(trainer)) else None)
+        self._hook.end_step(partial(_log, trainer, self.prefix) if is_due(trainer, log_period(trainer)) else None)
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the layers that there are now."""
@@ -170,8 +168,9 @@ def check_trainer(trainer: Trainer) -> None:
             )
 
 
-def _log(trainer: Trainer, errors: Tensor) -> None:
-    log_scalars(trainer, {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()})
+def _log(trainer: Trainer, prefix: str, errors: Tensor) -> None:
+    numbers = {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()}
+    log_scalars(trainer, {f"{prefix}{key}": number for key, number in numbers.items()})
 
 
 def _announce(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,8 +182,8 @@ def _announce(trainer: Trainer, pl_module: LightningModule) -> None:
             tell(trainer, pl_module)
 
 
-def _max_leak(trainer: Trainer) -> float:
+def _max_leak(trainer: Trainer, path: str | None) -> float:
     """Bound on ρ_l L̃ where layers are merged: 1, or that of a StepSizeAdapter beside, which must be able to keep it."""
-    adapters = [callback for callback in callbacks_of(trainer) if isinstance(callback, StepSizeAdapter)]
-    bounds: list[float | None] = [adapter.settings["max_leak"] for adapter in adapters]
+    told = [callback.settings for callback in callbacks_of(trainer) if isinstance(callback, StepSizeAdapter)]
+    bounds: list[float | None] = [one["max_leak"] for one in told if None in (path, one["path"]) or one["path"] == path]
     return min([1.0, *(bound for bound in bounds if bound is not None)])

@@ -14,14 +14,16 @@ from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.explain.figures import figures_of
+from lightning_leaky.explain.shown import TRAINING, shown_readings
 from lightning_leaky.functional.spectrum import singular_values
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
-from lightning_leaky.metrics.records import STEP_SIZE
+from lightning_leaky.metrics.records import STEP_SIZE, records_at
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.plotting import Limits, plot_heat_map, plot_singular_values
 from lightning_leaky.plotting.history import History
 from lightning_leaky.plotting.style import new_figure
+from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.processes import is_sharded
 
 # Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
@@ -36,23 +38,25 @@ class PathFigures(Callback):
     ===============================  ===================================================================================
     tag                              what it shows
     ===============================  ===================================================================================
-    ``layers/energies``              kinetic and potential energy and the Hamiltonian along p, a tick for each layer
+    ``layers/energies``              kinetic energy and, with a leak, potential energy and the Hamiltonian along p
     ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
     ``layers/singular_values_of_W``  those of W_p after the step, of a `LeakyResNet` that is not sharded
     ``layers/path``                  the way of some samples through the layers, coloured by class or target, in the
                                      plane that holds most of it at the time
     ``layers/cost_of_identity``      cost of identity, layer × training step
     ``layers/kinetic_energy``        kinetic energy, layer × training step
-    ``layers/step_size``             ρ, layer × training step
+    ``layers/step_size``             ρ, layer × training step, once it has changed
     ===============================  ===================================================================================
 
-    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnose`). They are made of
-    training readings, on the first process, where a logger shows pictures. Where the path has several segments
-    energies are drawn of all, and spectra and path of the longest; of several monitors the first one's.
+    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnose`). Energies and text are
+    of validation data from the first such reading of a fit on, with momenta of the last training batch that was read;
+    all else is of training batches, and titles say so. They are made on the first process, where a logger shows
+    pictures. Where the path has several segments energies are drawn of all, and spectra and path of the longest; of
+    several monitors the first one's.
 
     Args:
-        every_n_steps: Optimizer steps between two drawings; the first reading after so many is drawn, and the last one
-            of a fit. A drawing takes about a second.
+        every_n_steps: Optimizer steps between two drawings; the first reading after so many is drawn (of validation
+            data, once there is one), and the last one of a fit. A drawing takes about a second.
         num_samples: How many samples to draw the path and to take the spectra of A of, at most.
 
     Raises:
@@ -74,7 +78,9 @@ class PathFigures(Callback):
         self._history: dict[str, History] = {}
         self._drawn_at = -every_n_steps  # the first reading is drawn
         self._monitor: EnergyMonitor | None = None
-        self._undrawn: tuple[EnergyMonitor, Readings, int] | None = None
+        self._readings: dict[str, Readings] = {}
+        self._said: set[str] = set()
+        self._undrawn: tuple[EnergyMonitor, int] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the monitor to keep samples, and forget the last fit; a checkpoint brings its own back afterwards."""
@@ -89,19 +95,22 @@ class PathFigures(Callback):
         monitor.num_shown = max(monitor.num_shown, self.num_samples)
         self._monitor = monitor
         self._limits, self._drawn_at, self._undrawn = Limits(), -self.every_n_steps, None
-        self._history = {}
+        self._history, self._readings = {}, {}
+        self._said.clear()
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
-        """Remember a training reading, and draw where it is time to."""
-        if stage != "train" or monitor is not self._monitor or not shows_pictures(trainer):
+        """Remember a reading of a fit, and draw where it is time to and the reading is one to show."""
+        if trainer.state.fn != "fit" or monitor is not self._monitor or not shows_pictures(trainer):
             return
-        readings, step = monitor.readings["train"], monitor.step
-        self._undrawn = (monitor, readings, step)
-        for name, record in _heat_maps(readings).items():
-            values = readings.step_sizes if record is STEP_SIZE else readings[name]
-            self._history.setdefault(name, History()).add(step, values)
-        if step - self._drawn_at >= self.every_n_steps:
-            self._draw(trainer)
+        readings = self._readings[stage] = monitor.readings[stage]
+        if stage == "train":
+            for name in _heat_maps(readings):
+                values = readings.step_sizes if name == STEP_SIZE.key else readings[name]
+                self._history.setdefault(name, History()).add(monitor.step, values)
+        if stage == ("validate" if "validate" in self._readings else "train"):
+            self._undrawn = (monitor, monitor.step)
+            if monitor.step - self._drawn_at >= self.every_n_steps:
+                self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last reading."""
@@ -123,17 +132,24 @@ class PathFigures(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the monitor behind."""
-        return without_log({**self.__dict__, "_monitor": None, "_undrawn": None})
+        return without_log({**self.__dict__, "_monitor": None, "_undrawn": None, "_readings": {}})
 
     def _draw(self, trainer: Trainer) -> None:
-        if self._undrawn is None:
-            return
-        (monitor, readings, self._drawn_at), self._undrawn = self._undrawn, None
+        if self._undrawn is not None:
+            (monitor, self._drawn_at), self._undrawn = self._undrawn, None
+            with harmless("PathFigures: drawing", self._said):
+                self._log(trainer, monitor)
+
+    def _log(self, trainer: Trainer, monitor: EnergyMonitor) -> None:
+        readings, source = shown_readings(self._readings)
+        sources = {"energies": source, "singular_values_of_A": TRAINING, "path": TRAINING}
         for name, figure in self._figures(trainer, monitor, readings):
+            if name in sources:
+                figure.axes[0].set_title(f"{figure.axes[0].get_title()},\n{sources[name]}", fontsize="medium")
             self._limits.widen(name, figure.axes[0])
             figure.set_size_inches(*_INCHES)
             log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
-        log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings)), self._drawn_at)
+        log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings, source)), self._drawn_at)
 
     def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
         """Each figure by name."""
@@ -142,16 +158,19 @@ class PathFigures(Callback):
         if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
             yield "singular_values_of_W", plot_singular_values(singular_values(weights), readings.positions, "W")
         for name, record in _heat_maps(readings).items():
-            if name in self._history and record.heat_map is not None:
-                steps, rows = self._history[name].table()
-                label = f"{record.title} ρ" if record is STEP_SIZE else record.title
-                yield name, plot_heat_map(rows, steps, label, f"{label} over training", record.heat_map)
+            if name not in self._history or record.heat_map is None:
+                continue
+            steps, rows = self._history[name].table()
+            if name == STEP_SIZE.key and torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-6, equal_nan=True):
+                continue  # never changed
+            label = f"{record.title} ρ" if name == STEP_SIZE.key else record.title
+            yield name, plot_heat_map(rows, steps, label, f"{label} of training batches", record.heat_map)
 
 
 def _heat_maps(readings: Readings) -> dict[str, Quantity]:
     """Quantities that are drawn over training."""
-    drawn = {name: record for name, record in readings.records.items() if record.heat_map is not None}
-    return drawn | {STEP_SIZE.key: STEP_SIZE}
+    shown = records_at((*readings.records.values(), STEP_SIZE), readings.effective_depth)
+    return {name: record for name, record in shown.items() if record.heat_map is not None}
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:

@@ -11,6 +11,7 @@ from lightning_leaky.callbacks._trainer import (
     callbacks_of,
     log_period,
     num_steps,
+    reading_period,
     settings_of_others,
     validates,
     without_log,
@@ -22,6 +23,7 @@ from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.settings import ReadingSettings
+from lightning_leaky.utilities.harmless import harmless
 
 
 class Monitor(Protocol):
@@ -68,7 +70,10 @@ class ReadingGuide(Callback):
         if monitor.prefix in self._explained or not log_period(trainer) or not trainer.is_global_zero:
             return
         self._explained.add(monitor.prefix)
-        readings = monitor.readings[stage]
+        with harmless("ReadingGuide: writing", self._explained):
+            self._explain(trainer, monitor, monitor.readings[stage])
+
+    def _explain(self, trainer: Trainer, monitor: Monitor, readings: Readings) -> None:
         training, _ = _training(monitor)
         evaluation = monitor.observers["evaluation"].quantities if "evaluation" in monitor.observers else ()
         # By name, subclasses too: a callback does not import the others.
@@ -79,7 +84,7 @@ class ReadingGuide(Callback):
         validated = evaluation if validates(trainer) or trainer.state.fn == "test" else ()
         layout = custom_charts((*training, *adapts), validated, has_rank, monitor.prefix)
         explained = dict.fromkeys((*training, *evaluation, *adapts))
-        text = guide_page(list(explained), self._settings(trainer, monitor, readings), names)
+        text = guide_page(list(explained), self._settings(trainer, monitor, readings), names, readings)
         written = ([(logger.name, logger.version) for logger in trainer.loggers], layout, text)
         if written == self._written.get(monitor.prefix):  # a fit that goes on in the same log
             return
@@ -97,7 +102,8 @@ class ReadingGuide(Callback):
                 longest = max(readings.split(), key=lambda part: len(part.step_sizes))
                 found = longest.summaries() | readings.summaries()
                 finals = {f"{monitor.prefix}final_{key}": float(value) for key, value in found.items()}
-                log_final(trainer, finals, num_steps(trainer))
+                with harmless("ReadingGuide: writing", self._explained):
+                    log_final(trainer, finals, num_steps(trainer))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what Lightning gives a callback."""
@@ -114,7 +120,7 @@ class ReadingGuide(Callback):
             "effective depth L̃": f"{readings.effective_depth:g}",
             "weight decay λ": "no momenta are read" if decay is None else f"{decay:g}",
             "stabiliser γ": f"{settings.gamma_rel:g} ‖K‖" if settings.gamma is None else f"{settings.gamma:g}",
-            "optimizer steps between two training readings": monitor.every_n_steps or log_period(trainer),
+            "optimizer steps between two training readings": reading_period(trainer, monitor.every_n_steps),
             "validation and test sets are read": "evaluation" in monitor.observers,
         }
         shown = ("rtol", "activation", "constant_column", "loss_reduction", "layout", "padding_mask", "form")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from lightning_leaky.callbacks._loggers import log_histogram
 from lightning_leaky.callbacks._trainer import (
@@ -20,13 +20,17 @@ from lightning_leaky.callbacks._trainer import (
     log_scalars,
     may_skip_steps,
     num_steps,
+    warn_of_prefix,
     without_log,
 )
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
-from lightning_leaky.paths.leaky_path import step_sizes_of
+from lightning_leaky.paths.leaky_path import PathChoice, find_leaky_path, path_name, step_sizes_of
 from lightning_leaky.utilities.arguments import takes
+from lightning_leaky.utilities.harmless import harmless
+from lightning_leaky.utilities.optimizer_steps import held_parameters
+from lightning_leaky.utilities.processes import warn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -36,6 +40,7 @@ class _Arguments(AdaptationSettings):
     """What type checkers know of the adapter's arguments."""
 
     optimizer_index: int | None = None
+    prefix: str = ""
 
 
 class StepSizeAdapter(Callback):
@@ -49,6 +54,7 @@ class StepSizeAdapter(Callback):
 
     Args:
         optimizer_index: Which optimizer's steps to follow, where the module has several.
+        prefix: What all log keys begin with, as ``"student/"``: for the second of two adapters.
         **settings: When and how to adapt: every argument of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
@@ -61,10 +67,10 @@ class StepSizeAdapter(Callback):
     """
 
     @takes(_Arguments)
-    def __init__(self, *values: Any, optimizer_index: int | None = None, **settings: Any) -> None:
+    def __init__(self, *values: Any, optimizer_index: int | None = None, prefix: str = "", **settings: Any) -> None:
         chosen = AdaptationSettings(*values, **settings)
         self.settings = dict(vars(chosen))
-        self.optimizer_index = optimizer_index
+        self.optimizer_index, self.prefix = optimizer_index, prefix
         self._hook: StepSizeHook | None = None
         self._restored: dict[str, Any] | None = None
         self._final_state: dict[str, Any] = {}
@@ -72,20 +78,22 @@ class StepSizeAdapter(Callback):
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
-        return self._generate_state_key(optimizer_index=self.optimizer_index)
+        return self._generate_state_key(optimizer_index=self.optimizer_index, **path_key(self.settings["path"]))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
         if stage == "fit":
             self._final_state = {}
+            self.settings["path"] = plain_choice(pl_module, self.settings["path"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook to the optimizer."""
         self._detach()
         check_strategy(trainer, "StepSizeAdapter")
         self._warn_of_averaging(trainer)
+        warn_of_prefix(trainer, self)
         optimizer = self._designated(trainer.optimizers)
-        self._hook = StepSizeHook(pl_module, **self.settings)
+        self._hook = self._hook_on(pl_module, optimizer)
         if self._restored is not None:
             self._hook.load_state_dict(self._restored)
             self._restored = None
@@ -97,10 +105,11 @@ class StepSizeAdapter(Callback):
             return
         self._hook.see(batch)
         if is_due(trainer, log_period(trainer)) and not is_accumulating(trainer):
-            rho = step_sizes_of(self._hook.path)
-            keys = [f"step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
-            log_scalars(trainer, dict(zip(keys, rho, strict=True)))
-            log_histogram(trainer, "step_sizes", rho, num_steps(trainer))
+            with harmless("Logging the step-sizes", self._hook.said):
+                rho = step_sizes_of(self._hook.path)
+                keys = [f"{self.prefix}step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
+                log_scalars(trainer, dict(zip(keys, rho, strict=True)))
+                log_histogram(trainer, f"{self.prefix}step_sizes", rho, num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""
@@ -112,11 +121,11 @@ class StepSizeAdapter(Callback):
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the layers that there are now with a new hook, which goes on counting."""
         if self._hook is not None:
-            num_steps = self._hook.num_steps
-            self._hook.detach()
-            self._hook = StepSizeHook(pl_module, **self.settings)
-            self._hook.num_steps = num_steps
-            self._hook.attach(self._designated(trainer.optimizers))
+            before, optimizer = self._hook, self._designated(trainer.optimizers)
+            before.detach()
+            self._hook = self._hook_on(pl_module, optimizer)
+            self._hook.num_steps = before.num_steps
+            self._hook.attach(optimizer).said.update(before.said)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hook."""
@@ -157,6 +166,10 @@ class StepSizeAdapter(Callback):
             for name, value in self.settings.items()
         }
 
+    def _hook_on(self, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> StepSizeHook:
+        path = find_leaky_path(pl_module, self.settings["path"], held_parameters(optimizer))
+        return StepSizeHook(pl_module, **(self.settings | {"path": cast("nn.Module", path)}))
+
     def _designated(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
         if self.optimizer_index is None and len(optimizers) != 1:
             raise ValueError(
@@ -181,7 +194,7 @@ class StepSizeAdapter(Callback):
         # An older version has saved fewer.
         changed = [f"{name}={saved[name]!r}" for name, value in own.items() if saved.get(name, value) != value]
         if changed:
-            rank_zero_warn(
+            warn(
                 f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with "
                 f"{own}. To continue as it was, pass the saved values."
             )
@@ -189,7 +202,17 @@ class StepSizeAdapter(Callback):
     def _warn_of_averaging(self, trainer: Trainer) -> None:
         # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
         if any(getattr(other, "_use_buffers", False) for other in callbacks_of(trainer)):
-            rank_zero_warn(
+            warn(
                 "WeightAveraging with `use_buffers=True` averages the step-sizes too: the averaged model runs on "
                 "step-sizes that no training step had. Pass `use_buffers=False`."
             )
+
+
+def plain_choice(pl_module: LightningModule, path: PathChoice | None) -> PathChoice | None:
+    """A choice of a path as a checkpoint can hold it: a module by its name."""
+    return (path_name(pl_module, path) or path) if isinstance(path, nn.Module) else path
+
+
+def path_key(path: PathChoice | None) -> dict[str, Any]:
+    """What tells callbacks on several paths apart in a checkpoint; nothing by default, as earlier versions had it."""
+    return {} if path is None else {"path": path if isinstance(path, str) else id(path)}

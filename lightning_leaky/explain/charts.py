@@ -66,7 +66,8 @@ def summary_keys(quantities: Collection[Quantity], leaks: bool = True) -> list[s
 
 
 def _chart_of_layers(record: Quantity, start: str) -> dict[str, list[Any]]:
-    own = "^" if record is STEP_SIZE else start  # the adapter's keys have no prefix
+    prefix = start.removeprefix("^")
+    own = f"^({prefix})?" if record is STEP_SIZE and prefix else start  # the adapter has a prefix of its own
     return {f"{record.title}, each layer": ["Multiline", [rf"{own}{record.key}/layer_"]]}
 
 

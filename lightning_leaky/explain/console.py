@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lightning_leaky.explain.diagnosis import paragraphs, work_of_layers
+from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import records_at
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,36 +22,40 @@ def check_rich() -> None:
         raise ModuleNotFoundError("The table of layers needs rich: pip install 'lightning-leaky[rich]'.")
 
 
-def print_layers(readings: Readings, console: Console | None = None) -> None:
-    """Print a table with one line a layer, and below it what the readings mean.
+def print_layers(readings: Readings, console: Console | None = None, source: str = "") -> None:
+    """Print a table with one line a layer, and below it what the readings mean; step-sizes where they differ.
 
     Args:
         readings: As of `measure_path` or of an `EnergyMonitor`.
         console: Where to; the terminal by default.
+        source: What was read, as ``"validation data"``; said where it is given.
 
     Raises:
         ModuleNotFoundError: If rich is missing.
 
     Example:
         >>> import torch
-        >>> print_layers(Readings({"kinetic_energy": torch.tensor([3.0, 1.0])}, torch.tensor([0.5, 0.5]), 2.0))
+        >>> print_layers(Readings({"kinetic_energy": torch.tensor([3.0, 1.0])}, torch.tensor([0.4, 0.6]), 2.0))
         layer    ρ  work               kinetic
-            1  0.5  █████████     75%        3
-            2  0.5  ███           25%        1
+            1  0.4  ████████      67%        3
+            2  0.6  ████          33%        1
         Bottleneck: not known, for the cost of identity was not read.
-        Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
+        Rank: no estimate; it takes a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layers 1–2; none is idle.
-        Trust: the energies are exact; whether training is at an optimum was not read, so H says little.
+        Trust: the energies are exact; whether training is at an optimum was not read.
     """
     check_rich()
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False) if console is None else console
-    headings = {name: record.heading for name, record in readings.records.items() if record.heading}
+    records = records_at(readings.records.values(), readings.effective_depth)
+    headings = {name: record.heading for name, record in records.items() if record.heading}
+    has_steps = not has_equal_steps(readings.step_sizes)
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("layer", justify="right")
-    table.add_column("ρ", justify="right")
+    if has_steps:
+        table.add_column("ρ", justify="right")
     table.add_column("work", justify="left", no_wrap=True)
     for heading in headings.values():
         table.add_column(heading, justify="right")
@@ -57,10 +63,11 @@ def print_layers(readings: Readings, console: Console | None = None) -> None:
         table.add_column("name", overflow="ellipsis", no_wrap=True)
     for layer, (work, is_idle) in enumerate(work_of_layers(readings)):
         values = [f"{readings[name][layer]:.3g}" for name in headings]
-        cells = [f"{layer + 1}", f"{float(readings.step_sizes[layer]):.3g}", _bar(work), *values]
-        table.add_row(*cells, *readings.names[layer : layer + 1], style="dim" if is_idle else None)
+        steps = [f"{float(readings.step_sizes[layer]):.3g}"] if has_steps else []
+        cells = [f"{layer + 1}", *steps, _bar(work), *values, *readings.names[layer : layer + 1]]
+        table.add_row(*cells, style="dim" if is_idle else None)
     console.print(table)
-    console.print(*paragraphs(readings), sep="\n", soft_wrap=True)
+    console.print(*paragraphs(readings, source), sep="\n", soft_wrap=True)
 
 
 def _bar(share: float) -> str:

@@ -105,6 +105,8 @@ class Diagnosis:
         if self.has_collapsed:
             return f"Bottleneck: the path has collapsed; before layer {self.narrowest} no dimension is left."
         seen = f"the cost of identity goes from {start:.1f} to {least:.1f}, before layer {self.narrowest}"
+        if self.narrowest == self.first:
+            seen = f"the cost of identity is least, {least:.1f}, at the start"
         if not self.leaks:
             return f"Bottleneck: not judged without a leak (L̃ = 0); {seen}."
         if self.has_bottleneck is None:
@@ -113,8 +115,10 @@ class Diagnosis:
 
     def _of_rank(self) -> str:
         below, above = self.rank_from_below, self.dimensions[1]
+        if not self.leaks:
+            return "Rank: no estimate without a leak (L̃ = 0)."
         if below != below or above != above:
-            return "Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity."
+            return "Rank: no estimate; it takes a Hamiltonian and the cost of identity."
         written = f"{round(below, 1) + 0.0:.1f} by −2H/L̃, {above:.1f} by the least cost of identity"  # no −0.0
         if self.rank_estimates is not None:
             return f"Rank: {written}."
@@ -135,10 +139,11 @@ class Diagnosis:
         return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
 
     def _of_trust(self) -> str:
+        about_it = "" if self.rank_from_below != self.rank_from_below else ", so H says little"
         return (
             "Trust: "
             + {
-                "unknown": "the energies are exact; whether training is at an optimum was not read, so H says little.",
+                "unknown": f"the energies are exact; whether training is at an optimum was not read{about_it}.",
                 "no": f"not yet, far from an optimum; the median criticality residual is {self.residual:.2f}.",
                 "partly": f"a first impression; the median criticality residual is {self.residual:.2f}.",
                 "yes": f"yes; the median criticality residual is {self.residual:.2f}.",
@@ -161,9 +166,9 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         >>> for sentence in diagnose(Readings(quantities, torch.tensor([0.5, 0.5]), effective_depth=2.0))[0].sentences:
         ...     print(sentence)
         Bottleneck: yes; the cost of identity goes from 9.0 to 2.0, before layer 2.
-        Rank: no estimate; it takes a leak (L̃ > 0), a Hamiltonian and the cost of identity.
+        Rank: no estimate; it takes a Hamiltonian and the cost of identity.
         Layers: 80% of the work is done in layer 1; idle: layer 2.
-        Trust: the energies are exact; whether training is at an optimum was not read, so H says little.
+        Trust: the energies are exact; whether training is at an optimum was not read.
     """
     found, first = [], 1
     for part in readings.split():
@@ -172,9 +177,9 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
     return found
 
 
-def paragraphs(readings: Readings) -> list[str]:
-    """All sentences, and where there are several segments a line before those of each."""
-    found: list[str] = []
+def paragraphs(readings: Readings, source: str = "") -> list[str]:
+    """All sentences, after what was read where that is told, with a line before those of each of several segments."""
+    found = [f"Read of {source}."] if source else []
     parts = diagnose(readings)
     for number, part in enumerate(parts, start=1):
         if len(parts) > 1:

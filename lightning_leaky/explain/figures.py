@@ -10,14 +10,16 @@ import torch
 from lightning_leaky.functional.projection import path_projection
 from lightning_leaky.functional.spectrum import singular_values
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import records_at
 from lightning_leaky.plotting import can_plot_energies, plot_energies, plot_paths, plot_singular_values
 from lightning_leaky.reading.sample import PathSample
 
 
 def figures_of(readings: Readings, samples: Sequence[PathSample]) -> Iterator[tuple[str, Any]]:
     """Figures by name: energies of all layers; spectra and path of the longest segment, where it has not diverged."""
-    if can_plot_energies(readings.quantities):
-        yield "energies", plot_energies(readings.quantities, readings.positions)
+    shown = {name: readings[name] for name in records_at(readings.records.values(), readings.effective_depth)}
+    if can_plot_energies(shown):
+        yield "energies", plot_energies(shown, readings.positions)
     if not samples:
         return
     longest = max(samples, key=lambda sample: len(sample.representations))

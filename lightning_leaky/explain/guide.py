@@ -6,19 +6,21 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping
 
 from lightning_leaky.metrics.quantity import Quantity
-from lightning_leaky.metrics.records import QUANTITIES
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import QUANTITIES, records_at
 
 TAGS_OF: dict[str, dict[str, str]] = {
     "EnergyMonitor": {
         "rank/lower": "Of two estimates of the rank the lower: median of −2H/L̃ and least cost of identity.",
-        "rank/upper": "The upper. Both only where they are estimates, with a median criticality residual below 0.5.",
+        "rank/upper": "The upper. Both only where they are estimates; a median criticality residual is below 0.5 then.",
     },
     "ReadingGuide": {
         "final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams.",
     },
     "PathFigures": {
-        "layers/*": "Figures of the layers, in Images: energies, spectra, the path, and the history as heat maps.",
-        "layers/diagnosis": "The four answers in sentences, in Text.",
+        "layers/*": "Figures of the layers, in Images; energies are of validation data where there are any, spectra, "
+        "path and heat maps of training batches.",
+        "layers/diagnosis": "The four answers in sentences, in Text, of validation data where there are any.",
     },
     "StepSizeAdapter": {"step_sizes": "Histogram of ρ over the layers."},
     "LayerRefiner": {
@@ -30,22 +32,31 @@ TAGS_OF: dict[str, dict[str, str]] = {
 
 
 def guide_page(
-    quantities: Collection[Quantity], settings: Mapping[str, object], callbacks: Collection[str] = ()
+    quantities: Collection[Quantity],
+    settings: Mapping[str, object],
+    callbacks: Collection[str] = (),
+    readings: Readings | None = None,
 ) -> str:
-    """Markdown page that explains the tags of a run, those of our callbacks by class, and states the settings."""
-    rows = [(f"`{record.key}/layer_*`", record.label(), record.says) for record in quantities]
+    """Markdown page that explains the tags of a run, those of our callbacks by class, and states the settings.
+
+    It says what holds for the path of some readings; without any, for a leaky one in one piece.
+    """
+    records = list(records_at(quantities, 1.0 if readings is None else readings.effective_depth).values())
+    place = "/segment_*/" if readings is not None and len(readings.segments) > 1 else "/"
+    ends = [summary.end for record in records for summary in record.summaries]
+    has_rank = "bottleneck_rank" in ends and "cost_of_identity" in [record.key for record in records]
+    rows = [(f"`{record.key}/layer_*`", record.label(), record.says) for record in records]
     rows += [
-        (f"`{record.key}/{summary.end}`", f"summary of {record.title}", summary.says)
-        for record in quantities
+        (f"`{record.key}{place}{summary.end}`", f"summary of {record.title}", summary.says)
+        for record in records
         for summary in record.summaries
     ]
-    rows += [
-        (f"`{tag}`", f"of {name}", says) for name in TAGS_OF if name in callbacks for tag, says in TAGS_OF[name].items()
-    ]
+    rank = {tag.replace("/", place): says for tag, says in TAGS_OF["EnergyMonitor"].items()} if has_rank else {}
+    tags = TAGS_OF | {"EnergyMonitor": rank}
+    rows += [(f"`{tag}`", f"of {name}", says) for name in tags if name in callbacks for tag, says in tags[name].items()]
     return "\n".join(
         [
-            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets. Of "
-            "several segments each has its summary, as `cost_of_identity/segment_2/min`.",
+            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets.",
             "",
             "| tag | what it is | what it says |",
             "| --- | --- | --- |",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,129 +12,190 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.hooks.compiled import forget_compiled_code, number_of, warn_of_recompilation
-from lightning_leaky.hooks.structures import paired_tensors, tensors_of, without_nesting
+from lightning_leaky.hooks.padding import PaddingWatch
+from lightning_leaky.hooks.seen import Seen, has_values
+from lightning_leaky.hooks.state import StateChoice, state_candidates, state_place
+from lightning_leaky.hooks.structures import tensors_of
 
 Self = TypeVar("Self", bound="LayerHooks")
+
+
+class Span(nn.Sequential):
+    """Modules that a model calls one after another, read as one layer; nobody calls this one."""
 
 
 class LayerHooks:
     """Owns the forward hooks on some layers: one before and one after each.
 
-    A layer may take its input by position or keyword and return any structure (`paired_tensors`). What cannot be read
-    is never an error in somebody's forward pass: `complaints` says it afterwards. Counts and fingerprints are taken in
-    eager code only: a compiled hook must not change a number.
+    A layer may take its input by position or keyword and return any structure (`state_candidates`). What cannot be read
+    is never an error in somebody's forward pass: `complaints` says it afterwards. What a backward pass runs once more,
+    as checkpointing does, is no pass. Counts and checks are made in eager code only: a compiled hook must not change a
+    number.
 
     Pickling and deep-copying drop the handles, not the layers: a copy has no hooks until it is attached.
 
     Args:
         layers: The layers of a path, in order.
+        model: What contains them, to see the padding masks that it is given.
+        state: Which tensor of a layer is its state, see `StateChoice`; ``None`` where its shape tells.
+
+    Attributes:
+        armed: Whether to take what passes.
+        on_pass: Called, in eager code, when the first layer runs in training mode, armed or not.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], model: nn.Module | None = None, state: StateChoice = None) -> None:
         self.layers = list(layers)
         self.armed = False
+        self.on_pass: Callable[[], None] | None = None
+        self.padding = PaddingWatch(model, self.layers)
+        self._places = [state_place(layer, state) for layer in self.layers]
         self._handles: list[RemovableHandle] = []
-        self._is_checking = True
+        self._copies_all = True
+        self._copied: set[int] = set()
         self._number = number_of(self)
         self._forget_passes()
 
     def attach(self: Self) -> Self:
         """Register the hooks, once, and return this object."""
         if not self._handles:
-            for index, layer in enumerate(self.layers):
-                enter, leave = partial(self._enter, index), partial(self._leave, index)
-                self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(layer.register_forward_hook(leave, with_kwargs=True))
+            self.padding.attach(self._attach_layers)
             warn_of_recompilation(self.layers)
             forget_compiled_code()
         return self
 
     def detach(self) -> None:
         """Remove every hook."""
+        self.padding.detach()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self.armed = False
 
+    def _attach_layers(self) -> None:
+        for index, layer in enumerate(self.layers):
+            enter, leave = partial(self._enter, index), partial(self._leave, index)
+            first, last = (layer[0], layer[-1]) if isinstance(layer, Span) else (layer, layer)
+            self._handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(last.register_forward_hook(leave, with_kwargs=True))
+
     def complaints(self) -> dict[int, str]:
         """Why layers cannot be read, by index, from what has passed since the last `clear`."""
-        found = dict(self._unread)
-        for index, (before, after) in self._fingerprints.items():
-            if not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True):
-                found[index] = (
-                    "overwrites its input in place (or code after it does), so that there is nothing to compare with; "
-                    "use out-of-place operations"
-                )
-        return found
+        return dict(self._unread)
 
     def clear(self) -> None:
         """Forget what has passed."""
         self._forget_passes()
 
-    def stop_checking(self) -> None:
-        """Take no more fingerprints: what the layers do in place has been seen."""
-        self._is_checking = False
+    def copy_less(self) -> None:
+        """Copy only what is known to be overwritten from now on: what the layers do in place has been seen."""
+        self._copies_all = False
 
     def _forget_passes(self) -> None:
-        self._counts = [0] * len(self.layers)
         self._unread: dict[int, str] = {}
-        self._entered: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        self._fingerprints: dict[int, tuple[Tensor, Tensor]] = {}
+        self._entered: dict[int, list[tuple[Tensor, Seen]]] = {}
+        self._span_inputs: dict[int, tuple[Any, ...]] = {}
 
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.armed and not torch.compiler.is_compiling() and not _is_transformed():
-            self._counts[index] += 1
-            if self._is_checking:
-                self._entered[index] = [(tensor, fingerprint(tensor)) for tensor in tensors_of((args, kwargs))]
+        if self.armed and isinstance(self.layers[index], Span):
+            self._span_inputs[index] = args
+        if torch.compiler.is_compiling():
+            return
+        if index == 0 and self.on_pass is not None and module.training:
+            self.on_pass()
+        if self.armed and not _is_transformed() and not is_recomputing():
+            copies = self._copies_all or index in self._copied
+            entered: list[tuple[Tensor, Seen]] = []
+            self._entered[index] = entered
+            with suppress(Exception):  # whatever the arguments are: should one be the state, `_leave` will complain
+                entered.extend([(one, Seen(one, copies)) for one in tensors_of((args, kwargs)) if has_values(one)])
 
     def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._is_wanted():
+        if not self.armed:
             return
+        if isinstance(self.layers[index], Span):
+            args, kwargs = self._span_inputs.pop(index, ()), {}
+        if torch.compiler.is_compiling():
+            befores, afters = state_candidates(self._places[index], args, kwargs, output)
+            if befores and afters:
+                self._observe_compiled(index, befores[0], afters[0])
+            return
+        try:
+            self._leave_eagerly(index, args, kwargs, output)
+        except Exception as error:  # whatever the tensors are, the forward pass that they belong to goes on
+            self._unread[index] = unreadable(error)
+
+    def _leave_eagerly(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if _is_transformed():
             self._unread[index] = "runs inside a transform of torch.func, whose tensors do not outlive it"
             return
-        pair = paired_tensors((args, kwargs), output)
-        if pair is not None:
-            self._observe(index, *pair, kwargs)
-        if not torch.compiler.is_compiling():
-            self._check(index, pair)
-
-    def _check(self, index: int, pair: tuple[Tensor, Tensor] | None) -> None:
-        if pair is None:
+        befores, afters = state_candidates(self._places[index], args, kwargs, output)
+        if not befores or not afters:
             self._unread[index] = "takes or returns no floating-point tensor"
-        for tensor, print_before in self._entered.pop(index, []):
-            if pair is not None and tensor is pair[0]:
-                self._fingerprints[index] = (print_before, fingerprint(tensor))
+        elif is_recomputing():
+            self._observe_again(index, befores[0], afters[0])
+        else:
+            entered = self._entered.pop(index, [])
+            taken = [next((seen for one, seen in entered if one is before), Seen(before)) for before in befores]
+            copies = self._copies_all or index in self._copied
+            self._observe(index, taken, [Seen(after, copies) for after in afters], afters)
 
-    def _is_wanted(self) -> bool:
-        return self.armed
-
-    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
-        """Take what a layer maps, and what it was told by keyword."""
+    def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
+        """Take what a layer maps: the tensors that may be its state, and the outputs in their graph."""
         raise NotImplementedError
+
+    def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
+        """Take it in code that is being compiled."""
+        raise NotImplementedError
+
+    def _observe_again(self, index: int, previous: Tensor, current: Tensor) -> None:
+        """Meet a layer that a backward pass runs once more."""
+
+    def _pair(self, index: int, befores: list[Seen], afters: list[Seen]) -> tuple[Tensor, Tensor] | None:
+        """What a layer maps, where that is certain; else ``None``, and a complaint."""
+        if len(befores) + len(afters) > 2:
+            self._unread[index] = several_states(len(befores), len(afters))
+            return None
+        previous, current = self._unwritten(index, befores[0], "input"), afters[0].value
+        return None if previous is None or current is None else (previous, current)
+
+    def _unwritten(self, index: int, seen: Seen, role: str) -> Tensor | None:
+        """What a tensor held when it passed; ``None``, and a complaint, where that is lost."""
+        if seen.is_overwritten:
+            self._copied.add(index)
+        if seen.value is None:
+            self._unread[index] = (
+                f"has its {role} overwritten in place, by it or by code after it; from the next batch on it is copied"
+            )
+        return seen.value
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._number = number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        none_passed = {"_counts": [0] * len(self.layers), "_unread": {}, "_entered": {}, "_fingerprints": {}}
-        return {**self.__dict__, **none_passed, "_handles": [], "armed": False}
+        emptied: dict[str, Any] = {"_unread": {}, "_entered": {}, "_span_inputs": {}, "_handles": []}
+        return {**self.__dict__, **emptied, "armed": False, "on_pass": None}
 
 
-@torch.no_grad()
-def fingerprint(tensor: Tensor) -> Tensor:
-    """Sum and norm of a tensor: a change that neither shows in float32 is none that a reading would show.
+def unreadable(error: Exception) -> str:
+    """What a layer is complained of where reading it has raised an error."""
+    return f"cannot be read: {str(error).rstrip('.') or repr(error)}"
 
-    Example:
-        >>> fingerprint(torch.tensor([3.0, 4.0]))
-        tensor([7., 5.])
-    """
-    tensor = without_nesting(tensor)[0] if tensor.is_nested else tensor
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return torch.stack([tensor.sum(dtype=dtype), torch.linalg.vector_norm(tensor, dtype=dtype)])
+
+def several_states(taken: int, returned: int) -> str:
+    """What a layer is complained of where its state is not certain."""
+    return (
+        f"takes {taken} and returns {returned} tensors of one shape, and which of them is its state is not known; say "
+        '`state`, as in state="hidden" or state="sum"'
+    )
+
+
+def is_recomputing() -> bool:
+    """Whether eager code runs inside a backward pass, as it does where activations are checkpointed."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _is_transformed() -> bool:
     """Whether a layer runs inside vmap, grad or the like, in eager code."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()

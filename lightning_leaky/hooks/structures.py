@@ -63,8 +63,13 @@ def same_shape(tensor: Tensor, other: Tensor) -> bool:
         (True, False)
     """
     if tensor.is_nested or other.is_nested:
-        return tensor.is_nested and other.is_nested and _part_shapes(tensor) == _part_shapes(other)
+        return shape_of(tensor) == shape_of(other)
     return tensor.shape == other.shape
+
+
+def shape_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return the shape of a tensor; of a nested one, the shapes of its parts."""
+    return tuple(map(shape_of, tensor.unbind())) if tensor.is_nested else tuple(tensor.shape)
 
 
 def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,10 +80,6 @@ def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
     padded = tensor.to_padded_tensor(0.0)
     lengths = torch.tensor([len(part) for part in tensor.unbind()], device=padded.device)
     return padded, torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
-
-
-def _part_shapes(tensor: Tensor) -> list[torch.Size]:
-    return [part.shape for part in tensor.unbind()]
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import (
@@ -50,6 +52,13 @@ _OF_A_HAMILTONIAN = (
     ),
 )
 
+_LEAST_COST = Summary(
+    "min",
+    "Least over the layers: nears the rank of the bottleneck from above as L̃ grows.",
+    lambda values, step_sizes, depth: values.amin(),
+    chart=(BOTTLENECK, "least cost of identity"),
+)
+
 _RECORDS = (
     Quantity(
         "cost_of_identity",
@@ -58,14 +67,7 @@ _RECORDS = (
         title="cost of identity",
         formula="‖A‖²_K",
         says="Soft count of the dimensions in use where a layer starts; its least value nears the rank from above.",
-        summaries=(
-            Summary(
-                "min",
-                "Least over the layers: nears the rank of the bottleneck from above as L̃ grows.",
-                lambda values, step_sizes, depth: values.amin(),
-                chart=(BOTTLENECK, "least cost of identity"),
-            ),
-        ),
+        summaries=(_LEAST_COST,),
         heading="identity",
         heat_map="log",
         default="all",
@@ -96,7 +98,7 @@ _RECORDS = (
         lambda sums: sums.products[:, 0, 1],
         title="cross term",
         formula="⟨∂_pA, A⟩_K",
-        says="Above 0 the dimensions in use grow, below 0 they shrink.",
+        says="Above 0 a layer moves the representation along itself, below 0 against itself.",
     ),
     Quantity(
         "lagrangian",
@@ -112,7 +114,7 @@ _RECORDS = (
         title="Hamiltonian, energy form",
         formula="kinetic + potential energy",
         unit="energy",
-        says="Constant along the path of an optimum. Needs no loss, but feels the stabiliser γ.",
+        says="Constant along the path of an optimum of layers Wσ(A). Needs no loss, but feels the stabiliser γ.",
         summaries=_OF_A_HAMILTONIAN,
         default="leak",
     ),
@@ -146,7 +148,7 @@ _RECORDS = (
         title="Hamiltonian, momentum form",
         formula="(L̃/2) ‖Bᵀσ(A)‖² − L̃ tr(BᵀA)",
         unit="energy",
-        says="Constant along the path of an optimum. −2H/L̃ nears the rank of the bottleneck from below.",
+        says="Constant along the path of an optimum of layers Wσ(A).",
         summaries=_OF_A_HAMILTONIAN,
         heading="H",
         default="weights",
@@ -177,12 +179,24 @@ _RECORDS = (
         "momenta",
         title="momentum of the features",
         formula="‖Bᵀσ(A)‖_F",
-        says="What an optimal weight is made of: W = L̃Bᵀσ(A).",
+        says="What an optimal weight is made of: W is a multiple of Bᵀσ(A).",
     ),
 )
 
 QUANTITIES: dict[str, Quantity] = {record.key: record for record in _RECORDS}
 """The quantities of this package by key."""
+
+# What is said otherwise at L̃ = 0, where the paper's factor 1/L̃ is dropped; None of what is 0 there, or another again.
+_WITHOUT_LEAK: dict[str, dict[str, Any] | None] = {
+    "cost_of_identity": {
+        "says": "What it costs to hand the representation on as it is. Only the comparison of layers matters.",
+        "summaries": (replace(_LEAST_COST, says="Least over the layers."),),
+    },
+    "kinetic_energy": {"formula": "½ ‖∂_pA‖²_K"},
+    "hamiltonian": {"formula": "½ ‖Bᵀσ(A)‖²"},
+    "criticality_residual": {"formula": "‖W − Bᵀσ(A)‖ / ‖W‖"},
+    **dict.fromkeys(("potential_energy", "lagrangian", "energy_hamiltonian")),
+}
 
 STEP_SIZE = Quantity(
     "step_size",
@@ -218,6 +232,15 @@ def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, 
         raise ValueError(f"`quantities` must have different keys, got {keys}; rename those of your own.")
     order = list(QUANTITIES)
     return tuple(sorted(found, key=lambda record: order.index(record.key) if record.key in order else len(order)))
+
+
+def records_at(records: Iterable[Quantity], effective_depth: float) -> dict[str, Quantity]:
+    """Return what to show of a path with this L̃, by key: without a leak no ranks, and nothing that is then empty."""
+    if effective_depth > 0:
+        return {record.key: record for record in records}
+    said = {record: _WITHOUT_LEAK.get(record.key, {}) if record in _RECORDS else {} for record in records}
+    held = [replace(record, **changes) for record, changes in said.items() if changes is not None]
+    return {one.key: replace(one, summaries=tuple(s for s in one.summaries if not s.needs_leak)) for one in held}
 
 
 def plain_quantities(quantities: Sequence[str | Quantity]) -> tuple[str | Quantity, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import fx, nn
@@ -15,20 +16,23 @@ _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout
 _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def fold_gain(model: nn.Module, block: nn.Module, gain: float) -> bool:
-    """Multiply f of a block h + f(h) by a gain, in the weights of the layer that f ends with.
+def foldable_layer(model: nn.Module, block: nn.Module) -> nn.Module | None:
+    """Return the layer g of a block h + g(…) whose weights can take a factor of the branch exactly.
 
-    Returns whether that was possible; where not, as where another module uses these weights, nothing has changed.
+    ``None`` where the block is no such one, or another module of the model uses these weights.
     """
-    if abs(gain - 1) < 1e-12:
-        return True
     last = _last_layer_of_branch(block)
-    if last is None or not _owns_its_output(last) or _is_shared(model, last):
-        return False
-    with torch.no_grad():
-        for parameter in last.parameters(recurse=False):
-            parameter.mul_(gain)
-    return True
+    return None if last is None or not _owns_its_output(last) or _is_shared(model, last) else last
+
+
+@torch.no_grad()
+def multiply(factors: Iterable[tuple[nn.Module, float]]) -> None:
+    """Multiply the parameters of each layer by a number: all, or none where one of them cannot be written to."""
+    written = [(parameter, factor) for layer, factor in factors for parameter in layer.parameters(recurse=False)]
+    for parameter, _ in written:
+        parameter.mul_(1)  # one that cannot be written to says so before another has changed
+    for parameter, factor in written:
+        parameter.mul_(factor)
 
 
 def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
@@ -69,7 +73,9 @@ def _owns_its_output(layer: nn.Module) -> bool:
 
 
 def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether another module of the model uses a parameter of this layer."""
+    """Whether the model has this layer in several places, or another module of it uses a parameter of this layer."""
+    if sum(child is layer for module in model.modules() for child in module._modules.values()) > 1:
+        return True
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     return any(
         id(parameter) in own

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_leaky.functional.leaky_step import leaky_step
+from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
 
 
@@ -40,10 +41,12 @@ class LeakyLayer(nn.Module):
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
 
-        Sharded parameters are gathered: a collective that every process must join.
+        Sharded parameters are gathered: a collective that every process must join. A parametrized weight is that of the
+        last forward pass: looking at it moves no spectral norm.
         """
-        weight = unsharded(self.weight)
-        return weight if self.bias is None else torch.cat([weight, unsharded(self.bias)[:, None]], dim=1)
+        with at_rest(self):
+            weight = unsharded(self.weight)
+            return weight if self.bias is None else torch.cat([weight, unsharded(self.bias)[:, None]], dim=1)
 
     def square_norm(self) -> Tensor:
         """‖W_l‖²_F, bias included."""
@@ -52,4 +55,5 @@ class LeakyLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the layer in `print`."""
-        return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
+        with at_rest(self):
+            return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lightning_leaky.functional._checks import check_positive
 from lightning_leaky.functional.step_size_rules import StepSizeRule, resolve_rule
-from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
+from lightning_leaky.paths.leaky_path import PathChoice
+from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 
@@ -27,7 +28,9 @@ class AdaptationSettings:
         scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
             Adam does not feel it. [ours]
         layout: How the axes of a representation become samples and neurons, as of `ReadingSettings`.
-        padding_mask: Where a batch says which positions are real, as of `ReadingSettings`; ``None`` reads padding too.
+        padding_mask: What says which positions are real, as of `ReadingSettings`; ``None`` reads padding too.
+        path: Which path of several, by its name, as ``"student"``, or a glob, see `lightning_leaky.find_leaky_path`.
+            ``None`` takes the one that is trained.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -47,7 +50,8 @@ class AdaptationSettings:
     move_weights: bool = False
     scale_gradients: bool = False
     layout: Layout | None = None
-    padding_mask: PaddingMask = ATTENTION_MASK
+    padding_mask: PaddingMask = GIVEN
+    path: PathChoice | None = None
 
     def __post_init__(self) -> None:
         _ = self.rhythm  # it and `resolve_rule` complain of what is out of range

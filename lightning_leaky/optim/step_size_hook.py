@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,17 +12,23 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import adaptive_step_sizes, cap_step_sizes, distances_are_usable
+from lightning_leaky.hooks.layer_hooks import unreadable
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.sum_recorder import SumRecorder
-from lightning_leaky.paths.layers import named_layers
 from lightning_leaky.paths.leaky_path import find_leaky_path, step_sizes_of
-from lightning_leaky.reading.layout import is_encoder_decoder, mask_of_layer
 from lightning_leaky.utilities.arguments import takes_first
-from lightning_leaky.utilities.optimizer_steps import step_was_skipped
-from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed, warn
+from lightning_leaky.utilities.harmless import harmless, warn_once
+from lightning_leaky.utilities.optimizer_steps import (
+    OptimizerSteps,
+    heard_optimizer,
+    held_parameters,
+    step_was_skipped,
+)
+from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed
 
 # Of the sums that a rule may ask for, the layers' own included.
 _MOST_DIMENSIONS = 4
+_TASK = "Adapting the step-sizes"
 
 
 class StepSizeHook:
@@ -64,38 +69,51 @@ class StepSizeHook:
     @takes_first(nn.Module, AdaptationSettings)
     def __init__(self, model: nn.Module, *values: Any, **settings: Any) -> None:
         self.settings = AdaptationSettings(*values, **settings)
-        self.path = find_leaky_path(model)
+        self.path = find_leaky_path(model, self.settings.path)
         layers, max_leak = list(self.path.layers), self.settings.max_leak
         self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(layers))
         self.num_steps = 0
         self._master = step_sizes_of(self.path)
-        self._recorder = SumRecorder(layers, self._settings_in(model), self.path.step_sizes.device)
+        state, device = getattr(self.path, "state", None), self.path.step_sizes.device
+        self._recorder = SumRecorder(layers, self.settings, device, model, state)
+        self.said: set[str] = set()
+        self._model: nn.Module | None = model
+        self._steps: OptimizerSteps | None = None
         self._handles: list[RemovableHandle] = []
         self._shape: list[int] | None = None
-        self._warned = False
 
     def attach(self, optimizer: Optimizer) -> StepSizeHook:
         """Follow an optimizer's steps from now on.
 
         Args:
-            optimizer: The optimizer that trains the network.
+            optimizer: The optimizer that trains the network, or one that holds it, as SAM, Lookahead and what
+                ``accelerate.prepare`` returns: the inner one's steps count.
 
         Returns:
             This hook.
 
         Raises:
-            ValueError: If it follows an optimizer already, or the layers cannot exchange weights or scale gradients as
-                asked.
+            ValueError: If it follows an optimizer already, hooks on this one would never be called, it trains another
+                path, or the layers cannot exchange weights or scale gradients as asked.
         """
         if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
+        optimizer = heard_optimizer(optimizer)
+        held = held_parameters(optimizer)
+        if self._model is not None and find_leaky_path(self._model, self.settings.path, held) is not self.path:
+            raise ValueError(
+                f"`optimizer` must train the layers whose step-sizes are adapted, but this {type(optimizer).__name__} "
+                "trains those of another path. Attach to the other optimizer, or say by `path` which path is meant."
+            )
         if self.settings.move_weights:  # nowhere, to complain now and not in the middle of training
             self._move_weights(self._master, optimizer)
         if self.settings.scale_gradients:
             self._handles += self._gradient_hooks()
+        self.said.clear()
+        self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
+        self._recorder.on_pass = self._steps.count_pass
         self._recorder.attach()
         self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
         return self
 
     def detach(self) -> None:
@@ -103,12 +121,14 @@ class StepSizeHook:
         self._recorder.detach()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        if self._steps is not None:
+            self._steps.remove()
+        self._handles, self._steps = [], None
 
     @property
     def is_attached(self) -> bool:
         """Whether the hook follows an optimizer."""
-        return bool(self._handles)
+        return self._steps is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, master step-sizes and the distances summed so far: with them a resumed run equals the other."""
@@ -156,47 +176,42 @@ class StepSizeHook:
 
     def forget(self) -> None:
         """Forget the distances since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
-        self._recorder.clear()
+        with harmless(_TASK, self.said):
+            self._recorder.clear()
 
-    def _settings_in(self, model: nn.Module) -> AdaptationSettings:
-        """The settings, with the mask of the decoder where the layers are in one."""
-        name = next((name for name, module in named_layers(model).items() if module is self.path.layers[0]), "")
-        mask = mask_of_layer(name, self.settings.padding_mask, is_encoder_decoder(model))
-        return replace(self.settings, padding_mask=mask)
-
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not step_was_skipped(optimizer):
-            self.num_steps += 1
-            if self.settings.rhythm.is_due(self.num_steps):
-                self._adapt(optimizer)
-        self._recorder.clear()
+    def _after_step(self, optimizer: Optimizer) -> None:
+        with harmless(_TASK, self.said):
+            if not step_was_skipped(optimizer):
+                self.num_steps += 1
+                if self.settings.rhythm.is_due(self.num_steps):
+                    self._adapt(optimizer)
+        self.forget()
         self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
 
     @torch.no_grad()
     def _adapt(self, optimizer: Optimizer) -> None:
+        sums, complaints = self._sums_of_all()
         self._follow_buffer()
-        complaints = self._recorder.complaints()
-        sums = self._sums_of_all(list(complaints))
-        if sums is None:
-            distances = torch.full_like(self._master, torch.nan)
-        else:
+        distances = torch.full_like(self._master, torch.nan)
+        if sums is not None:
+            sums = sums.to("cpu", torch.float64)
             distances = self._recorder.rule.distances(sums, self._master, self.path.effective_depth)
         if not distances_are_usable(distances):
-            self._warn_once(sums, distances, complaints)
+            self._complain(sums, distances, complaints)
             return
-        self._recorder.stop_checking()
-        before = self._master
-        self._master = adaptive_step_sizes(before, distances, self.settings.damping)
+        self._recorder.copy_less()
+        new = adaptive_step_sizes(self._master, distances, self.settings.damping)
         if self._maximum is not None:
-            self._master = cap_step_sizes(self._master, self._maximum)
+            new = cap_step_sizes(new, self._maximum)
         if self.settings.move_weights:
-            self._move_weights(before, optimizer)
-        self.path.step_sizes.copy_(self._master)
+            self._move_weights(new, optimizer)
+        self._master = new
+        self.path.step_sizes.copy_(new)
 
-    def _move_weights(self, before: Tensor, optimizer: Optimizer) -> None:
+    def _move_weights(self, new: Tensor, optimizer: Optimizer) -> None:
         from lightning_leaky.refining.remesh import move_parameters
 
-        move_parameters(list(self.path.layers), before, self._master, optimizer)
+        move_parameters(list(self.path.layers), self._master, new, optimizer)
 
     def _gradient_hooks(self) -> list[RemovableHandle]:
         parameters = [(index, one) for index, layer in enumerate(self.path.layers) for one in layer.parameters()]
@@ -217,32 +232,34 @@ class StepSizeHook:
         share = self.path.step_sizes[index] * len(self.path.layers)
         return gradient / share.to(gradient)
 
-    def _sums_of_all(self, unreadable: list[int]) -> Tensor | None:
-        """Sums of all processes, shape (L, ...), in float64; ``None`` where no process has seen a pass.
+    def _sums_of_all(self) -> tuple[Tensor | None, dict[int, str]]:
+        """Sums of all processes, shape (L, ...), ``None`` where no process has seen a pass; and this one's complaints.
 
         NaN for layers that a process cannot read: whoever complains, all leave their step-sizes as they are.
         """
-        sums, device = self._recorder.sums, self.path.step_sizes.device
+        own, device = self._recorder.sums, self.path.step_sizes.device
         if self._shape is None:  # a process without data joins the sums of the others, and must know their shape
-            own = [] if sums is None else list(sums.shape)
-            padded = torch.tensor(own + [-1] * (_MOST_DIMENSIONS - len(own)), device=device)
-            agreed = first_of(padded, sums is not None)
+            shape = [] if own is None else list(own.shape)
+            padded = torch.tensor(shape + [-1] * (_MOST_DIMENSIONS - len(shape)), device=device)
+            agreed = first_of(padded, own is not None)
             if agreed is None:
-                return None
+                return None, self._recorder.complaints()
             self._shape = [size for size in agreed.tolist() if size >= 0]
-        sums = torch.zeros(self._shape, dtype=working_dtype(device), device=device) if sums is None else sums.to(device)
-        sums[unreadable] = torch.nan
-        return summed(sums).to("cpu", torch.float64)
+        sums = torch.full(self._shape, torch.nan, dtype=working_dtype(device), device=device)
+        try:
+            complaints = self._recorder.complaints()
+            sums.copy_(torch.zeros_like(sums) if own is None else own)
+            sums[list(complaints)] = torch.nan
+        except Exception as error:  # the others wait for what it joins
+            complaints = {0: unreadable(error)}
+        return summed(sums), complaints
 
     def _follow_buffer(self) -> None:
         """Start from the buffer where somebody else has changed it (a checkpoint, the user)."""
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
 
-    def _warn_once(self, sums: Tensor | None, distances: Tensor, complaints: dict[int, str]) -> None:
-        if self._warned:
-            return
-        self._warned = True
+    def _complain(self, sums: Tensor | None, distances: Tensor, complaints: dict[int, str]) -> None:
         if complaints:
             firsts = {complaint: index for index, complaint in reversed(complaints.items())}
             reason = " ".join(f"Layer {index + 1} {complaint}." for complaint, index in firsts.items())
@@ -253,14 +270,14 @@ class StepSizeHook:
                 "Only passes in training mode count: models are in evaluation mode after `from_pretrained`, and want "
                 "model.train()."
             )
-        reason = (
-            f"The layers change by {distances.tolist()} per unit of p, and the adaptive rule wants that positive and "
-            f"finite. {reason}"
+        message = (
+            f"Step-sizes left as they are. The layers change by {distances.tolist()} per unit of p, and the adaptive "
+            f"rule wants that positive and finite. {reason}"
         )
-        warn(f"Step-sizes left as they are. {reason}", is_own=bool(complaints))
+        warn_once(message, reason, self.said, is_own=bool(complaints))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": []}
+        return {**self.__dict__, "_handles": [], "_steps": None, "_model": None}
 
 
 def _maximum_step_size(max_leak: float | None, effective_depth: float, num_layers: int) -> float | None:

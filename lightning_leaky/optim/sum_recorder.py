@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,32 +11,43 @@ from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_size_rules import resolve_rule
-from lightning_leaky.hooks.capture import told_padding
 from lightning_leaky.hooks.compiled import add_rows
-from lightning_leaky.hooks.layer_hooks import LayerHooks
+from lightning_leaky.hooks.layer_hooks import LayerHooks, unreadable
+from lightning_leaky.hooks.seen import Seen
+from lightning_leaky.hooks.state import StateChoice
 from lightning_leaky.optim.settings import AdaptationSettings
+from lightning_leaky.reading.axes import axes_told
 from lightning_leaky.reading.layout import Layout, real_positions
 
 
 class SumRecorder(LayerHooks):
     """Adds up, while armed and in training mode, what a rule wants to know of each layer, over all forward passes.
 
-    Sums over samples: those of micro-batches and processes add up to those of the whole batch. A checkpointed layer
-    that runs twice counts twice in all of its sums, and their ratios do not feel it.
+    Sums over samples: those of micro-batches and processes add up to those of the whole batch.
 
     Args:
         layers: The layers of a path, in order.
         settings: What to sum, over which samples.
         device: Where the representations are expected.
+        model: What contains the layers, to see the padding masks that it is given.
+        state: Which tensor of a layer is its state.
 
     Attributes:
         sums: Shape (L, ...); ``None`` until a layer has been seen.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], settings: AdaptationSettings, device: torch.device) -> None:
-        super().__init__(layers)
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        settings: AdaptationSettings,
+        device: torch.device,
+        model: nn.Module | None = None,
+        state: StateChoice = None,
+    ) -> None:
+        super().__init__(layers, model, state)
         self.rule, self.layout = resolve_rule(settings.rule), settings.layout or Layout()
         self.padding_mask = settings.padding_mask
+        self._axes_unknown = self.layout.axes is None
         self.sums: Tensor | None = None
         self._real: Tensor | None = None
         self._refusal: str | None = None
@@ -48,7 +60,7 @@ class SumRecorder(LayerHooks):
         try:
             self._real = None if batch is None else real_positions(batch, self.padding_mask)
         except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
-            self._refusal = _unreadable(error)
+            self._refusal = unreadable(error)
 
     def detach(self) -> None:
         """Remove every hook, and forget the batch."""
@@ -73,23 +85,38 @@ class SumRecorder(LayerHooks):
             sums = self._sums_for(found) if sums is None else sums
             sums[index] += found.to(sums.device)
         except Exception as error:  # whatever the layout and the rule make of it, the training goes on
-            self._unread[index] = _unreadable(error)
+            self._unread[index] = unreadable(error)
 
     @torch.no_grad()
-    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
-        if not self.layers[index].training:
+    def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
+        pair = self._pair(index, befores, afters) if self.layers[index].training else None
+        if pair is None:
             return
-        real = self._real
-        if real is None and self.padding_mask is not None:
-            padding = told_padding(kwargs)
-            real = None if padding is None else padding == 0
         if self._refusal is not None:
             self._unread[index] = self._refusal
-        elif self._room is None or not torch.compiler.is_compiling() or self._is_traceable(current, real):
+            return
+        if self._axes_unknown:
+            self.layout, self._axes_unknown = _told(self.layout, self.layers[index], pair[1]), False
+        self.add(index, *pair, self._real_of(index))
+
+    @torch.no_grad()
+    def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
+        real = self._real_of(index)
+        if not self.layers[index].training:
+            return
+        if self._refusal is not None:
+            self._unread[index] = self._refusal
+        elif self._room is None or self._is_traceable(current, real):
             self.add(index, previous, current, real)
         else:
             self.sums = self._room if self.sums is None else self.sums
             add_rows(self.sums, previous.detach(), current.detach(), real, self._number, index)
+
+    def _real_of(self, index: int) -> Tensor | None:
+        """Which positions are real: as the batch says or, where it does not, as the layer or what holds it is told."""
+        if self._real is not None or self.padding_mask is None:
+            return self._real
+        return self.padding.real(index, self.padding.given(index))
 
     def _is_traceable(self, current: Tensor, real: Tensor | None) -> bool:
         """Whether the layout fits, and the number of rows depends on the shape alone."""
@@ -123,5 +150,7 @@ class SumRecorder(LayerHooks):
         return {**super().__getstate__(), "_real": None, "_refusal": None}
 
 
-def _unreadable(error: Exception) -> str:
-    return f"cannot be read: {str(error).rstrip('.') or repr(error)}"
+def _told(layout: Layout, layer: nn.Module, current: Tensor) -> Layout:
+    """A layout with the axes that a layer tells."""
+    axes = axes_told([(layer, current.shape)]) if current.ndim > 2 else None
+    return layout if axes is None else replace(layout, axes=axes)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
 from lightning_leaky.hooks.capture import PathCapture
-from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers, unwrapped
+from lightning_leaky.hooks.layer_hooks import Span
+from lightning_leaky.hooks.structures import shape_of
+from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers, plain_name, unwrapped
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path, leaky_paths
 from lightning_leaky.utilities.processes import first_of
+
+_MOST_SHAPES = 6
+_MOST_BATCHES = 10
 
 
 class BlockPath(nn.Module):
@@ -28,7 +35,12 @@ class BlockPath(nn.Module):
         self.register_buffer("step_sizes", equidistant_step_sizes(len(self.layers)).to(device, working_dtype(device)))
 
 
-def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0) -> LeakyPath | None:
+def path_of(
+    model: nn.Module,
+    layers: LayerChoice | None,
+    effective_depth: float = 0.0,
+    held: Container[int] | None = None,
+) -> LeakyPath | None:
     """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
 
     ``None`` where no layers are chosen and the model has no leaky path, so that one must be found; ValueError where it
@@ -36,26 +48,43 @@ def path_of(model: nn.Module, layers: LayerChoice | None, effective_depth: float
     """
     found = leaky_paths(model)
     if layers is None:
-        return find_leaky_path(model) if found else None
+        return find_leaky_path(model, held=held) if found else None
     chosen = list(choose_layers(model, layers).values())
     return next((path for path in found.values() if list(path.layers) == chosen), BlockPath(chosen, effective_depth))
 
 
 class PathFinder:
-    """Finds the blocks of a model nobody has named, from one forward pass through a capture of all `candidates`."""
+    """Finds the blocks of a model nobody has named, from forward passes through a capture of all `candidates`.
 
-    def __init__(self, model: nn.Module, effective_depth: float = 0.0) -> None:
-        self.candidates = list(candidate_blocks(model).values())
+    Args:
+        model: Where to look.
+        effective_depth: L̃ of the path.
+        held: Ids of the parameters that optimizers hold; ``None`` where there is no optimizer.
+    """
+
+    def __init__(self, model: nn.Module, effective_depth: float = 0.0, held: Container[int] | None = None) -> None:
+        named = candidate_blocks(model) | flat_stacks(model)
+        self.candidates = list(named.values())
         self.effective_depth = effective_depth
-        self.has_found_none = False
+        self._is_done, self._num_batches = False, 0
+        self._names, self._held = list(named), held
         self._device = device_of(model)
         self._run: list[int] = []
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[int]] | None:
-        """Return the longest run as a path, with its places among the candidates, or ``None`` if there is none."""
-        self._run = longest_run(capture)
-        self.has_found_none = not self._run
+        """Return the best run as a path, with its places among the candidates, or ``None`` if there is none.
+
+        A batch in which all candidates do something shows all there is; another one may show more.
+        """
+        runs = _Runs(capture, self._names, self._held)
+        self._run = runs.best()
+        self._num_batches += 1
+        self._is_done = bool(self._run) or all(runs.works) or self._num_batches == _MOST_BATCHES
         return (self._path(), self._run) if self._run else None
+
+    def is_done(self) -> bool:
+        """Whether there is no more to find."""
+        return self._is_done
 
     def agreed_path(self) -> BlockPath | None:
         """Return the path that the first of all processes has found, or ``None`` where that is this process's own.
@@ -70,6 +99,30 @@ class PathFinder:
         self._run = agreed.argsort()[int((agreed == 0).sum()) :].tolist()
         return self._path()
 
+    def note(self) -> str:
+        """Say what was found, and which blocks of the same kind are not read."""
+        run, kind = self._run, type(unwrapped(self.candidates[self._run[0]]))
+        left = [
+            name
+            for index, name in enumerate(self._names)
+            if index not in run and type(unwrapped(self.candidates[index])) is kind
+        ]
+        said = f"{len(run)} layers found: {self._names[run[0]]} to {self._names[run[-1]]} ({kind.__name__})."
+        if left:
+            said += f" {len(left)} more of this class are not read, as {_pattern(left[0])!r}: name them by `layers`."
+        return said
+
+    def shapes_seen(self, capture: PathCapture) -> str:
+        """Say what passed the candidates, for a message that none of them is a path."""
+        first = capture.passages[0]
+        seen = [
+            f"{name}: {shape_of(befores[0].tensor)} to {shape_of(afters[0].tensor)}"
+            for name, befores, afters in zip(self._names, first.befores, first.afters, strict=True)
+            if befores and afters
+        ]
+        more = f" and {len(seen) - _MOST_SHAPES} more" if len(seen) > _MOST_SHAPES else ""
+        return "; ".join(seen[:_MOST_SHAPES]) + more or "none with parameters ran"
+
     def _path(self) -> BlockPath:
         return BlockPath([self.candidates[index] for index in self._run], self.effective_depth)
 
@@ -79,58 +132,123 @@ def candidate_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in named_layers(model).items()
-        if any(True for _ in module.parameters())
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict))  # nobody calls them
+        and any(True for _ in module.parameters())
         and (any(True for _ in module.children()) or not type(unwrapped(module)).__module__.startswith("torch.nn"))
     }
 
 
-def longest_run(capture: PathCapture) -> list[int]:
-    """Return the longest run among the layers of a capture that has seen a forward pass, in the order of the run.
+def flat_stacks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of plain stacks, by the name of their first module.
 
-    A run is a chain of modules of one class, each of which takes the very tensor that the one before returned. The
-    longest one is that with most shape-preserving blocks, of equals the one with most parameters; it may pass blocks
-    that change the shape. Empty where no run has two shape-preserving blocks.
+    A layer is a linear map between equal widths in an `nn.Sequential`, with the activation, dropout and norm after it.
+
+    Example:
+        >>> list(flat_stacks(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 4), nn.ReLU())))
+        ['0', '3']
     """
-    runs = _Runs(capture)
-    best = max((runs.ending_at(index) for index in runs.indices), key=runs.score, default=[])
-    return best if runs.score(best)[0] >= 2 else []
+    found: dict[str, nn.Module] = {}
+    for name, parent in model.named_modules():
+        open_at = None
+        for key, module in parent.named_children() if isinstance(parent, nn.Sequential) else ():
+            starts = isinstance(module, nn.Linear) and module.in_features == module.out_features
+            if starts:
+                open_at = plain_name(f"{name}.{key}".lstrip("."))
+                found[open_at] = Span(module)
+            elif isinstance(module, nn.Linear) or any(True for _ in module.children()):
+                open_at = None
+            elif open_at is not None:
+                found[open_at].append(module)  # type: ignore[operator]
+    return found
 
 
 class _Runs:
-    """Runs that end at each layer of a capture."""
+    """Runs among the layers of a capture that has seen a forward pass.
 
-    def __init__(self, capture: PathCapture) -> None:
-        self.layers = capture.layers
-        self.previous, self.current = _identities(capture.previous), _identities(capture.current)
-        repeated = capture.complaints()
-        self.indices = [
-            index
-            for index in range(len(self.layers))
-            if self.current[index] and self.current[index] != self.previous[index] and index not in repeated
+    A run is a chain of modules of one class, each of which takes the very tensor that the one before returned. The best
+    one has parameters that are trained, then the most shape-preserving blocks, then the most parameters. It may pass
+    blocks that change the shape, and goes on in the next stage, if that has another width. Blocks of its class beside
+    it that did nothing, or did not run, belong to it: in another batch they do.
+    """
+
+    def __init__(self, capture: PathCapture, names: Sequence[str], held: Container[int] | None) -> None:
+        self.layers, self.names, self.held = capture.layers, names, held
+        first = capture.passages[0]
+        self.previous = [{seen.identity for seen in befores} for befores in first.befores]
+        self.current = [{seen.identity for seen in afters} for afters in first.afters]
+        self.shapes = [
+            (shape_of(befores[0].tensor), shape_of(afters[0].tensor)) if befores and afters else None
+            for befores, afters in zip(first.befores, first.afters, strict=True)
         ]
+        self.works = [bool(after - before) for before, after in zip(self.previous, self.current, strict=True)]
         self._found: dict[int, list[int]] = {}
 
-    def ending_at(self, index: int) -> list[int]:
+    def best(self) -> list[int]:
+        """The best run, in the order of running; empty where none has two shape-preserving blocks."""
+        ends = [index for index, works in enumerate(self.works) if works]
+        # Containers, then linear maps in a row, only where there are no blocks: they hold blocks, or are held by them.
+        for kind in (nn.Module, nn.Sequential, Span):
+            runs = [self._ending_at(index) for index in ends if _kind(self.layers[index]) is kind]
+            best = max(runs, key=self._score, default=[])
+            if self._score(best)[1] >= 2:
+                return self._with_idle(self._with_stages(best, runs))
+        return []
+
+    def _ending_at(self, index: int) -> list[int]:
         """Best run that ends with a layer."""
         if index not in self._found:
             self._found[index] = [index]  # for itself, should a view close a circle
             before = [
                 other
-                for other in self.indices
-                if other != index
-                and self.current[other] == self.previous[index]
-                and type(unwrapped(self.layers[other])) is type(unwrapped(self.layers[index]))
+                for other, works in enumerate(self.works)
+                if works and other != index and self.current[other] & self.previous[index] and self._alike(other, index)
             ]
-            longest = max((self.ending_at(other) for other in before), key=self.score, default=[])
+            longest = max((self._ending_at(other) for other in before), key=self._score, default=[])
             self._found[index] = [*longest, index]
         return self._found[index]
 
-    def score(self, run: Sequence[int]) -> tuple[int, int]:
-        """Number of shape-preserving blocks, then number of parameters."""
-        preserving = [index for index in run if self.previous[index][1:] == self.current[index][1:]]
-        return len(preserving), sum(parameter.numel() for index in run for parameter in self.layers[index].parameters())
+    def _score(self, run: Sequence[int]) -> tuple[bool, int, int]:
+        """Whether it is trained, number of shape-preserving blocks, number of parameters."""
+        parameters = [one for index in run for one in self.layers[index].parameters() if not is_lazy(one)]
+        trained = any(one.requires_grad and (self.held is None or id(one) in self.held) for one in parameters)
+        preserving = [index for index in run if self.shapes[index] and len({*(self.shapes[index] or ())}) == 1]
+        return trained, len(preserving), sum(one.numel() for one in parameters)
+
+    def _with_stages(self, best: list[int], runs: Sequence[list[int]]) -> list[int]:
+        """The run, with those of its class in other stages, where each stage has a width of its own."""
+        pattern = _pattern(self.names[best[0]])
+        inside = {index for run in runs for index in run[:-1]}  # a run that goes on is no whole one
+        whole = [run for run in runs if run[-1] not in inside and self._alike(run[0], best[0])]
+        stages = [run for run in whole if _pattern(self.names[run[0]]) == pattern and self._score(run)[1]]
+        ends = [(self.shapes[run[0]], self.shapes[run[-1]]) for run in stages]
+        differ = all(one and other and one[1] != other[0] for (_, one), (other, _) in itertools.pairwise(ends))
+        return [index for run in stages for index in run] if best in stages and differ else best
+
+    def _with_idle(self, run: list[int]) -> list[int]:
+        """The run, with the blocks beside its own that did nothing in this batch, where the names tell their places."""
+        parents = {_parent(self.names[index]) for index in run}
+        idle = [
+            index
+            for index, works in enumerate(self.works)
+            if not works and _parent(self.names[index]) in parents and self._alike(index, run[0])
+        ]
+        backwards = run == sorted(run, reverse=True)
+        return sorted([*run, *idle], reverse=backwards) if backwards or run == sorted(run) else run
+
+    def _alike(self, one: int, other: int) -> bool:
+        return type(unwrapped(self.layers[one])) is type(unwrapped(self.layers[other]))
 
 
-def _identities(tensors: Sequence[Tensor | None]) -> list[tuple[int, ...]]:
-    """Where in memory each tensor lies, then its shape: unique while all are kept; empty where there is none."""
-    return [() if tensor is None else (tensor.data_ptr(), *tensor.shape) for tensor in tensors]
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    """A row of linear maps, a container of torch, or a block."""
+    kind = type(unwrapped(layer))
+    return kind if kind in (nn.Sequential, Span) else nn.Module
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _pattern(name: str) -> str:
+    """A glob for a name and those that differ in a number."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import permutations
 from typing import TypeAlias
 
@@ -18,7 +19,20 @@ from lightning_leaky.utilities.imports import located
 LayerChoice: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A glob, ``"re:"`` and a regular expression, a type of module, or a predicate of name and module."""
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# Where a wrapper holds what it wraps, by its class: not all of these packages are there, and attributes mislead, for a
+# wrapper answers for the model inside.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "AveragedModel": "module",
+    "_FabricModule": "_forward_module",
+    "PeftModel": "base_model",
+    "PeftMixedModel": "base_model",
+    "BaseTuner": "model",  # of peft: LoRA and its like
+}
 _REGEX = "re:"
 _MOST_NAMES = 20
 
@@ -31,7 +45,7 @@ def choose_layers(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]
         layers: A glob over names, as ``"encoder.layers.*"``, where ``*`` stops at a dot; a regular expression that the
             whole name must match, as ``r"re:encoder\.layers\.\d+"``; a type of module, with its subclasses; or a
             predicate ``(name, module) -> bool``. A string that matches no name may be the import path of a type or of a
-            predicate. Names start at the model given, and are those without torch.compile, FSDP or checkpointing.
+            predicate. Names start at the model given, and are those without its wrappers (`unwrapped`).
 
     Raises:
         ValueError: If no module matches, one of them contains another, or the regular expression is none.
@@ -65,19 +79,41 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     does not run it twice.
     """
     named: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        named.setdefault(plain_name(name), module)
+    modules, plain = dict(model.named_modules()), {"": ""}
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        if name:
+            is_inner = child == _place_inside(modules[parent])
+            plain[name] = plain[parent] if is_inner else f"{plain[parent]}.{child}".lstrip(".")
+        named.setdefault(plain[name], module)
     named.pop("", None)
     return named
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module that torch.compile, FSDP or checkpointing has wrapped."""
-    for wrapper in _WRAPPERS:
-        inner = module._modules.get(wrapper.removesuffix("."))
-        if inner is not None:
-            return unwrapped(inner)
-    return module
+    """Return the module inside torch.compile, FSDP, checkpointing, DDP, weight averaging, Fabric or LoRA (peft)."""
+    place = _place_inside(module)
+    inner = None if place is None else module._modules[place]
+    return module if inner is None else unwrapped(inner)
+
+
+def _place_inside(module: nn.Module) -> str | None:
+    """Name of the child that a wrapper wraps; ``None`` of what is no wrapper."""
+    places = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__)
+    return next((place for place in places if place in module._modules), None)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Let a module's weights be looked at as in evaluation: spectral norm iterates at every look in training."""
+    trained = [part for part in module.modules() if part.training]
+    try:
+        for part in trained:
+            part.training = False
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -86,10 +122,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def plain_name(name: str) -> str:
-    """Return a module's name as it was before torch.compile, FSDP or checkpointing wrapped its parents."""
-    for wrapper in _WRAPPERS:
-        name = f"{name}.".replace(wrapper, "").rstrip(".")
-    return name
+    """Return a name without the parts that only torch.compile, FSDP or checkpointing can have put there."""
+    return ".".join(part for part in name.split(".") if not (part in _WRAPPERS.values() and part.startswith("_")))
 
 
 def _matching(named: dict[str, nn.Module], layers: LayerChoice) -> dict[str, nn.Module]:
@@ -98,14 +132,17 @@ def _matching(named: dict[str, nn.Module], layers: LayerChoice) -> dict[str, nn.
 
 
 def _hint(layers: LayerChoice, named: dict[str, nn.Module]) -> str:
-    """What may have been meant: names that end as the pattern does, or are spelt like it; else some that there are."""
-    if not isinstance(layers, str) or layers.startswith(_REGEX):
-        likely = []
-    else:
-        tails = [name for name in named if _matches_glob(".".join(name.split(".")[-layers.count(".") - 1 :]), layers)]
-        likely = tails or difflib.get_close_matches(layers, named, cutoff=0.5)
-    if likely:
-        return f" Did you mean {likely[0]!r}? Names start at the module that is fitted."
+    """What may have been meant: the pattern below another module, or one that is spelt like it; else some names."""
+    if isinstance(layers, str) and not layers.startswith(_REGEX):
+        depth = layers.count(".") + 1
+        split = [name.split(".") for name in named]
+        tails = [parts for parts in split if _matches_glob(".".join(parts[-depth:]), layers)]
+        inside = {".".join([*parts[:-depth], layers]) for parts in tails}
+        # Of a numbered list all are meant: 'model.*', not 'model.9'.
+        spelt = dict.fromkeys(re.sub(r"(^|\.)\d+$", r"\1*", name) for name in named)
+        likely = sorted(inside) or difflib.get_close_matches(layers, spelt, cutoff=0.5)
+        if likely:
+            return f" Did you mean {' or '.join(map(repr, likely[:3]))}? Names start at the module that is fitted."
     some = list(named)[:_MOST_NAMES]
     return f" Its modules are {some}{' and others' if len(named) > len(some) else ''}; print(module) shows all."
 

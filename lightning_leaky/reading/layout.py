@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_leaky.utilities.imports import located
 
 PaddingMask: TypeAlias = str | Callable[[Any], Any] | None
-"""Where a batch says which positions are real: a key of a dictionary, a function of the batch, or its import path."""
+"""What says which positions are real: ``"given"``, a key in a batch, a function of it or its import path, nothing."""
 
-ATTENTION_MASK, DECODER_ATTENTION_MASK = "attention_mask", "decoder_attention_mask"
-"""The keys that are looked for where nothing else is said, and need not be there."""
+GIVEN = "given"
+"""The masks that layers and the modules around them are given, see `lightning_leaky.hooks.padding`."""
 
-_OPTIONAL = (ATTENTION_MASK, DECODER_ATTENTION_MASK)
+# The one key that need not be there: older configurations name it.
+_ATTENTION_MASK = "attention_mask"
 
 _DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
+
+
+def default_axes(num_axes: int) -> str:
+    """Return the axes that a representation is taken to have where nothing tells."""
+    return _DEFAULTS[num_axes]
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class Layout:
     Args:
         axes: One letter an axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
             for (tokens, batch, width) or ``"nhwc"``. ``None`` is ``"nc"``, ``"ntc"``, ``"nchw"`` or ``"ncdhw"`` by the
-            number of axes. The memory format ``torch.channels_last`` changes no axes and needs nothing.
+            number of axes, or what the modules inside the layers tell (`lightning_leaky.reading.axes`). The memory
+            format ``torch.channels_last`` changes no axes and needs nothing.
         per_sample: Whether to read the mean over the positions of each sample in place of the positions themselves.
         max_samples: At most so many rows a batch, thinned by a fixed stride (raised where it would fall on the same
             positions of all samples). No random number is drawn.
@@ -142,8 +150,8 @@ def check_layout(layout: Layout | None, padding_mask: PaddingMask) -> None:
         raise ValueError(f"`layout` must be a Layout, got {layout!r}; write Layout({layout!r}) for its axes.")
     if not (padding_mask is None or isinstance(padding_mask, str) or callable(padding_mask)):
         raise ValueError(
-            f"`padding_mask` must be a key of the batch, a function of it or None, got {padding_mask!r}; write lambda "
-            "batch: ... for what is to be made of it."
+            f'`padding_mask` must be "given", a key of the batch, a function of it or None, got {padding_mask!r}; '
+            "write lambda batch: ... for what is to be made of it."
         )
 
 
@@ -152,50 +160,57 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
 
     Args:
         batch: A batch.
-        padding_mask: Key under which a dictionary holds the mask, non-zero where a position is real; a function of the
-            batch that returns such a mask, or its import path.
+        padding_mask: Key under which the batch, or a part of it, holds the mask, non-zero where a position is real; a
+            function of the batch that returns such a mask, or its import path; ``"given"`` asks no batch.
 
     Raises:
-        ValueError: If the batch has no such key; ``"attention_mask"`` alone may be missing.
+        ValueError: If the batch has no such key, or several; ``"attention_mask"`` alone may be missing.
 
     Example:
-        >>> real_positions({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask")
+        >>> real_positions(({"attention_mask": torch.tensor([[1, 1, 0]])}, "labels"), "attention_mask")
         tensor([[ True,  True, False]])
     """
-    if padding_mask is None:
+    if padding_mask is None or padding_mask == GIVEN:
         return None
     mask = _mask_named(batch, padding_mask) if isinstance(padding_mask, str) else padding_mask(batch)
     return None if mask is None else mask != 0
 
 
-def mask_of_layer(name: str, padding_mask: PaddingMask, has_two_sides: bool) -> PaddingMask:
-    """Where a batch says what is padding for a layer: attention masks of encoders are not those of decoders."""
-    is_decoder = has_two_sides and "decoder" in name.split(".")
-    return DECODER_ATTENTION_MASK if is_decoder and padding_mask == ATTENTION_MASK else padding_mask
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether a part of the model says of itself, as those of transformers do, that it has both sides."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+def keys_of(batch: Any) -> list[str]:
+    """Return the names of all parts of a batch."""
+    return list(dict.fromkeys(key for key, _ in _named_parts(batch)))
 
 
 def _mask_named(batch: Any, name: str) -> Tensor | None:
-    keys = list(batch) if isinstance(batch, Mapping) else None
-    if keys is not None and name in keys:
-        # Attention masks of (batch, heads, tokens, tokens) say who may look at whom, not what is padding.
-        return batch[name] if name not in _OPTIONAL or batch[name].ndim == 2 else None
+    found = [value for key, value in _named_parts(batch) if key == name and isinstance(value, Tensor)]
+    # Attention masks of (batch, heads, tokens, tokens) say who may look at whom, not what is padding.
+    found = [mask for mask in found if name != _ATTENTION_MASK or mask.ndim == 2]
+    if len(found) == 1:
+        return found[0]
     function = located(name)
     if callable(function):
         mask: Tensor | None = function(batch)
         return mask
-    if name not in _OPTIONAL:
-        there_is = f"the batch is a {type(batch).__name__}" if keys is None else f"the batch has the keys {keys}"
+    if found or name != _ATTENTION_MASK:
+        there_is = f"the batch has the keys {keys_of(batch)}"
         raise ValueError(
             "`padding_mask` must be a key of the batch, a function of it, or the import path of one, got "
-            f"{name!r}; {there_is}."
+            f"{name!r}; {there_is if not found else f'{len(found)} parts of the batch have this key'}."
         )
     return None
+
+
+def _named_parts(batch: Any) -> list[tuple[str, Any]]:
+    """Whatever has a name in a batch: in dictionaries, dataclasses and named tuples, and in the parts of its parts."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, Mapping):
+        named: dict[Any, Any] = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    else:
+        named = dict(batch) if isinstance(batch, Mapping) else getattr(batch, "_asdict", dict)()
+    parts = list(named.values()) or (batch if isinstance(batch, (tuple, list)) else [])
+    return [
+        *((str(key), value) for key, value in named.items()),
+        *(one for part in parts for one in _named_parts(part)),
+    ]
 
 
 def _thinned(rows: Tensor, most: int, positions: int) -> Tensor:

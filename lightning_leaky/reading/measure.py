@@ -123,7 +123,7 @@ def _run_batches(
         for batch in batches:
             inputs, targets = _inputs_and_targets(batch)
             observer.arm(Batch(inputs, targets=targets))
-            _run_batch(model, inputs, targets, cost)
+            _run_batch(observer, model, inputs, targets, cost)
             observer.drain()
     finally:
         observer.detach()
@@ -139,7 +139,9 @@ def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1] if len(batch) == 2 else None
 
 
-def _run_batch(model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None) -> None:
+def _run_batch(
+    observer: PathObserver, model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None
+) -> None:
     """Run a batch forward and, where there is a cost, backward."""
     named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
@@ -153,5 +155,24 @@ def _run_batch(model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any,
     sources = [source for source in possible if isinstance(source, Tensor) and source.requires_grad]
     with torch.set_grad_enabled(cost is not None):
         outputs = model(**named) if isinstance(inputs, Mapping) else model(named[""])
-        if cost is not None:  # `grad` returns gradients and leaves `.grad` alone
-            torch.autograd.grad(cost(outputs, targets), sources, allow_unused=True)
+        if cost is not None:
+            _run_backward(observer, cost(outputs, targets), sources)
+
+
+def _run_backward(observer: PathObserver, cost: Tensor, sources: Sequence[Tensor]) -> None:
+    """Run backward and leave every `.grad` as it was."""
+    try:
+        torch.autograd.grad(cost, sources, allow_unused=True, retain_graph=True)
+    except RuntimeError as error:
+        if "checkpoint" not in str(error):
+            raise
+        # Reentrant checkpointing refuses `grad`, and may do so in the middle.
+        observer.capture.step_gradients.forget()
+        kept = [(source, source.grad) for source in sources]
+        for source in sources:
+            source.grad = None
+        try:
+            cost.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for source, gradient in kept:
+                source.grad = gradient

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_leaky.hooks.capture import PathCapture
+from lightning_leaky.hooks.capture import Passage
 from lightning_leaky.reading.layout import Layout, PaddingMask, real_positions
 from lightning_leaky.reading.sample import PathSample, label_rows, labels_of, samples_of
 from lightning_leaky.reading.segmentation import Segmentation
@@ -32,70 +32,97 @@ class Batch(NamedTuple):
 
 
 class PassedBatch:
-    """Matrices of the layers that are read.
+    """Matrices of the layers that are read: the rows of every pass, one below the other.
 
     Args:
         batch: The batch.
-        capture: What passed.
+        passages: Its passes through the layers.
         segmentation: Which layers are read.
         layout: How a representation becomes a matrix.
-        masks: Where a batch says what is padding, for each layer of the path.
+        padding_mask: What says which positions are real.
+
+    Attributes:
+        matrices: A_{l−1} and A_l of each layer.
+
+    Raises:
+        ValueError: If the batch does not have the mask that was named, or it does not fit.
     """
 
     def __init__(
         self,
         batch: Batch,
-        capture: PathCapture,
+        passages: Sequence[Passage],
         segmentation: Segmentation,
         layout: Layout,
-        masks: Sequence[PaddingMask],
+        padding_mask: PaddingMask,
     ) -> None:
-        self.batch, self.capture, self.layout = batch, capture, layout
+        self.batch, self.passages, self.layout = batch, passages, layout
         self.layers = segmentation.layers
         self.segments = [segment for segment in segmentation.segments if segment]
-        self._keeps = self._real_positions([masks[index] for index in self.layers])
+        self._padding_mask, self._told = padding_mask, real_positions(batch.data, padding_mask)
+        self.matrices = self._matrices(layout)
 
-    def matrices(self, layout: Layout | None = None) -> Matrices:
-        """Return A_{l−1} and A_l of each layer, by another layout where one is given."""
-        chosen = self.layout if layout is None else layout
-        return self._rows(self.capture.previous, chosen), self._rows(self.capture.current, chosen)
+    def at_most(self, most: int) -> Matrices:
+        """Return the matrices with so many rows at most."""
+        return self._matrices(self.layout.limited(max(1, most // len(self.passages))))
 
-    def momenta(self, weight_decay: float, like: Sequence[Tensor]) -> list[Tensor]:
+    def first(self) -> Matrices:
+        """Return those of the first pass."""
+        return self._rows_of(self.passages[0], self.layout)
+
+    def momenta(self, weight_decay: float) -> list[Tensor]:
         """Return B_l = −(1/λ) ∂C/∂A_l of each layer; NaN of the shape of a matrix where no gradient came."""
-        gradients = [self.capture.gradients[index] for index in self.layers]
-        return [
-            torch.full_like(rows, torch.nan) if gradient is None else -self.layout.rows(gradient, keep) / weight_decay
-            for rows, gradient, keep in zip(like, gradients, self._keeps, strict=True)
-        ]
+        return _stacked([self._momenta_of(passage, weight_decay) for passage in self.passages])
 
     def samples(self, most: int) -> list[PathSample]:
-        """Return a few rows on their way, with their labels, one entry a segment."""
-        layout = self.layout.limited(most)
+        """Return a few rows of the first pass on their way, with their labels, one entry a segment."""
+        layout, passage = self.layout.limited(most), self.passages[0]
         batch = self.batch.data if self.batch.targets is None else (self.batch.data, self.batch.targets)
         known, labels = labels_of(batch), dict[int, Tensor | None]()
-        for index, number, keep in zip(self.layers, self.segments, self._keeps, strict=True):
-            taken = self.capture.previous[index]
+        for index, number in zip(self.layers, self.segments, strict=True):
+            taken = passage.previous[index]
             if number not in labels and taken is not None:  # of the rows that a segment begins with
-                labels[number] = label_rows(known, taken, layout, keep, self.batch.fresh)
-        return samples_of(*self.matrices(layout), self.segments, labels)
+                labels[number] = label_rows(known, taken, layout, self._real(passage, index), self.batch.fresh)
+        return samples_of(*self._rows_of(passage, layout), self.segments, labels)
 
     def numbers_of_samples(self) -> set[int]:
         """Return the lengths of the batch axes of what the layers returned; none where all samples are fresh."""
         if self.batch.fresh is None:
             return set()
-        current = (self.capture.current[index] for index in self.layers)
+        current = (passage.current[index] for passage in self.passages for index in self.layers)
         return {self.layout.num_samples(tensor) for tensor in current if tensor is not None}
 
-    def _rows(self, tensors: Sequence[Tensor | None], layout: Layout) -> list[Tensor]:
-        chosen = ((tensors[index], keep) for index, keep in zip(self.layers, self._keeps, strict=True))
-        return [layout.rows(tensor, keep, self.batch.fresh) for tensor, keep in chosen if tensor is not None]
+    def _matrices(self, layout: Layout) -> Matrices:
+        parts = [self._rows_of(passage, layout) for passage in self.passages]
+        return _stacked([previous for previous, _ in parts]), _stacked([current for _, current in parts])
 
-    def _real_positions(self, masks: list[PaddingMask]) -> list[Tensor | None]:
-        """Which positions of each layer are real, by the batch or, where that does not say, by what it was told."""
-        found = {mask: real_positions(self.batch.data, mask) for mask in dict.fromkeys(masks)}
-        return [
-            self.capture.real_positions(index)
-            if self.capture.was_nested or (found[mask] is None and mask is not None)
-            else found[mask]
-            for index, mask in zip(self.layers, masks, strict=True)
-        ]
+    def _rows_of(self, passage: Passage, layout: Layout) -> Matrices:
+        previous, current = (
+            [self._rows(tensor, passage, index, layout) for index in self.layers if (tensor := side[index]) is not None]
+            for side in (passage.previous, passage.current)
+        )
+        return previous, current
+
+    def _rows(self, tensor: Tensor, passage: Passage, index: int, layout: Layout) -> Tensor:
+        return layout.rows(tensor, self._real(passage, index), self.batch.fresh)
+
+    def _momenta_of(self, passage: Passage, weight_decay: float) -> list[Tensor]:
+        found = []
+        for index in self.layers:
+            gradient, like, real = passage.gradients[index], passage.current[index], self._real(passage, index)
+            if gradient is not None:
+                found.append(-self.layout.rows(gradient, real) / weight_decay)
+            elif like is not None:
+                found.append(torch.full_like(self.layout.rows(like, real), torch.nan))
+        return found
+
+    def _real(self, passage: Passage, index: int) -> Tensor | None:
+        """Which positions of a layer are real: as the batch says or, where it does not, as the layer was told."""
+        if self._padding_mask is None or (self._told is not None and not passage.was_nested):
+            return self._told
+        return passage.real[index]
+
+
+def _stacked(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """The rows of several passes, layer by layer."""
+    return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]

@@ -40,7 +40,7 @@ class Segmentation:
 
     @classmethod
     def seen(cls, previous: Sequence[Tensor | None], current: Sequence[Tensor | None], layout: Layout) -> Segmentation:
-        """Return that of a path from what its layers took and returned."""
+        """Return that of a path from what its layers took and returned in one pass."""
         columns: list[tuple[int, int, int]] = []
         segment, before = 0, None
         for start, end in zip(previous, current, strict=True):

@@ -10,12 +10,13 @@ from lightning_leaky.functional._checks import check_non_negative, check_positiv
 from lightning_leaky.functional.features import Activation, features, resolve_activation
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.functional.leak import objective_weight_decay
+from lightning_leaky.hooks.state import StateChoice
 from lightning_leaky.metrics.layer_store import Form, check_form
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.recipe import LossReduction, Recipe, check_loss_reduction
 from lightning_leaky.metrics.records import QUANTITIES, plain_quantities, resolve_quantities
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
-from lightning_leaky.reading.layout import ATTENTION_MASK, Layout, PaddingMask, check_layout
+from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class ReadingOptions:
     effective_depth: float = 0.0
     loss_reduction: LossReduction = "mean"
     layout: Layout | None = None
-    padding_mask: PaddingMask = ATTENTION_MASK
+    padding_mask: PaddingMask = GIVEN
+    state: StateChoice = None
     form: Form = "auto"
 
 
@@ -53,10 +55,13 @@ class ReadingSettings(ReadingOptions):
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
         layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
             many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
-        padding_mask: Where a batch says which positions are real: a key, if it is a dictionary, under which non-zero
-            means real, or a function of the batch that returns such a mask (in YAML its import path). The default key
-            need not be there. Where the batch does not say, transformer layers of torch.nn that are given a padding
-            mask by keyword do. ``None`` reads padding too.
+        padding_mask: What says which positions are real. ``"given"``: the padding mask that the layers, or the modules
+            around them, are given (`attention_mask`, `src_key_padding_mask` and the like). A key, under which the batch
+            or a part of it holds a mask, non-zero where a position is real. A function of the batch that returns such a
+            mask (in YAML its import path). ``None`` reads padding too.
+        state: Which tensor is the state, where a layer takes or returns several of its shape: an argument by name or
+            position, a pair of an argument and an output (its number, key or attribute), ``"sum"`` of all (hidden and
+            residual), or a function of either side. ``None`` takes what one layer hands on to the next.
         form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
             rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
             ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
@@ -105,6 +110,10 @@ class ReadingSettings(ReadingOptions):
     def reading(self, quantities: Iterable[str | Quantity]) -> ReadingSettings:
         """Return these settings with other quantities."""
         return replace(self, quantities=tuple(quantities))
+
+    def state_of(self, path: LeakyPath) -> StateChoice:
+        """Which tensor of a layer is its state: as told, or as the path says."""
+        return getattr(path, "state", None) if self.state is None else self.state
 
     def recipe(self, path: LeakyPath) -> Recipe:
         """What is computed of a path, and how."""

@@ -8,11 +8,13 @@ from lightning_leaky.refining.mesh import discretisation_errors, refined_step_si
 from lightning_leaky.refining.network import Refinement
 from lightning_leaky.refining.refinement_hook import RefinementHook
 from lightning_leaky.refining.remesh import move_parameters, remeshed_layers
+from lightning_leaky.refining.settings import RefinementSettings
 
 __all__ = [
     "Interpolation",
     "Refinement",
     "RefinementHook",
+    "RefinementSettings",
     "discretisation_errors",
     "interpolate_layers",
     "interpolation_of",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.moments import inner_product
 from lightning_leaky.hooks.layer_hooks import LayerHooks
+from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.paths.leaky_path import LeakyPath
 
 
@@ -26,7 +25,7 @@ class CurvatureRecorder(LayerHooks):
 
     def __init__(self, path: LeakyPath) -> None:
         super().__init__(list(path.layers))
-        self.stop_checking()  # an Euler step leaves its input as it is
+        self.copy_less()  # an Euler step leaves its input as it is
         self.path = path
         self.squares = torch.zeros(2, len(self.layers), dtype=torch.float64)
         self._last: tuple[int, Tensor] | None = None
@@ -37,13 +36,13 @@ class CurvatureRecorder(LayerHooks):
         self.squares.zero_()
         self._last = None
 
-    def _is_wanted(self) -> bool:
-        return self.armed and torch._C._current_graph_task_id() == -1
+    def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
+        pair = self._pair(index, befores, afters) if self.layers[index].training else None
+        if pair is not None:
+            self._add(index, *pair)
 
     @torch.no_grad()
-    def _observe(self, index: int, previous: Tensor, current: Tensor, kwargs: dict[str, Any]) -> None:
-        if not self.layers[index].training:
-            return
+    def _add(self, index: int, previous: Tensor, current: Tensor) -> None:
         if self.squares.device != current.device:
             self.squares = self.squares.to(current.device, working_dtype(current.device))
         before, after = (tensor.to(self.squares.dtype).reshape(-1, tensor.shape[-1]) for tensor in (previous, current))

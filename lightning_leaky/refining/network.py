@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_leaky.functional._checks import implements
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.paths.layers import unwrapped
-from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
+from lightning_leaky.paths.leaky_path import LeakyPath, PathChoice, find_leaky_path
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
 from lightning_leaky.refining.remesh import check_optimizer
 from lightning_leaky.utilities.processes import is_sharded
@@ -86,9 +86,9 @@ def refinement_of(
     return Refinement(float(errors.sum()), rho, new)
 
 
-def find_refinable_path(model: nn.Module) -> RefinablePath:
-    """Return the one path of a model whose layers can change, or raise ValueError."""
-    path = find_leaky_path(model)
+def find_refinable_path(model: nn.Module, choice: PathChoice | None = None) -> RefinablePath:
+    """Return the path of a model whose layers can change, or raise ValueError; `choice` as of `find_leaky_path`."""
+    path = find_leaky_path(model, choice)
     if not implements(path, RefinablePath):
         raise ValueError(
             f"`model` must contain a LeakyResNet to be refined, got {type(path).__name__} without `remesh`: blocks of "

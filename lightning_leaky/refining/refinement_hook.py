@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.functional._checks import check_positive, working_dtype
 from lightning_leaky.paths.leaky_path import step_sizes_of
 from lightning_leaky.refining.curvature import CurvatureRecorder
-from lightning_leaky.refining.mesh import check_refinement, discretisation_errors_of, refined_step_sizes
+from lightning_leaky.refining.mesh import discretisation_errors_of, refined_step_sizes
 from lightning_leaky.refining.network import find_refinable_path, optimizer_of
-from lightning_leaky.utilities.optimizer_steps import Rhythm, step_was_skipped
-from lightning_leaky.utilities.processes import summed, warn
+from lightning_leaky.refining.settings import RefinementSettings
+from lightning_leaky.utilities.arguments import takes_first
+from lightning_leaky.utilities.harmless import harmless, warn_once
+from lightning_leaky.utilities.optimizer_steps import (
+    OptimizerSteps,
+    heard_optimizer,
+    step_was_skipped,
+)
+from lightning_leaky.utilities.processes import summed
+
+_TASK = "Refining the layers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(RefinementSettings):
+    """What type checkers know of the hook's arguments."""
+
+    max_leak: float = 1.0
 
 
 class RefinementHook:
@@ -32,12 +48,7 @@ class RefinementHook:
 
     Args:
         model: A `LeakyResNet` (or whatever offers the same), or a module that contains one.
-        tolerance: Bound on the estimated error, > 0, no unit: relative to the size of the representations.
-        every_n_steps: Optimizer steps between two refinements.
-        start_step: First optimizer step (counted from 1) after which to refine.
-        stop_step: Last one; ``None`` never stops.
-        max_layers: No layer is split where there are so many.
-        min_layers: No layers are merged where there are so few; at least 2.
+        **settings: When and how to refine: every argument of `lightning_leaky.refining.RefinementSettings`.
         max_leak: No layers are merged into one with a larger ρ_l L̃. Give that of a `StepSizeHook` beside, if it is
             below 1.
 
@@ -56,30 +67,18 @@ class RefinementHook:
         6
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tolerance: float,
-        every_n_steps: int = 100,
-        start_step: int = 100,
-        stop_step: int | None = None,
-        max_layers: int = 64,
-        min_layers: int = 2,
-        max_leak: float = 1.0,
-    ) -> None:
-        self.rhythm = Rhythm(every_n_steps, start_step, stop_step)
-        check_refinement(tolerance, max_layers, min_layers)
-        self.path = find_refinable_path(model)
-        self.tolerance, self.max_leak = tolerance, check_positive("max_leak", max_leak)
-        self.max_layers, self.min_layers = max_layers, max(2, min_layers)
+    @takes_first(nn.Module, _Arguments)
+    def __init__(self, model: nn.Module, *values: Any, max_leak: float = 1.0, **settings: Any) -> None:
+        self.settings = RefinementSettings(*values, **settings)
+        self.path = find_refinable_path(model, self.settings.path)
+        self.max_leak = check_positive("max_leak", max_leak)
         self.num_steps = 0
+        self.said: set[str] = set()
         self._recorder = CurvatureRecorder(self.path)
-        self._optimizer: Optimizer | None = None
-        self._handle: RemovableHandle | None = None
+        self._steps: OptimizerSteps | None = None
         self._on_change: Callable[[], None] | None = None
         self._is_automatic = True
         self._has_stepped = False
-        self._warned = False
 
     def attach(
         self, *optimizers: Optimizer, automatic: bool = True, on_change: Callable[[], None] | None = None
@@ -87,7 +86,8 @@ class RefinementHook:
         """Follow the steps of the optimizer that trains the layers from now on.
 
         Args:
-            optimizers: One of them trains all layers.
+            optimizers: One of them trains all layers. Of one that holds another, as SAM, Lookahead and what
+                ``accelerate.prepare`` returns, the inner one's steps count.
             automatic: Whether to refine in the optimizer's step. Otherwise call `arm` before the forward passes of a
                 step and `end_step` after it; several optimizer steps between the two count as one.
             on_change: Called after layers have changed, to wrap the network in DDP anew, or make a `StepSizeHook` anew;
@@ -98,15 +98,16 @@ class RefinementHook:
 
         Raises:
             ValueError: If it is attached already, or there is not exactly one optimizer that trains the layers, with a
-                state that can be moved.
+                state that can be moved and a `step` that calls hooks.
         """
         if self.is_attached:
             raise ValueError("`optimizers` must be the only ones, but this hook is attached already; detach it first.")
-        self._optimizer = optimizer_of(self.path, optimizers)
+        optimizer = optimizer_of(self.path, [heard_optimizer(optimizer) for optimizer in optimizers])
         self._on_change, self._is_automatic = on_change, automatic
+        self.said.clear()
+        self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
         self.follow()
-        self._recorder.attach()
-        self._handle = self._optimizer.register_step_post_hook(self._after_step)
+        self._recorder.attach().on_pass = self._steps.count_pass
         if automatic:
             self.arm()
         return self
@@ -114,14 +115,14 @@ class RefinementHook:
     def detach(self) -> None:
         """Remove every hook; the layers stay."""
         self._recorder.detach()
-        if self._handle is not None:
-            self._handle.remove()
-        self._optimizer, self._handle, self._on_change = None, None, None
+        if self._steps is not None:
+            self._steps.remove()
+        self._steps, self._on_change = None, None
 
     @property
     def is_attached(self) -> bool:
         """Whether the hook follows an optimizer."""
-        return self._handle is not None
+        return self._steps is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counter; layers and step-sizes are the network's."""
@@ -144,11 +145,12 @@ class RefinementHook:
             anyway: Whether the errors will be read in any case.
         """
         self._has_stepped = False
-        self._recorder.armed = anyway or self.rhythm.is_due(self.num_steps + 1)
+        self._recorder.armed = anyway or self.settings.rhythm.is_due(self.num_steps + 1)
 
     def disarm(self) -> None:
-        """Record no more passes of this step; what is recorded stays."""
-        self._recorder.armed = False
+        """Record no more passes of this step, where there has been one; what is recorded stays."""
+        if self._steps is not None and self._steps.num_passes:
+            self._recorder.armed = False
 
     def end_step(self, read: Callable[[Tensor], None] | None = None) -> None:
         """Count the step if one was taken, refine if that is due, and forget what was recorded.
@@ -157,60 +159,68 @@ class RefinementHook:
             read: Called with the estimated errors of the step, shape (L,), before layers change.
         """
         self.num_steps += int(self._has_stepped)
-        refines = self._has_stepped and self.rhythm.is_due(self.num_steps)
+        refines = self._has_stepped and self.settings.rhythm.is_due(self.num_steps)
         if refines or read is not None:
             errors = self._errors()
             if read is not None:
                 read(errors)
-            if refines:
-                self._refine(errors)
-        self.disarm()
+            if refines and self._refine(errors) and self._on_change is not None:
+                self._on_change()
+        self._recorder.armed = False
         self.forget()
 
     def forget(self) -> None:
         """Forget the passes since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
-        self._recorder.clear()
+        with harmless(_TASK, self.said):
+            self._recorder.clear()
 
     def follow(self) -> None:
         """Watch the layers that there are now, after somebody else has changed them (`remesh` by hand)."""
         if self._recorder.layers != list(self.path.layers):
-            armed = self._recorder.armed
+            armed, on_pass = self._recorder.armed, self._recorder.on_pass
             self._recorder.detach()
             self._recorder = CurvatureRecorder(self.path)
             if self.is_attached:
-                self._recorder.attach().armed = armed
+                self._recorder.attach().armed, self._recorder.on_pass = armed, on_pass
 
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         self._has_stepped = self._has_stepped or not step_was_skipped(optimizer)
         if self._is_automatic:
             self.end_step()
             self.arm()
 
     def _errors(self) -> Tensor:
-        """Errors over the samples of all processes; the same bits on each, so that all refine alike."""
+        """Errors over the samples of all processes, the same bits on each: all refine alike. NaN where it fails."""
         device = self.path.step_sizes.device  # that of the processes' backend, also where no pass has been recorded
-        squares = summed(self._recorder.squares.to(device, working_dtype(device))).to("cpu", torch.float64)
-        return discretisation_errors_of(squares, step_sizes_of(self.path))
+        squares = torch.full((2, len(self.path.layers)), torch.nan, dtype=working_dtype(device), device=device)
+        errors = torch.full_like(squares[0], torch.nan, dtype=torch.float64, device="cpu")
+        with harmless(_TASK, self.said, is_own=True):  # the other processes wait for what it joins
+            squares.copy_(self._recorder.squares)
+            squares[:, list(self._recorder.complaints())] = torch.nan
+        with harmless(_TASK, self.said):
+            errors.copy_(discretisation_errors_of(summed(squares).to(errors), step_sizes_of(self.path)))
+        return errors
 
-    def _refine(self, errors: Tensor) -> None:
-        if not bool(torch.isfinite(errors).all()):
-            self._warn_once(errors)
-            return
-        rho, longest = step_sizes_of(self.path), self.max_leak / max(self.max_leak, self.path.effective_depth)
-        new = refined_step_sizes(rho, errors, self.tolerance, self.max_layers, self.min_layers, longest)
-        if not torch.equal(new, rho):
-            self.path.remesh(new, self._optimizer)
-            self.follow()
-            if self._on_change is not None:
-                self._on_change()
+    def _refine(self, errors: Tensor) -> bool:
+        """Change the layers where the errors ask for it, and say whether they have changed."""
+        told, has_changed = self.settings, False
+        with harmless(_TASK, self.said):
+            if not bool(torch.isfinite(errors).all()):
+                self._complain(errors)
+                return False
+            rho, longest = step_sizes_of(self.path), self.max_leak / max(self.max_leak, self.path.effective_depth)
+            new = refined_step_sizes(rho, errors, told.tolerance, told.max_layers, max(2, told.min_layers), longest)
+            if not torch.equal(new, rho):
+                self.path.remesh(new, None if self._steps is None else self._steps.optimizer)
+                has_changed = True
+                self.follow()
+        return has_changed
 
-    def _warn_once(self, errors: Tensor) -> None:
-        if not self._warned:
-            self._warned = True
-            warn(
-                f"The estimated errors of the layers are {errors.tolist()}; layers are left as they are. A layer has "
-                "diverged, its representation is zero, or none has run in training mode."
-            )
+    def _complain(self, errors: Tensor) -> None:
+        usual = "A layer has diverged, its representation is zero, or none has run in training mode."
+        reason = next((f"Layer {index + 1} {why}." for index, why in self._recorder.complaints().items()), usual)
+        message = f"The layers are left as they are: their estimated errors are {errors.tolist()}. {reason}"
+        warn_once(message, reason, self.said)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_optimizer": None, "_handle": None, "_on_change": None}
+        return {**self.__dict__, "_steps": None, "_on_change": None}

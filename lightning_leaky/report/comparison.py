@@ -8,18 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.html import render
 
-_LAYER = re.compile(r"(?P<name>.+)/layer_(?P<number>\d+)$")
+# Of several loaders Lightning's own end comes last.
+_LOADER = r"(?P<loader>(/dataloader_idx_\d+)?)"
+_LAYER = re.compile(rf"(?P<name>.+)/layer_(?P<number>\d+){_LOADER}$")
 _RECORDS = {**QUANTITIES, STEP_SIZE.key: STEP_SIZE}
 # A quantity of a monitor, whose `prefix` ends in no letter: as "decoder/".
-_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(_RECORDS)})$")
+_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(_RECORDS)}){_LOADER}$")
 _WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
 # The last readings again, beside the hyper-parameters.
 _FINAL = re.compile(r"(^|\W)final_")
@@ -34,12 +38,14 @@ class Run:
     Attributes:
         name: Its folder or file.
         numbers: Last value by key: summaries, losses, metrics.
-        layers: One number a layer by quantity.
+        layers: One number a layer by quantity, the user's own too.
+        report: What a report says beside its figures; ``None`` of a log.
     """
 
     name: str
     numbers: Mapping[str, float]
     layers: Mapping[str, list[float]]
+    report: Mapping[str, Any] | None = None
 
 
 def read_run(path: Path | str) -> Run:
@@ -52,21 +58,26 @@ def read_run(path: Path | str) -> Run:
         ValueError: If nothing there can be read.
     """
     place = Path(path)
-    if place.suffix == ".json" and place.is_file():
-        return _of_report(place)
-    if (place / "metrics.csv").is_file():
-        return _of_numbers(str(path), _last_of_csv(place / "metrics.csv"))
-    if place.is_dir() and any(place.glob("events.out.tfevents.*")):
-        return _of_numbers(str(path), _last_of_events(place))
-    raise ValueError(f"`run` must be a report's JSON or a folder with logs of TensorBoard or CSV, got {str(path)!r}.")
+    try:
+        if place.suffix == ".json" and place.is_file():
+            return _of_report(place)
+        if (place / "metrics.csv").is_file():
+            return _of_numbers(str(path), _last_of_csv(place / "metrics.csv"))
+        if place.is_dir() and any(place.glob("events.out.tfevents.*")):
+            return _of_numbers(str(path), _last_of_events(place))
+        reason = ""
+    except (OSError, ValueError) as error:
+        reason = f": {error}"
+    wanted = "a report's JSON or a folder with logs of TensorBoard or CSV"
+    raise ValueError(f"`run` must be {wanted}, got {str(path)!r}{reason}.")
 
 
 def _of_report(file: Path) -> Run:
     content = json.loads(file.read_text(encoding="utf-8"))
-    if not {"summaries", "layers", "title"} <= set(content):
-        raise ValueError(f"`run` must be a JSON of `lightning-leaky report`, got {str(file)!r} of another kind.")
-    layers = {name: values for name, values in content["layers"].items() if name in _RECORDS}
-    return Run(str(file), content["summaries"], layers)
+    if not isinstance(content, dict) or not {"summaries", "layers", "quantities"} <= set(content):
+        raise ValueError("it is of no `lightning-leaky report`, or of an older one; write it anew")
+    layers = {name: content["layers"][name] for name in (STEP_SIZE.key, *content["quantities"])}
+    return Run(str(file), content["summaries"], layers, content)
 
 
 def _last_of_csv(file: Path) -> Mapping[str, tuple[float, float]]:
@@ -94,9 +105,8 @@ def _of_numbers(name: str, last: Mapping[str, tuple[float, float]]) -> Run:
     layers: dict[str, dict[int, tuple[float, float]]] = {}
     numbers: dict[str, float] = {}
     for key, (step, value) in last.items():
-        match = _LAYER.match(key)
-        if match and _title(match["name"]):
-            layers.setdefault(match["name"], {})[int(match["number"])] = (step, value)
+        if match := _LAYER.match(key):
+            layers.setdefault(match["name"] + match["loader"], {})[int(match["number"])] = (step, value)
         elif key not in _NO_RESULTS and not _FINAL.search(key):
             numbers[key] = value
     return Run(name, numbers, {quantity: _of_last_step(entries) for quantity, entries in layers.items()})
@@ -108,7 +118,7 @@ def _of_last_step(entries: Mapping[int, tuple[float, float]]) -> list[float]:
 
 
 def compare(runs: Sequence[Run]) -> str:
-    """Lay runs side by side on one page of HTML: their last numbers in columns, their layers as lines.
+    """Lay runs side by side on one page of HTML: last numbers in columns, layers as lines; then what reports say.
 
     Args:
         runs: At least one run.
@@ -120,19 +130,21 @@ def compare(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("`runs` must be at least one, got none.")
     figures = []
-    for name in dict.fromkeys(name for run in runs for name in run.layers if _title(name)):
+    for name in dict.fromkeys(name for run in runs for name in run.layers):
         curves = {
             f"{number}: {run.name}".replace("$", r"\$"): torch.tensor(_numbers(run.layers[name]))
             for number, run in enumerate(runs, start=1)
             if name in run.layers
         }
+        if name == STEP_SIZE.key and all(map(has_equal_steps, curves.values())):
+            continue
+        title = _title(name, runs)
         figure = new_figure()
-        _, axes = plot_along_path(curves, ylabel=_title(name), ax=figure.add_subplot())
+        _, axes = plot_along_path(curves, ylabel=title, ax=figure.add_subplot())
         if all(bool((values > 0).all()) for values in curves.values()):
             axes.set_yscale("log")
-        figures.append((f"{_title(name)}, at the end", svg(figure)))
-    names = [run.name for run in runs]
-    return render("comparison.html.j2", title="Runs side by side", names=names, rows=table_of(runs), figures=figures)
+        figures.append((f"{title}, at the end", svg(figure)))
+    return render("comparison.html.j2", title="Runs side by side", runs=runs, rows=table_of(runs), figures=figures)
 
 
 def table_of(runs: Sequence[Run]) -> list[list[str]]:
@@ -149,7 +161,10 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def _title(name: str) -> str:
-    """Title of a quantity, of the monitor and the data set that the key names; nothing where it is none of ours."""
+def _title(name: str, runs: Sequence[Run]) -> str:
+    """Title of a quantity, of the monitor and the data set that the key names; the key itself where nothing tells."""
+    told = [run.report["quantities"][name]["title"] for run in runs if run.report and name in run.report["quantities"]]
     found = _QUANTITY.match(name)
-    return f"{found['prefix']}{_RECORDS[found['name']].title}{_WHERE[found['where']]}" if found else ""
+    if told or not found:
+        return told[0] if told else name
+    return f"{found['prefix']}{_RECORDS[found['name']].title}{_WHERE[found['where']]}{found['loader']}"

@@ -13,19 +13,22 @@ from torch import nn
 
 from lightning_leaky.explain.diagnosis import Diagnosis, diagnose, paragraphs, work_of_layers
 from lightning_leaky.explain.figures import figures_of
+from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import records_at
 from lightning_leaky.paths.leaky_path import leaky_paths
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.report.html import render
 
+# True with and without a leak.
 _CAPTIONS = {
-    "energies": "Energies along the path. In a bottleneck kinetic energy is large near the two ends only.",
-    "singular_values_of_A": "Singular values of the representations of a few samples: those that stay are the "
-    "bottleneck's dimensions.",
-    "path": "The way of a few samples through the layers, in the two leading directions of the path; a dot is a layer, "
-    "a black one the last.",
+    "energies": "Energies along the path: kinetic energy is how much a layer works.",
+    "singular_values_of_A": "Singular values of the representations of a few samples: which directions grow, and which "
+    "are given up.",
+    "path": "The way of a few samples through the layers, in the two leading directions of the path: a dot for each "
+    "layer where there are at most 29, and a black one for the last.",
 }
 _OF_PATH = ("layers", "effective_depth", "layout", "padding_mask")
 
@@ -80,28 +83,48 @@ def report_on(
     readings = measure_path(model, chain(first, remaining), **settings)
     of_path = {name: settings[name] for name in _OF_PATH if name in settings}
     samples = sample_path(model, first[0], **of_path)
-    found = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth, **(facts or {})}
+    found: dict[str, Any] = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth}
+    if has_equal_steps(readings.step_sizes):
+        found["step-size ρ of each layer"] = f"{float(readings.step_sizes[0]):.4g}"
+    found |= {"mode of the network": "evaluation, without dropout", **(facts or {})}
     return Report(title, readings, samples, found)
 
 
-def as_json(report: Report) -> str:
-    """Everything that a report says in numbers and words, as JSON; what is not finite is ``null``."""
+def content_of(report: Report) -> dict[str, Any]:
+    """Everything that a report says in numbers and words; what is not finite is ``None``."""
     readings = report.readings
+    records = records_at(readings.records.values(), readings.effective_depth)
+    says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
+    places = {key: f"{key.split('/')[0]}/{key.split('/')[-1]}" for key in readings.summaries()}
+    meanings = {key: says[place] for key, place in places.items() if place in says}
+    shares, idle = zip(*work_of_layers(readings), strict=True)
     content = {
-        "format": 1,
+        "format": 2,
         "title": report.title,
         "facts": dict(report.facts),
-        "summaries": {key: float(value) for key, value in readings.summaries().items()},
+        "summaries": {key: float(readings.summaries()[key]) for key in meanings},
+        "meanings": meanings,
         "layers": {
             "name": list(readings.names),
             "step_size": readings.step_sizes.tolist(),
             "position": readings.positions.tolist(),
-            **{name: values.tolist() for name, values in readings.quantities.items()},
+            "share_of_work": list(shares),
+            "is_idle": list(idle),
+            **{name: readings[name].tolist() for name in records},
         },
         "segments": list(readings.segments),
         "diagnosis": paragraphs(readings),
+        "quantities": {
+            name: {"title": record.title, "label": record.label(), "says": record.says}
+            for name, record in records.items()
+        },
     }
-    return json.dumps(_finite(content), ensure_ascii=False, indent=1, allow_nan=False)
+    return dict(_finite(content))
+
+
+def as_json(report: Report) -> str:
+    """`content_of` a report as JSON."""
+    return json.dumps(content_of(report), ensure_ascii=False, indent=1, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:
@@ -118,47 +141,19 @@ def as_html(report: Report) -> str:
     Raises:
         ModuleNotFoundError: If matplotlib or jinja2 is missing.
     """
-    readings = report.readings
-    records = readings.records
-    says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
-    return render(
-        "report.html.j2",
-        title=report.title,
-        facts=report.facts,
-        sentences=paragraphs(readings),
-        rows=_rows(readings),
-        records=list(records.values()),
-        summaries=[
-            (key, f"{float(value):.4g}", says[f"{key.split('/')[0]}/{key.split('/')[-1]}"])
-            for key, value in readings.summaries().items()
-        ],
-        figures=[(caption, svg(figure)) for caption, figure in _figures(report)],
-    )
+    figures = [(caption, svg(figure)) for caption, figure in figures_with_captions(report)]
+    return render("report.html.j2", title=report.title, report=content_of(report), figures=figures)
 
 
-def _rows(readings: Readings) -> list[dict[str, Any]]:
-    """One row a layer: its number, name, step-size, place, share of the work, whether it is idle, and quantities."""
-    return [
-        {
-            "number": layer + 1,
-            "name": readings.names[layer] if readings.names else "",
-            "step_size": f"{readings.step_sizes[layer]:.4f}",
-            "position": f"{readings.positions[layer]:.3f}",
-            "work": _finite(work),
-            "is_idle": is_idle,
-            "values": [f"{readings[name][layer]:.4g}" for name in readings.records],
-        }
-        for layer, (work, is_idle) in enumerate(work_of_layers(readings))
-    ]
-
-
-def _figures(report: Report) -> Iterable[tuple[str, Any]]:
+def figures_with_captions(report: Report) -> Iterable[tuple[str, Any]]:
     """Each figure with its caption."""
     readings = report.readings
+    records = records_at(readings.records.values(), readings.effective_depth)
+    part = " Of the longest segment." if len(readings.segments) > 1 else ""
     for name, figure in figures_of(readings, report.samples):
-        yield _CAPTIONS[name], figure
+        yield _CAPTIONS[name] + ("" if name == "energies" else part), figure
     for name in ("cost_of_identity", "criticality_residual"):
-        record = readings.records.get(name)
+        record = records.get(name)
         if record is not None:
             figure, axes = plot_along_path({name: readings[name]}, readings.positions, record.title)
             if name == "cost_of_identity":

@@ -1,10 +1,16 @@
-"""At which optimizer steps something is done, and which were none."""
+"""At which optimizer steps something is done, how they are heard of, and which were none."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
+
+from lightning_leaky.utilities.harmless import warn_once
+
+_MANY_PASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,77 @@ class Rhythm:
         """Whether it is done after that step."""
         is_within = self.start_step <= num_steps <= (self.stop_step or num_steps)
         return is_within and (num_steps - self.start_step) % self.every_n_steps == 0
+
+
+class OptimizerSteps:
+    """Calls a function after each step of an optimizer, and says once where many forward passes bring no step.
+
+    Args:
+        optimizer: As of `heard_optimizer`.
+        act: Called with the optimizer.
+        said: What has been said, as of `warn_once`.
+    """
+
+    def __init__(self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str]) -> None:
+        self.optimizer, self._act, self._said = optimizer, act, said
+        self.num_passes, self._is_in_step = 0, False
+        self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
+
+    def remove(self) -> None:
+        """Remove the optimizer's hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def count_pass(self) -> None:
+        """Count a forward pass since the last step."""
+        self.num_passes += 1
+        if self.num_passes == _MANY_PASSES:
+            message = (
+                f"{_MANY_PASSES} forward passes in training mode and no call of `step()` of the optimizer, a "
+                f"{type(self.optimizer).__name__}: no layer is adapted. If they all belong to one step, this is as it "
+                "should be; if steps are taken in another way, attach to an optimizer whose `step()` is called."
+            )
+            warn_once(message, message, self._said)
+
+    def _enter(self, *args: Any) -> None:
+        self._is_in_step = True
+
+    def _leave(self, optimizer: Optimizer, *args: Any) -> None:
+        # Torch calls it twice where a subclass calls `super().step()`.
+        if self._is_in_step:
+            self.num_passes, self._is_in_step = 0, False
+            self._act(optimizer)
+
+
+def heard_optimizer(optimizer: Any) -> Optimizer:
+    """Return the optimizer whose `step()` calls hooks: the one given or, where it wraps exactly one, that one.
+
+    Wrappers are those of accelerate, Fabric and Lightning, Lookahead, and SAM, whose half-steps end in the inner step.
+    One that calls hooks itself is a wrapper only if the one inside has all of its parameters.
+
+    Raises:
+        ValueError: If no hook would be called.
+    """
+    # Torch wraps the `step` of a class whose objects call `Optimizer.__init__`; of others nobody calls the hooks.
+    is_wrapped = any(getattr(getattr(one, "step", None), "hooked", False) for one in (type(optimizer), optimizer))
+    calls_hooks = is_wrapped and hasattr(optimizer, "_optimizer_step_post_hooks")
+    inside = {id(one): one for one in getattr(optimizer, "__dict__", {}).values() if isinstance(one, Optimizer)}
+    if len(inside) == 1 and id(optimizer) not in inside:
+        (inner,) = inside.values()
+        if not calls_hooks or held_parameters(optimizer) <= held_parameters(inner):
+            return heard_optimizer(inner)
+    if not calls_hooks:
+        raise ValueError(
+            f"`optimizer` must be a torch.optim.Optimizer, or hold exactly one, got {type(optimizer).__name__}, whose "
+            "`step()` calls no hooks. Attach to the optimizer inside it that moves the weights."
+        )
+    heard: Optimizer = optimizer
+    return heard
+
+
+def held_parameters(*optimizers: Optimizer) -> set[int]:
+    """Identities of all parameters that some optimizers hold."""
+    return {id(parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]}
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:

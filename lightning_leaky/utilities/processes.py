@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -21,10 +22,15 @@ def number_of_process() -> int:
 
 
 def warn(message: str, is_own: bool = False) -> None:
-    """Warn on the first process; of its own, that others may have met nothing of, on this one, with its number."""
+    """Warn on the first process; of its own, that others may have met nothing of, on this one, with its number.
+
+    Whoever calls it decides how often: Python itself would drop what it has shown in an earlier fit.
+    """
     number = number_of_process()
     if is_own or not number:
-        warnings.warn(f"Process {number}: {message}" if number else message, stacklevel=3)
+        caller = sys._getframe(1)
+        text = f"Process {number}: {message}" if number else message
+        warnings.warn_explicit(text, UserWarning, caller.f_code.co_filename, caller.f_lineno)  # without a registry
 
 
 def summed(tensor: Tensor, group: Any = None) -> Tensor:

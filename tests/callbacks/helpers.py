@@ -4,10 +4,10 @@ import csv
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from lightning_leaky import KNorm, LeakyResNetModule
+from lightning_leaky import KNorm, LeakyResNet, LeakyResNetModule
 from lightning_leaky.functional import (
     cost_of_identity,
     criticality_residual,
@@ -39,6 +39,27 @@ class ConstantRate(LeakyResNetModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class TwoNetworks(LightningModule):
+    """Two networks, each with an optimizer of its own that steps once a batch."""
+
+    def __init__(self, num_layers: int = 4) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.one, self.other = (LeakyResNet(3, 2, 6, num_layers, 2.0) for _ in range(2))
+
+    def training_step(self, batch, batch_idx):
+        for network, optimizer in zip((self.one, self.other), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            loss = (network(batch[0]) - batch[1]).square().mean()
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(network.parameters(), lr=1e-2) for network in (self.one, self.other)]
 
 
 class Recorder(Callback):

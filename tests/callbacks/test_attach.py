@@ -5,7 +5,6 @@ import pickle
 import re
 import warnings
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,11 +198,27 @@ def test_blocks_are_named_on_the_first_batch_even_where_it_is_not_read(make_trai
     assert said == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("cls", [Foreign, Shared])
-def test_one_block_or_one_that_runs_again_and_again_is_no_run(make_trainer, cls):
+def test_one_block_is_no_run(make_trainer):
     with pytest.warns(UserWarning, match="Name the layers"):
-        monitor = read(make_trainer, cls(blocks(num_layers=1 if cls is Foreign else 2)), monitor=EnergyMonitor())
+        monitor = read(make_trainer, Foreign(blocks(num_layers=1)), monitor=EnergyMonitor())
     assert monitor.readings == {}
+
+
+@pytest.mark.parametrize("layers", ["blocks.*", None])
+def test_passes_of_a_path_that_runs_twice_are_more_rows(make_trainer, layers):
+    """Each layer's states, and the gradients that each pass got, are those of both passes, one below the other."""
+    monitor = EnergyMonitor(layers, ["cost_of_identity", "momentum_norm"], weight_decay=0.3)
+    data = loader(num_batches=1)
+    read(make_trainer, Shared(blocks()), data, monitor)
+    fresh, states = blocks(), [next(iter(data)).requires_grad_()]
+    for block in [*fresh, *fresh]:
+        states.append(block(states[-1]))
+    gradients = torch.autograd.grad(states[-1].square().mean(), states[1:])
+    rows = [torch.cat([states[index], states[index + 3]]).detach() for index in range(3)]
+    norms = torch.stack([torch.cat([gradients[index], gradients[index + 3]]).norm() for index in range(3)])
+    expected = torch.stack([cost_of_identity(one) for one in rows])
+    torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(monitor.readings["train"]["momentum_norm"], norms.double() / 0.3, rtol=1e-5, atol=0)
 
 
 def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
@@ -331,8 +346,9 @@ def test_a_mask_that_the_batch_does_not_have_is_named(make_trainer, padding_mask
 
 def test_a_batch_of_padding_alone_is_no_reading(make_trainer):
     data, _ = token_loader(torch.zeros(4, 6))
+    monitor = EnergyMonitor("blocks.*", padding_mask="attention_mask")
     with pytest.warns(UserWarning, match="no position in it is real"):
-        assert read(make_trainer, Foreign(blocks()), data).readings == {}
+        assert read(make_trainer, Foreign(blocks()), data, monitor).readings == {}
 
 
 def test_tokens_of_all_sequences_in_one_axis_have_padding_too(make_trainer):
@@ -341,40 +357,53 @@ def test_tokens_of_all_sequences_in_one_axis_have_padding_too(make_trainer):
             return super().run(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
     data, hidden = token_loader(MASK.long())
-    first = read(make_trainer, Flat(blocks()), data).readings["train"]["cost_of_identity"][0]
+    monitor = EnergyMonitor("blocks.*", padding_mask="attention_mask")
+    first = read(make_trainer, Flat(blocks()), data, monitor).readings["train"]["cost_of_identity"][0]
     torch.testing.assert_close(first, cost_of_identity(hidden[MASK]), rtol=1e-6, atol=0)
 
 
-class TwoSided(Foreign):
-    """An encoder and a decoder, as transformers' configurations say."""
+class Side(nn.Module):
+    """Blocks that may be given a mask, which they do not look at."""
 
-    def __init__(self, encoder, decoder):
-        super().__init__([])
-        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
-        self.config = SimpleNamespace(is_encoder_decoder=True)
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
 
-    def run(self, hidden):
-        for block in self.encoder:
-            hidden = block(hidden)
-        hidden = hidden + 1
-        for block in self.decoder:
+    def forward(self, hidden, attention_mask=None):
+        for block in self.blocks:
             hidden = block(hidden)
         return hidden
 
 
+class TwoSided(Foreign):
+    """An encoder and a decoder, which hands on to each the mask that is its own."""
+
+    def __init__(self, encoder, decoder):
+        super().__init__([])
+        self.encoder, self.decoder = Side(encoder), Side(decoder)
+
+    def forward(self, hidden, attention_mask=None, decoder_attention_mask=None):
+        hidden = self.encoder(hidden, attention_mask=attention_mask)
+        return self.decoder(hidden + 1, attention_mask=decoder_attention_mask)
+
+    def training_step(self, batch, batch_idx):
+        masks = {name: mask for name, mask in batch.items() if "mask" in name}
+        return self(batch["hidden"], **masks).square().mean()
+
+
 @pytest.mark.parametrize("own_mask", [None, MASK.flip(0)])
-def test_an_attention_mask_is_that_of_the_encoder(make_trainer, own_mask):
-    data, _ = token_loader(MASK.long())
-    (batch,) = data
+def test_each_side_is_read_with_the_mask_that_it_is_given(make_trainer, own_mask):
+    """Its sizes would fit the other side too."""
+    hidden = next(iter(token_loader(MASK.long())[0]))["hidden"]
+    batch = {"hidden": hidden, "attention_mask": MASK.long()}
     if own_mask is not None:
         batch["decoder_attention_mask"] = own_mask
-    data = DataLoader([batch], batch_size=None)
-    seen = []
-    module = TwoSided(blocks(), blocks())
-    module.decoder[0].register_forward_pre_hook(lambda block, args: seen.append(args[0].detach()))
-    for layers, choose in (("encoder.*", lambda: batch["hidden"][MASK]), ("decoder.*", None)):
-        monitor = read(make_trainer, module, data, EnergyMonitor(layers))
-        rows = choose() if choose else seen[-1].flatten(0, 1) if own_mask is None else seen[-1][own_mask]
+    module, seen = TwoSided(blocks(), blocks()), []
+    module.decoder.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0].detach()))
+    for layers, mask in (("encoder.blocks.*", MASK), ("decoder.blocks.*", own_mask)):
+        monitor = read(make_trainer, module, DataLoader([batch], batch_size=None), EnergyMonitor(layers))
+        taken = hidden if mask is MASK else seen[-1]
+        rows = taken.flatten(0, 1) if mask is None else taken[mask]
         first = monitor.readings["train"]["cost_of_identity"][0]
         torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
 
@@ -593,15 +622,18 @@ class Fresh(Foreign):
 
 
 class Afterwards(Foreign):
-    """The code between the blocks overwrites what they took."""
+    """The code between the blocks overwrites what they took and returned."""
 
     def run(self, hidden):
         for block in self.blocks:
             taken = hidden * 1
             hidden = block(taken)
             with torch.no_grad():
+                kept = hidden.clone()
                 taken.detach().zero_()
-        return hidden.detach() + self.blocks[0].first.weight.sum()
+                hidden.detach().zero_()
+            hidden = kept
+        return hidden + self.blocks[0].first.weight.sum()
 
 
 class Crowd(Foreign):
@@ -615,12 +647,8 @@ class Token(Foreign):
 
 
 BAD = {
-    "shared weights": (Shared, Block, {}, r"'blocks\.0' runs 2 times"),
     "silent": (Skipping, Block, {}, r"\['blocks\.1'\] did not run"),
     "integers": (Unreadable, Integers, {}, r"'blocks\.0' takes or returns no floating-point tensor"),
-    "in place": (Fresh, InPlace, {}, r"'blocks\.0' overwrites its input"),
-    "rectified in place": (Fresh, Rectified, {}, r"'blocks\.0' overwrites its input"),
-    "in place afterwards": (Afterwards, Block, {}, r"'blocks\.0' overwrites its input"),
     "six axes": (Crowd, Block, {}, "`layout` must name the axes"),
     "other axes": (Foreign, Block, {"layout": Layout("tnc")}, "`layout` must name the axes"),
     "mask": (Token, Block, {"padding_mask": lambda batch: torch.ones(3)}, r"`padding_mask` must have shape \(7, 1\)"),
@@ -646,6 +674,42 @@ def test_what_cannot_be_read_is_one_warning_and_harms_nothing(make_trainer, cls,
     assert re.search(message, told[0]), told
     assert monitors[0].readings == {}
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+class OutOfPlace(Block):
+    """What `Rectified` returns."""
+
+    def forward(self, hidden):
+        return torch.relu(hidden) + self.change(torch.relu(hidden))
+
+
+class Handing(Foreign):
+    """Its blocks hand on the tensor that the first one is given."""
+
+    def run(self, hidden):
+        return super().run(hidden * 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "make"),
+    [
+        ("blocks.*", lambda: Fresh(blocks(InPlace))),
+        ("blocks.*", lambda: Afterwards(blocks())),
+        ("blocks.*", lambda: Handing(blocks(InPlace))),
+        (None, lambda: Handing(blocks(InPlace))),
+    ],
+    ids=["by a block", "by the code between", "handed on", "found"],
+)
+def test_what_is_overwritten_reads_as_it_was(make_trainer, layers, make):
+    """In the first batch and in later ones, in training and in a validation, where torch counts no writes."""
+    read_of = []
+    for module in (make(), Foreign(blocks())):
+        module.configure_optimizers = lambda module=module: torch.optim.SGD(module.parameters(), 0.0)
+        monitor = EnergyMonitor(layers)
+        make_trainer(monitor, max_epochs=1).fit(module, loader(num_batches=3), loader(num_batches=3))
+        read_of.append(monitor.readings)
+    for stage in ("train", "validate"):
+        assert_same(read_of[0][stage], read_of[1][stage])
 
 
 class Graph(Block):
@@ -772,14 +836,17 @@ def test_a_batch_of_another_shape_is_left_out(make_trainer, tmp_path):
     )
 
 
-def test_the_adapter_warns_of_blocks_that_overwrite_their_input(make_trainer):
+def test_the_adapter_reads_blocks_that_overwrite_their_input_as_it_was(make_trainer):
     """Of a path that is not ours to check: anything with layers, step-sizes and an effective depth."""
-    module = Fresh(blocks(Rectified))
-    module.layers, module.effective_depth = module.blocks, 0.0
-    module.register_buffer("step_sizes", torch.full((3,), 1 / 3))
-    with pytest.warns(UserWarning, match="Layer 1 overwrites its input"):
+    adapted = []
+    for block in (Rectified, OutOfPlace):
+        module = Fresh(blocks(block))
+        module.layers, module.effective_depth = module.blocks, 0.0
+        module.register_buffer("step_sizes", torch.full((3,), 1 / 3))
         make_trainer(StepSizeAdapter(every_n_steps=1), max_epochs=1).fit(module, loader())
-    assert torch.equal(module.step_sizes, torch.full((3,), 1 / 3))
+        adapted.append(module.step_sizes)
+    assert adapted[0].std() > 0
+    torch.testing.assert_close(*adapted)
 
 
 def test_one_line_adapts_and_one_reads_a_leaky_model(make_trainer):

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import warnings
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +21,16 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 
 from lightning_leaky import EnergyMonitor, LayerRefiner, LeakyResNetModule, StepSizeAdapter
 from lightning_leaky.callbacks.layer_refiner import check_trainer
-from lightning_leaky.refining import discretisation_errors, refined_step_sizes, refinement_hook
-from tests.callbacks.helpers import ConstantRate, NoisyModule, Recorder, TwoOptimizers, rows_of, steps_with
+from lightning_leaky.refining import RefinementSettings, discretisation_errors, refined_step_sizes, refinement_hook
+from tests.callbacks.helpers import (
+    ConstantRate,
+    NoisyModule,
+    Recorder,
+    TwoNetworks,
+    TwoOptimizers,
+    rows_of,
+    steps_with,
+)
 
 SPLITS = {"tolerance": 1e-3, "every_n_steps": 2, "start_step": 2, "max_layers": 24}
 """4, 8, 16 and 24 layers after 0, 2, 4 and 6 steps."""
@@ -411,6 +421,43 @@ def test_follows_layers_that_another_has_changed(make_module, make_data, make_tr
     assert lengths.lengths == [4, 3, 6]
 
 
+# Of several paths.
+
+
+def test_two_refiners_change_two_paths(make_data, make_trainer, tmp_path):
+    """Each with its own tolerance, keys and place in a checkpoint."""
+    module, logger = TwoNetworks(), CSVLogger(tmp_path)
+    refiners = [LayerRefiner(**SPLITS, path="one", prefix="one/"), LayerRefiner(1e3, 2, 2, path=module.other)]
+    trainer = make_trainer(*refiners, logger=logger, max_epochs=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=make_data())
+    assert not [one for one in caught if "`prefix`" in str(one.message)]
+    assert (len(module.one.layers), len(module.other.layers)) == (16, 2)
+    rows = rows_of(logger.log_dir)
+    logged = {key: [float(row[key]) for row in rows if row[key]] for key in ("one/num_layers", "num_layers")}
+    assert logged == {"one/num_layers": [4, 4, 8, 8, 16], "num_layers": [4, 4, 2, 2, 2]}
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    saved = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
+    keys = ["LayerRefiner{'path': 'one'}", "LayerRefiner{'path': 'other'}"]
+    assert [saved[key] for key in keys] == [{"num_steps": 5}] * 2
+    assert LayerRefiner(0.1).state_key == "LayerRefiner"
+
+
+def test_of_two_trained_paths_one_must_be_named(make_data, make_trainer):
+    refused(make_trainer(LayerRefiner(0.1)), TwoNetworks(), make_data(), r"`path` must say which .* path='one'")
+
+
+def test_the_bound_of_an_adapter_on_another_path_is_not_kept(make_data, make_trainer):
+    bounds = {}
+    for index, path in enumerate(("one", "other")):
+        module = TwoNetworks(num_layers=12)
+        adapter = StepSizeAdapter(max_leak=0.25, path=path, optimizer_index=index)
+        make_trainer(adapter, LayerRefiner(1e3, 1, 1, path="other"), max_epochs=6).fit(module, datamodule=make_data())
+        bounds[path] = float(2.0 * module.other.step_sizes.max())
+    assert bounds["other"] <= 0.25 + 1e-6 < 0.5 < bounds["one"] <= 1 + 1e-6
+
+
 # What it leaves behind.
 
 
@@ -553,6 +600,9 @@ def test_every_argument_can_be_set_from_yaml():
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--callback", type=Callback)
     settings = {"tolerance": 0.1, "every_n_steps": 3, "start_step": 2, "stop_step": 9, "max_layers": 7, "min_layers": 3}
-    found = parser.parse_object({"callback": {"class_path": "lightning_leaky.LayerRefiner", "init_args": settings}})
+    settings |= {"path": "student.*"}
+    assert set(settings) == {field.name for field in fields(RefinementSettings)}
+    told = settings | {"prefix": "student/"}
+    found = parser.parse_object({"callback": {"class_path": "lightning_leaky.LayerRefiner", "init_args": told}})
     refiner = parser.instantiate_classes(found).callback
-    assert {name: getattr(refiner, name) for name in settings} == settings
+    assert (refiner.settings, refiner.prefix) == (settings, "student/")

@@ -23,6 +23,7 @@ FIGURES = {
     "layers/kinetic_energy",
     "layers/step_size",
 }
+WITHOUT_STEPS = FIGURES - {"layers/step_size"}
 
 
 def events_of(logger: TensorBoardLogger) -> EventAccumulator:
@@ -55,15 +56,54 @@ def fitted(make_module, make_data, make_trainer, tmp_path):
 
 def test_tensorboard_gets_every_figure_at_its_rhythm(fitted):
     """Eight steps, counted from 0 as the loss is: the first, every third from there, and the last."""
-    events = fitted(EnergyMonitor(), StepSizeAdapter(), PathFigures(every_n_steps=3))
+    events = fitted(EnergyMonitor(), StepSizeAdapter(), PathFigures(every_n_steps=3), limit_val_batches=0)
     assert set(events.Tags()["images"]) == FIGURES
     losses = [event.step for event in events.Scalars("train/loss")]
     for key in FIGURES:
         steps = [event.step for event in events.Images(key)]
-        assert steps == [losses[0], losses[3], losses[6], losses[7]]
+        expected = [losses[0], losses[3], losses[6], losses[7]]
+        assert steps == (expected[1:] if key == "layers/step_size" else expected)  # at first they have not changed
         assert all((event.width, event.height) == (660, 450) for event in events.Images(key))
     assert len(text_of(events, "layers/diagnosis")) == 4
-    assert text_of(events, "layers/diagnosis")[-1].startswith("Bottleneck:")
+    assert text_of(events, "layers/diagnosis")[-1].startswith("Read of a training batch.\n\nBottleneck:")
+
+
+def test_validation_data_are_shown_once_they_were_read(make_module, make_data, make_trainer, tmp_path):
+    """Dropout is in training readings only. What takes gradients is there for training only."""
+    monitor, figures, logger = EnergyMonitor(), Kept(every_n_steps=3), TensorBoardLogger(tmp_path)
+    trainer = make_trainer(monitor, figures, max_epochs=5, logger=logger)
+    trainer.fit(make_module(), datamodule=make_data())
+    (_, first, _), *_ = figures.drawn
+    _, last, _ = [one for one in figures.drawn if one[0] == "energies"][-1]
+    titles = [figure.axes[0].get_title() for figure in (first, last)]
+    assert titles[0].endswith(",\na training batch")
+    assert titles[1].endswith(",\nvalidation data, momenta of a training batch")
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in last.axes[0].lines}
+    assert drawn["kinetic energy"] == monitor.readings["validate"]["kinetic_energy"].tolist()
+    assert drawn["Hamiltonian, momentum form"] == monitor.readings["train"]["hamiltonian"].tolist()
+    assert {figure.axes[0].get_title().split("\n")[1] for name, figure, _ in figures.drawn if name == "path"} == {
+        "a training batch"
+    }
+    texts = [text.split("\n\n")[0] for text in text_of(events_of(logger), "layers/diagnosis")]
+    assert texts == ["Read of a training batch.", *["Read of validation data, momenta of a training batch."] * 2]
+    assert figures.state_dict()["history"]["kinetic_energy"]["steps"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_validated_after_a_fit_is_not_drawn(make_module, make_data, make_trainer):
+    figures, module = Kept(every_n_steps=1), make_module()
+    trainer = make_trainer(EnergyMonitor(), figures, max_epochs=1, check_val_every_n_epoch=2)
+    trainer.fit(module, datamodule=make_data())
+    number = len(figures.drawn)
+    trainer.validate(module, datamodule=make_data(), verbose=False)
+    assert len(figures.drawn) == number > 0
+
+
+def test_step_sizes_are_drawn_once_they_have_changed(make_module, make_data, make_trainer):
+    figures = Kept(every_n_steps=1)
+    trainer = make_trainer(EnergyMonitor(), StepSizeAdapter(every_n_steps=1), figures, limit_val_batches=0)
+    trainer.fit(make_module(), datamodule=make_data())
+    assert [name for name, *_ in figures.drawn].count("energies") == 2
+    assert [name for name, *_ in figures.drawn].count("step_size") == 1
 
 
 def test_layout_page_and_final_numbers_are_written_once(fitted):
@@ -148,7 +188,7 @@ def test_weights_and_biases_gets_the_figures(make_module, make_data, make_traine
     pictures = {
         re.sub(r"_\d+_[0-9a-f]+\.png$", "", str(file.relative_to(file.parents[1]))) for file in tmp_path.rglob("*.png")
     }
-    assert pictures == FIGURES
+    assert pictures == WITHOUT_STEPS
 
 
 @pytest.mark.slow
@@ -158,7 +198,7 @@ def test_mlflow_gets_figures_and_texts(make_module, make_data, make_trainer, tmp
     trainer = make_trainer(EnergyMonitor(), PathFigures(), logger=logger, max_epochs=1)
     trainer.fit(make_module(), datamodule=make_data())
     found = {str(file.parent.relative_to(file.parents[2])) for file in tmp_path.rglob("*.png")}
-    assert found == FIGURES
+    assert found == WITHOUT_STEPS
     texts = {file.parent.name for file in tmp_path.rglob("*.md")}
     assert texts == {"guide", "diagnosis"}
 
@@ -197,7 +237,7 @@ class Kept(PathFigures):
 def test_figures_show_what_was_read(make_module, make_data, make_trainer):
     """The path of the batch's samples in float64 and the readings of the step, on the right axes."""
     figures, recorder = Kept(every_n_steps=100, num_samples=5), Recorder()
-    trainer = make_trainer(EnergyMonitor(), recorder, figures, max_epochs=1, precision="64-true")
+    trainer = make_trainer(EnergyMonitor(), recorder, figures, max_epochs=1, precision="64-true", limit_val_batches=0)
     trainer.fit(make_module(), datamodule=make_data())
     drawn = {name: figure.axes[0] for name, figure, _ in figures.drawn}
     readings = figures.drawn[0][2]
@@ -291,6 +331,17 @@ def test_a_path_that_diverged_is_not_drawn(make_module, make_data, make_trainer)
     with pytest.warns(UserWarning, match="not finite"):  # of the monitor
         make_trainer(EnergyMonitor(), figures, max_epochs=1).fit(module, datamodule=make_data())
     assert not {"path", "singular_values_of_A", "singular_values_of_W"} & {name for name, _, _ in figures.drawn}
+
+
+def test_a_figure_that_cannot_be_drawn_stops_no_training(make_module, make_data, make_trainer, monkeypatch):
+    monkeypatch.setattr("lightning_leaky.callbacks.path_figures.paragraphs", lambda *_: 1 / 0)
+    figures = PathFigures(every_n_steps=1)
+    for _ in range(2):  # said once a fit
+        trainer = make_trainer(EnergyMonitor(), figures, max_epochs=2)
+        with pytest.warns(UserWarning, match="PathFigures: drawing has failed") as warned:
+            trainer.fit(make_module(), datamodule=make_data())
+        assert len([one for one in warned if "PathFigures" in str(one.message)]) == 1
+        assert trainer.global_step == 2
 
 
 def test_wants_a_monitor(make_module, make_data, make_trainer):

@@ -14,11 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, StepSizeHook
+from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, StepSizeAdapter, StepSizeHook
 from lightning_leaky.functional import SwitchesRule
 from lightning_leaky.optim import AdaptationSettings
 from lightning_leaky.reading.layout import Layout
-from tests.callbacks.helpers import ConstantRate, Recorder, TwoOptimizers, rows_of, steps_with
+from tests.callbacks.helpers import ConstantRate, Recorder, TwoNetworks, TwoOptimizers, rows_of, steps_with
+from tests.optim.test_optimizer_steps import SAM
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -225,6 +226,163 @@ def test_two_adapters_have_their_own_keys():
     assert StepSizeAdapter(optimizer_index=0).state_key != StepSizeAdapter(optimizer_index=1).state_key
 
 
+# Of several paths.
+
+
+class Teacher(LeakyResNetModule):
+    """A network that learns, and a longer one that follows or stands still."""
+
+    freezes = True
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.a_teacher = LeakyResNet(3, 2, 6, 7, 2.0).requires_grad_(not self.freezes)
+
+    def training_step(self, batch, batch_idx):
+        self.a_teacher(batch[0])
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.network.parameters() if not self.freezes else self.parameters(), lr=1e-2)
+
+
+class MomentumEncoder(Teacher):
+    """Requires gradients, and is in no optimizer."""
+
+    freezes = False
+
+
+@pytest.mark.parametrize("cls", [Teacher, MomentumEncoder])
+def test_what_is_not_trained_steps_aside(make_module, make_data, make_trainer, cls):
+    module, alone = make_module(cls), make_module(ConstantRate)
+    for one in (module, alone):
+        make_trainer(StepSizeAdapter(every_n_steps=1)).fit(one, datamodule=make_data())
+    assert torch.equal(module.a_teacher.step_sizes, torch.full((7,), 1 / 7))
+    assert torch.equal(module.network.step_sizes, alone.network.step_sizes)
+    assert not torch.equal(module.network.step_sizes, make_module().network.step_sizes)
+
+
+def two_adapters(module):
+    """One by name, one by module."""
+    settings = {"every_n_steps": 2, "damping": 0.3}
+    return [
+        StepSizeAdapter(**settings, path="one", optimizer_index=0, prefix="one/"),
+        StepSizeAdapter(**settings, path=module.other, optimizer_index=1, prefix="other/"),
+    ]
+
+
+def test_two_adapters_adapt_two_networks_as_each_would_alone(make_data, make_trainer, tmp_path):
+    """With log keys of their own, each with the step-sizes of its network."""
+    module, recorder, logger = TwoNetworks(), Recorder(), CSVLogger(tmp_path)
+    make_trainer(*two_adapters(module), recorder, logger=logger, max_epochs=4).fit(module, datamodule=make_data())
+    twin = TwoNetworks()
+    hooks = []
+    for name, optimizer in zip(("one", "other"), twin.configure_optimizers(), strict=True):
+        network = getattr(twin, name)
+        hooks.append(StepSizeHook(network, every_n_steps=2, damping=0.3).attach(optimizer))
+        for [(inputs, targets)] in recorder.batches:
+            optimizer.zero_grad()
+            (network(inputs) - targets).square().mean().backward()
+            optimizer.step()
+        found = getattr(module, name).step_sizes
+        assert torch.equal(found, network.step_sizes)
+        assert float(found.std()) > 1e-3
+        keys = [f"{name}/step_size/layer_{index:02d}" for index in range(1, 5)]
+        logged = [[float(row[key]) for key in keys] for row in rows_of(logger.log_dir) if row[keys[0]]]
+        used = torch.stack([state[f"{name}.step_sizes"] for state in recorder.states])
+        torch.testing.assert_close(torch.tensor(logged), used, rtol=1e-5, atol=0)
+
+
+def test_two_adapters_are_restored_each_its_own(make_data, make_trainer, tmp_path):
+    """In another process, where the module that one was given is another object."""
+    module = TwoNetworks()
+    trainer = make_trainer(*two_adapters(module), max_epochs=3)
+    trainer.fit(module, datamodule=make_data())
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    torch.load(tmp_path / "both.ckpt", weights_only=True)
+    again = TwoNetworks()
+    adapters = two_adapters(again)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Be aware that when using `ckpt_path`")
+        make_trainer(*adapters, max_epochs=4).fit(again, datamodule=make_data(), ckpt_path=tmp_path / "both.ckpt")
+    for adapter, name in zip(adapters, ("one", "other"), strict=True):
+        assert adapter.state_dict()["num_steps"] == 4
+        assert torch.equal(adapter.state_dict()["step_sizes"].float(), getattr(again, name).step_sizes)
+
+
+def test_the_path_of_the_optimizer_that_is_followed_needs_no_name(make_data, make_trainer):
+    module = TwoNetworks()
+    make_trainer(StepSizeAdapter(every_n_steps=1, optimizer_index=1)).fit(module, datamodule=make_data())
+    assert torch.equal(module.one.step_sizes, torch.full((4,), 0.25))
+    assert float(module.other.step_sizes.std()) > 1e-3
+
+
+def test_of_two_paths_of_one_optimizer_one_must_be_named(make_data, make_trainer):
+    class OneOptimizer(TwoNetworks):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward((self.one(batch[0]) + self.other(batch[0])).square().mean())
+            optimizer.step()
+
+    with pytest.raises(ValueError, match=r"`path` must say which of \['one', 'other'\] .* path='one'"):
+        make_trainer(StepSizeAdapter()).fit(OneOptimizer(), datamodule=make_data())
+    module = OneOptimizer()
+    make_trainer(StepSizeAdapter(every_n_steps=1, path="one")).fit(module, datamodule=make_data())
+    assert float(module.one.step_sizes.std()) > 1e-3
+    assert torch.equal(module.other.step_sizes, torch.full((4,), 0.25))
+
+
+def test_two_adapters_under_the_same_keys_are_warned_of(make_data, make_trainer):
+    adapters = [StepSizeAdapter(path=name, optimizer_index=number) for number, name in enumerate(("one", "other"))]
+    with pytest.warns(UserWarning, match="Several StepSizeAdapters have the `prefix` ''"):
+        make_trainer(*adapters).fit(TwoNetworks(), datamodule=make_data())
+
+
+def test_a_configuration_names_the_path():
+    adapter = configured({"class_path": "lightning_leaky.StepSizeAdapter", "init_args": {"path": "*.network"}})
+    assert adapter.settings["path"] == "*.network"
+    assert adapter.state_key != StepSizeAdapter().state_key
+
+
+# Steps in other steps.
+
+
+def test_half_steps_in_manual_optimization_are_followed(make_module, make_data, make_trainer):
+    """Two passes a batch; only the second half ends in a `step()`, that of the optimizer inside."""
+
+    class Sharp(LeakyResNetModule):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return SAM(self.parameters(), lr=1e-2)
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            for half in (optimizer.first_step, optimizer.second_step):
+                optimizer.zero_grad()
+                self.manual_backward(self.step(batch, "train"))
+                half()
+
+    module, adapter, recorder = make_module(Sharp), StepSizeAdapter(every_n_steps=1), Recorder()
+    recorder.on_train_batch_end = lambda *args: None
+    make_trainer(adapter, recorder, max_epochs=3).fit(module, datamodule=make_data())
+    assert adapter.state_dict()["num_steps"] == 3
+    twin = make_module(Sharp)
+    optimizer = twin.configure_optimizers()
+    StepSizeHook(twin, every_n_steps=1).attach(optimizer.base_optimizer)
+    for [(inputs, targets)] in recorder.batches:
+        for half in (optimizer.first_step, optimizer.second_step):
+            optimizer.zero_grad()
+            twin.loss(twin(inputs), targets).backward()
+            half()
+    assert torch.equal(module.network.step_sizes, twin.network.step_sizes)
+    assert float(module.network.step_sizes.std()) > 1e-3
+
+
 # What it leaves behind, and what it refuses.
 
 
@@ -293,9 +451,9 @@ def test_arguments_may_be_given_by_place():
 def test_the_command_line_knows_every_setting_with_its_help():
     parser = ArgumentParser()
     arguments = parser.add_class_arguments(StepSizeAdapter)
-    assert set(arguments) == {field.name for field in fields(AdaptationSettings)} | {"optimizer_index"}
+    assert set(arguments) == {field.name for field in fields(AdaptationSettings)} | {"optimizer_index", "prefix"}
     assert all(action.help for action in parser._actions if action.dest in arguments)
-    assert parser.get_defaults().as_dict() == StepSizeAdapter().settings | {"optimizer_index": None}
+    assert parser.get_defaults().as_dict() == StepSizeAdapter().settings | {"optimizer_index": None, "prefix": ""}
 
 
 def configured(section):

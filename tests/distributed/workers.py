@@ -84,22 +84,16 @@ def adapted_step_sizes(rule: str, rank: int = 0, world_size: int = 1) -> Tensor:
     return hook.state_dict()["step_sizes"]
 
 
-def overwrite(tensor: Tensor) -> None:
-    """Add 1 to a tensor, in place."""
-    tensor.add_(1.0)
-
-
 def step_sizes_of_one_that_complains(rank: int, world_size: int) -> Tensor:
-    """Step-sizes where, on the first process only, a layer's input is overwritten, so that it cannot be compared."""
+    """Step-sizes where, on the first process only, layers run inside a transform, so that they cannot be compared."""
     torch.manual_seed(0)
     network = LeakyResNet(WIDTH, 2, width=6, num_layers=NUM_LAYERS, effective_depth=DEPTH).double()
-    if rank == 0:
-        network.layers[1].register_forward_hook(lambda layer, inputs, output: overwrite(inputs[0]))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     StepSizeHook(network, every_n_steps=1, damping=0.5).attach(optimizer)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network(torch.ones(1, WIDTH, dtype=torch.float64))
+        run = network if rank else torch.func.vmap(network)
+        run(torch.ones(1, WIDTH, dtype=torch.float64))
         optimizer.step()
     return network.step_sizes
 
@@ -150,25 +144,29 @@ def found(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     return readings
 
 
-class Dropping(torch.nn.Module):
-    """Blocks of which a process leaves some out, as layer drop does."""
+class Parallel(torch.nn.Module):
+    """Two stacks, of which a process may run the second block by block, apart from one another."""
 
-    def __init__(self, dropped: int | None) -> None:
+    def __init__(self, is_apart: bool) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList(Block(WIDTH) for _ in range(4))
-        self.dropped = dropped
+        self.blocks = torch.nn.Sequential(*(Block(WIDTH) for _ in range(3)))
+        self.others = torch.nn.Sequential(*(Block(WIDTH) for _ in range(4)))
+        self.is_apart = is_apart
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run the blocks that are left."""
-        for index, block in enumerate(self.blocks):
-            hidden = hidden if index == self.dropped else block(hidden)
-        return hidden
+    def forward(self, hidden: Tensor) -> None:
+        """Run both."""
+        self.blocks(hidden)
+        if self.is_apart:
+            for block in self.others:
+                block(hidden)
+        else:
+            self.others(hidden)
 
 
 def found_otherwise(rank: int, world_size: int) -> dict[str, Tensor]:
     """Readings where each process has found another run; the first one's is taken."""
     torch.manual_seed(0)
-    model = Dropping(dropped=3 - rank).double()
+    model = Parallel(is_apart=rank == 0).double()
     observer = PathObserver(model, None, ReadingSettings(["cost_of_identity"])).attach()
     for _ in range(2):
         observer.reset()

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lightning_leaky import EnergyMonitor, Readings
 from lightning_leaky.explain.console import print_layers
+from lightning_leaky.metrics import QUANTITIES
 
 
 def printed(readings: Readings, width: int = 80) -> list[str]:
@@ -52,6 +53,22 @@ def test_segments_are_counted_through():
     assert [line.split()[0] for line in lines[1:7]] == list("123456")
     assert (lines[7], lines[12]) == ("Segment 1, layers 1–3:", "Segment 2, layers 4–6:")
     assert len(lines) == 7 + 10
+
+
+def test_step_sizes_are_shown_where_they_differ_and_the_source_where_it_is_told():
+    equal = dataclasses.replace(READINGS, step_sizes=torch.full((3,), 1 / 3))
+    assert printed(equal)[0].split() == ["layer", "work", "identity", "kinetic", "H", "residual"]
+    file = io.StringIO()
+    print_layers(equal, Console(file=file), source="validation data")
+    assert "Read of validation data.\nBottleneck:" in file.getvalue()
+
+
+def test_a_column_that_says_nothing_without_a_leak_is_left_out():
+    heading = dataclasses.replace(QUANTITIES["kinetic_energy"], key="mine", heading="mine")
+    quantities = READINGS.quantities | {"potential_energy": torch.zeros(3), "mine": torch.ones(3)}
+    lines = printed(Readings(quantities, READINGS.step_sizes, 0.0, own=(heading,)))
+    assert lines[0].split() == ["layer", "ρ", "work", "identity", "kinetic", "H", "residual", "mine"]
+    assert lines[5] == "Rank: no estimate without a leak (L̃ = 0)."
 
 
 def test_a_monitor_prints_it_on_request_only(make_module, make_data, make_trainer, capsys):

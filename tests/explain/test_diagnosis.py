@@ -86,6 +86,19 @@ def test_without_a_leak_a_bottleneck_is_not_judged():
     (found,) = diagnose(readings(depth=0.0, cost_of_identity=(9.0, 0.1, 1.0, 1.0)))
     assert (found.has_bottleneck, found.has_collapsed) == (None, False)
     assert found.sentences[0].startswith("Bottleneck: not judged")
+    assert found.sentences[1] == "Rank: no estimate without a leak (L̃ = 0)."
+
+
+def test_where_the_path_never_narrows_it_says_so():
+    """Of a single layer too."""
+    for costs in ((4.0,), (4.0, 5.0, 6.0, 7.0)):
+        (found,) = diagnose(readings(step_sizes=(1 / len(costs),) * len(costs), cost_of_identity=costs))
+        assert found.sentences[0] == "Bottleneck: no; the cost of identity is least, 4.0, at the start."
+
+
+def test_of_a_hamiltonian_that_was_not_read_nothing_is_said():
+    assert said(kinetic_energy=(1.0,) * 4)[3].endswith("whether training is at an optimum was not read.")
+    assert said(energy_hamiltonian=(-1.0,) * 4)[3].endswith("was not read, so H says little.")
 
 
 def test_segments_are_told_apart():

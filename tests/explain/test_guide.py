@@ -112,6 +112,30 @@ def test_the_page_explains_the_tags_of_the_callbacks_that_there_are():
     assert "| `step_sizes` | of StepSizeAdapter |" in page
 
 
+def rows_of(page: str) -> dict[str, str]:
+    """What each tag is and says, by tag."""
+    return dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", page, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("segments", [(), (2, 2)])
+@pytest.mark.parametrize("leak", [0.0, 2.0])
+def test_the_page_says_what_holds_for_the_path_that_is_read(leak, segments):
+    """Every summary that it names is logged; without a leak no formula has L̃ and nothing is 0 or another again."""
+    quantities = {name: torch.ones(4) for name in QUANTITIES} | {"criticality_residual": torch.full((4,), 0.01)}
+    quantities |= {name: -torch.ones(4) for name in ("hamiltonian", "energy_hamiltonian")}
+    readings = Readings(quantities, torch.full((4,), 0.25), leak, segments=segments)
+    rows = rows_of(guide_page(ALL, {}, ["EnergyMonitor"], readings))
+    logged = {re.sub(r"segment_\d", "segment_*", key) for key in readings.summaries() | rank_scalars(readings)}
+    named = {tag for tag in rows if not tag.endswith("layer_*")}
+    assert named <= logged
+    if leak:
+        assert named == logged
+        return
+    assert not [says for says in rows.values() if re.search("L̃|rank of|from (above|below)|Median", says)]
+    assert not {"potential_energy", "lagrangian", "energy_hamiltonian", "rank"} & {tag.split("/")[0] for tag in rows}
+    assert rows["hamiltonian/layer_*"].startswith("Hamiltonian, momentum form: ½ ‖Bᵀσ(A)‖² (energy)")
+
+
 def test_the_page_explains_what_is_read_and_nothing_else():
     text = guide_page(records("speed", "hamiltonian"), {"gamma_rel": 0.001, "layers": None})
     assert re.findall(r"^\| `([a-z_]+)/", text, flags=re.MULTILINE) == [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_leaky.models.folding import fold_gain
+from lightning_leaky.models.folding import foldable_layer, multiply
 
 
 class Block(nn.Module):
@@ -92,11 +92,17 @@ NOT_PROVED = {
 }
 
 
+def fold_gain(block, gain):
+    layer = foldable_layer(block, block)
+    assert layer is not None
+    multiply([(layer, gain)])
+
+
 @pytest.mark.parametrize("block", PROVED.values(), ids=PROVED)
 def test_a_branch_that_ends_with_weights_takes_the_gain(block):
     block, hidden = block.double().eval(), torch.randn(5, 4).double()
     plain = copy.deepcopy(block)
-    assert fold_gain(block, block, 2.5)
+    fold_gain(block, 2.5)
     torch.testing.assert_close(block(hidden), hidden + 2.5 * (plain(hidden) - hidden), rtol=1e-12, atol=1e-12)
 
 
@@ -111,25 +117,34 @@ def test_a_convolution_takes_it():
 
     block, image = Conv().double(), torch.randn(2, 3, 4, 4).double()
     expected = image + 0.3 * block.conv(image)
-    assert fold_gain(block, block, 0.3)
+    fold_gain(block, 0.3)
     torch.testing.assert_close(block(image), expected)
 
 
 @pytest.mark.parametrize("block", NOT_PROVED.values(), ids=NOT_PROVED)
 def test_what_is_not_proved_is_left_alone(block):
-    state = copy.deepcopy(block.state_dict())
-    assert not fold_gain(block, block, 2.5)
-    assert all(torch.equal(value, state[name]) for name, value in block.state_dict().items())
+    assert foldable_layer(block, block) is None
 
 
 def test_weights_that_another_module_uses_are_left_alone():
     model = nn.Sequential(Block(), Block())
     model[1].last.weight = model[0].last.weight
-    assert not fold_gain(model, model[0], 2.5)
+    assert foldable_layer(model, model[0]) is None
 
 
-def test_a_gain_of_one_needs_nothing():
-    block = NOT_PROVED["activated"]
-    state = copy.deepcopy(block.state_dict())
-    assert fold_gain(block, block, 3 * (1 / 3))
-    assert all(torch.equal(value, state[name]) for name, value in block.state_dict().items())
+def test_a_layer_that_two_blocks_share_is_left_alone():
+    model = nn.Sequential(Block(), Block(), Block())
+    model[1].last = model[0].last
+    assert foldable_layer(model, model[0]) is None
+    assert foldable_layer(model, model[2]) is model[2].last
+
+
+def test_weights_are_multiplied_all_or_none():
+    first, second, third = (nn.Linear(2, 2) for _ in range(3))
+    with torch.inference_mode():
+        second.bias = nn.Parameter(torch.ones(2))  # which nobody can write to outside
+    before = [parameter.clone() for layer in (first, second, third) for parameter in layer.parameters()]
+    with pytest.raises(RuntimeError, match="inference"):
+        multiply([(first, 2.0), (second, 3.0), (third, 4.0)])
+    after = [parameter for layer in (first, second, third) for parameter in layer.parameters()]
+    assert all(map(torch.equal, before, after))

@@ -128,7 +128,12 @@ SAMPLES = {
         {"layout": Layout("tnc")},
     ),
     "padding that is read": ((2, TOKENS, WIDTH), TOKEN_PLACES, PADDING, {"padding_mask": None}),
-    "padding by the batch": ((2, TOKENS, WIDTH), REAL_PLACES, {"attention_mask": REAL}, {}),
+    "padding by the batch": (
+        (2, TOKENS, WIDTH),
+        REAL_PLACES,
+        {"attention_mask": REAL},
+        {"padding_mask": "attention_mask"},
+    ),
     "padding by a function": (
         (2, TOKENS, WIDTH),
         REAL_PLACES,
@@ -181,22 +186,25 @@ def test_a_layer_that_is_told_nothing_has_no_padding():
     assert [len(current) for _, current in rule.pairs[-4:]] == [5, 5, 8, 8]
 
 
-class Told:
-    """What the configuration of an encoder and decoder says."""
+class Tower(nn.Module):
+    """Blocks in a module that is told of the padding, or is not."""
 
-    is_encoder_decoder = True
+    def __init__(self):
+        super().__init__()
+        self.inner = Blocks()
+
+    def forward(self, hidden, attention_mask=None):
+        return self.inner({"hidden": hidden})
 
 
-@pytest.mark.parametrize(("part", "expected"), [("encoder", 5), ("decoder", 8)])
-def test_a_decoder_has_a_mask_of_its_own(part, expected):
+@pytest.mark.parametrize(("part", "expected"), [("texts", 5), ("patches", 8)])
+def test_a_tower_has_the_mask_that_it_is_given(part, expected):
     rule, (hidden, _) = Seen(), rows_of((2, TOKENS, WIDTH), TOKEN_PLACES, -1)
-    model = nn.ModuleDict({part: Blocks()})
-    model.config = Told()
-    path = make_leaky(model, f"{part}.blocks.*")
+    model = nn.ModuleDict({"texts": Tower(), "patches": Tower()})
+    make_leaky(model, f"{part}.inner.blocks.*")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    hook = StepSizeHook(path, every_n_steps=1, rule=rule).attach(optimizer)
-    hook.see({"attention_mask": REAL, "decoder_attention_mask": torch.ones(2, TOKENS)})
-    model[part]({"hidden": hidden}).sum().backward()
+    StepSizeHook(model, every_n_steps=1, rule=rule).attach(optimizer)
+    (model["texts"](hidden, attention_mask=REAL).sum() + model["patches"](hidden).sum()).backward()
     assert len(rule.pairs[-1][0]) == expected
 
 
@@ -242,7 +250,11 @@ class Fails(Seen):
     ("settings", "see", "reason"),
     [
         ({"layout": Layout("nchw")}, None, r"Layer 1 cannot be read: `layout` must name the axes"),
-        ({}, {"attention_mask": torch.ones(2, 9)}, r"Layer 1 cannot be read: `padding_mask` must have shape \(2, 4\)"),
+        (
+            {"padding_mask": "real"},
+            {"real": torch.ones(2, 9)},
+            r"Layer 1 cannot be read: `padding_mask` must have shape \(2, 4\)",
+        ),
         ({"padding_mask": "mask"}, {}, r"Layer 1 cannot be read: `padding_mask` must be a key of the batch"),
         ({"rule": Fails()}, None, "Layer 1 cannot be read: no such neuron"),
     ],

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_leaky import LeakyResNet, StepSizeHook
 from lightning_leaky.functional import SwitchesRule, adaptive_step_sizes, cap_step_sizes, relative_distances
@@ -426,8 +428,123 @@ def test_models_without_or_with_several_paths_are_refused(make_network):
     with pytest.raises(ValueError, match="`model` must contain a module with step-sizes"):
         StepSizeHook(nn.Linear(3, 3))
     two = nn.ModuleDict({"left": make_network(), "right": make_network()})
-    with pytest.raises(ValueError, match=r"`model` must contain one module.*left.*right"):
+    with pytest.raises(ValueError, match=r"`path` must say which of \['left', 'right'\] .* path='left'"):
         StepSizeHook(two)
+
+
+def test_two_hooks_follow_two_paths_of_a_module(make_network):
+    """Each its own optimizer's steps, as a twin that stands alone does."""
+    model = nn.ModuleDict({"one": make_network(), "other": make_network(seed=1)})
+    twins = {name: make_network(seed=seed) for seed, name in enumerate(model)}
+    for name, twin in twins.items():
+        optimizers = [torch.optim.SGD(one.parameters(), lr=1e-2) for one in (model[name], twin)]
+        chosen = StepSizeHook(model, every_n_steps=1, path=name if name == "one" else model[name])
+        chosen.attach(optimizers[0])
+        StepSizeHook(twin, every_n_steps=1).attach(optimizers[1])
+        batches = [torch.randn(5, 3) for _ in range(3)]
+        history = train(model[name], optimizers[0], batches)
+        torch.testing.assert_close(history, train(twin, optimizers[1], batches), rtol=0, atol=0)
+        assert changes(history, torch.full((4,), 0.25)) == [1, 2, 3]
+
+
+# Nothing of it stops a training.
+
+
+class Broken(SwitchesRule):
+    """Raises what it is told, when it is asked for distances."""
+
+    def __init__(self):
+        super().__init__()
+        self.errors = []
+
+    def distances(self, sums, step_sizes, effective_depth):
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().distances(sums, step_sizes, effective_depth)
+
+
+def told(caught):
+    return [str(one.message) for one in caught if re.search("left as they are|has failed", str(one.message))]
+
+
+def test_a_rule_that_raises_leaves_the_step_sizes_and_each_reason_is_said_once_a_fit(follow):
+    """Numbers in a message are no other reason; the next step that can be adapted is, with its own batch only."""
+    rule = Broken()
+    network, optimizer, hook = follow(rule=rule)
+    for _ in range(2):
+        errors = [
+            RuntimeError("row 3 is bad"),
+            RuntimeError("row 14 is bad"),
+            KeyError("row"),
+            RuntimeError("row 3 is bad"),
+        ]
+        rule.errors = list(errors)
+        before = network.step_sizes.clone()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            train(network, optimizer, [torch.randn(5, 3) for _ in errors])
+        assert torch.equal(network.step_sizes, before)
+        first, second = told(caught)
+        assert "RuntimeError: row 3 is bad" in first
+        assert "KeyError" in second
+        hook.detach()
+        hook.attach(optimizer)
+    inputs, before = torch.randn(5, 3), hook.state_dict()["step_sizes"]
+    path = network.representations(inputs).double().detach()
+    sums = torch.stack([rule.sums(*pair) for pair in itertools.pairwise(path)])
+    expected = adaptive_step_sizes(before, rule.distances(sums, before, 2.0), 0.1)
+    train(network, optimizer, [inputs])
+    torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-6, atol=0)
+    assert hook.num_steps == 9
+
+
+class Shapeless(SwitchesRule):
+    def distances(self, sums, step_sizes, effective_depth):
+        return super().distances(sums, step_sizes, effective_depth)[:-1]
+
+
+def spoilt_state(network, optimizer):
+    """As of an optimizer that keeps its moments in blocks."""
+    for parameter in network.parameters():
+        optimizer.state[parameter]["absmax"] = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil", "reason"),
+    [
+        ({"rule": Shapeless()}, lambda network, optimizer: None, "`distances` must have the shape"),
+        ({"move_weights": True}, spoilt_state, "`optimizer` must keep tensors of a parameter's shape"),
+        ({}, lambda network, optimizer: network.step_sizes.fill_(math.nan), "finite"),
+        ({}, lambda network, optimizer: network.layers[0].eval(), "training mode|Look for layers"),
+    ],
+    ids=["wrong shape", "state that cannot move", "step-sizes of NaN", "one layer in evaluation mode"],
+)
+def test_whatever_fails_in_the_middle_the_training_goes_on(follow, settings, spoil, reason):
+    network, optimizer, hook = follow(**settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        train(network, optimizer, [torch.randn(5, 3)])
+        spoil(network, optimizer)
+        before, weights = network.step_sizes.clone(), network.weights().detach().clone()
+        train(network, optimizer, [torch.randn(5, 3) for _ in range(2)])
+    (only,) = told(caught)
+    assert re.search(reason, only)
+    torch.testing.assert_close(network.step_sizes, before, rtol=0, atol=0, equal_nan=True)
+    assert hook.num_steps == 3
+    assert not torch.equal(network.weights(), weights)
+
+
+def test_fake_tensors_leave_it_as_it_was(follow):
+    """A rehearsal of a step, as for an estimate of memory."""
+    network, optimizer, hook = follow()
+    before = hook.state_dict()["step_sizes"]
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network(torch.randn(5, 3))
+        optimizer.step()
+    assert torch.equal(hook.state_dict()["step_sizes"], before)
+    (after,) = train(network, optimizer, [torch.randn(5, 3)])
+    assert float((after - before).abs().max()) > 1e-3
 
 
 def test_the_global_random_state_is_untouched(follow):

@@ -278,10 +278,14 @@ class Network:
         return "re:" + "|".join(name.replace(".", r"\.") for name in self.blocks)
 
 
-def _numbered(prefix: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}.{index}" for index in range(3))
+def _numbered(prefix: str, number: int = 3) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{index}" for index in range(number))
 
 
+_CONVNEXT = (
+    *_numbered("model.convnext.encoder.stages.0.layers", 2),
+    *_numbered("model.convnext.encoder.stages.1.layers", 3),
+)
 _RESNET = ("model.layer1.0", "model.layer1.1", "model.layer2.1", "model.layer3.1", "model.layer4.1")
 
 NETWORKS = {
@@ -308,5 +312,5 @@ NETWORKS = {
         layout=Layout("tnc"),
     ),
     "resnet": Network(resnet, images, _RESNET, rows_of_pixels, segments=(2, 1, 1, 1)),
-    "convnext": Network(convnext, images_by_name, _numbered("model.convnext.encoder.stages.1.layers"), rows_of_pixels),
+    "convnext": Network(convnext, images_by_name, _CONVNEXT, rows_of_pixels, segments=(2, 3)),
 }

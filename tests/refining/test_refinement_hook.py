@@ -2,18 +2,21 @@
 
 import copy
 import pickle
+import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from lightning_leaky import LayerRefiner, LeakyResNet, StepSizeHook
 from lightning_leaky.paths.leaky_path import find_leaky_path
-from lightning_leaky.refining import RefinementHook, discretisation_errors
+from lightning_leaky.refining import RefinementHook, RefinementSettings, discretisation_errors
 from tests.callbacks.helpers import ConstantRate, Recorder
 from tests.distributed.launch import launch
 
@@ -234,6 +237,70 @@ def test_processes_refine_as_one_does(tmp_path):
     assert expected[0] > 2
     for found in launch(_told_and_trained, 2, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+# Nothing of it stops a training.
+
+
+def spoilt_state(network, optimizer):
+    """As of an optimizer that keeps its moments in blocks."""
+    for parameter in network.parameters():
+        optimizer.state[parameter]["absmax"] = torch.ones(3)
+
+
+def diverged(network, optimizer):
+    network.layers[2].weight.data.fill_(torch.nan)
+
+
+def half_seen(network, optimizer):
+    network.layers[1].register_forward_hook(lambda layer, args, output: output.to(torch.complex64), prepend=True)
+    network.layers[2].register_forward_pre_hook(lambda layer, args: (args[0].real, *args[1:]), prepend=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoilt_state, "`optimizer` must keep tensors of a parameter's shape"),
+        (diverged, "A layer has diverged"),
+        (half_seen, "Layer 2 takes or returns no floating-point tensor"),
+    ],
+)
+def test_whatever_fails_the_layers_stay_and_it_is_said_once_a_fit(follow, spoil, reason):
+    network, optimizer, hook = follow(every_n_steps=1, start_step=1, max_layers=8)
+    assert train(network, optimizer, batches(1)) == [4]
+    hook.settings = RefinementSettings(1e-3, every_n_steps=1, start_step=1)
+    spoil(network, optimizer)
+    for starts_anew in (False, spoil is not spoilt_state):  # at the start of a fit that state is refused
+        if starts_anew:
+            hook.detach()
+            hook.attach(optimizer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            assert train(network, optimizer, batches(3)) == [8, 8, 8]
+        messages = [str(one.message) for one in caught if re.search("layers are left|Refining", str(one.message))]
+        assert len(messages) == (starts_anew or hook.num_steps == 4)
+        assert all(reason in message for message in messages)
+    assert hook.num_steps == 7
+
+
+def test_a_rehearsal_on_fake_tensors_changes_nothing(follow):
+    network, optimizer, _ = follow(every_n_steps=1, start_step=1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network(torch.randn(5, 3))
+        with pytest.warns(UserWarning, match="training goes on"):
+            optimizer.step()
+    assert train(network, optimizer, batches(2)) == [4, 8]
+
+
+def test_what_the_user_does_on_a_change_may_fail(follow):
+    """Without it, a wrapped network would be trained wrongly."""
+
+    def fail():
+        raise RuntimeError("no room")
+
+    network, optimizer, _ = follow(every_n_steps=1, start_step=1, attach={"on_change": fail})
+    with pytest.raises(RuntimeError, match="no room"):
+        train(network, optimizer, batches(1))
 
 
 # Refusals.

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, measure_path
@@ -49,6 +49,11 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
+def words_of(page: str) -> list[str]:
+    """Text of a page outside of its figures."""
+    return [word.strip() for word in Page(re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)).words]
+
+
 def test_the_json_holds_the_readings(network):
     report = report_on(network, BATCHES, "net", {"data": "points"}, cost=cost, weight_decay=0.1)
     content = json.loads(as_json(report))
@@ -56,7 +61,13 @@ def test_the_json_holds_the_readings(network):
     for name, values in readings.quantities.items():
         assert content["layers"][name] == values.tolist()
     assert content["summaries"] == {key: float(value) for key, value in readings.summaries().items()}
-    assert content["facts"] == {"layers": 4, "effective depth L̃": 2.0, "data": "points"}
+    assert content["facts"] == {
+        "layers": 4,
+        "effective depth L̃": 2.0,
+        "step-size ρ of each layer": "0.25",
+        "mode of the network": "evaluation, without dropout",
+        "data": "points",
+    }
     assert content["diagnosis"] == list(report.diagnoses[0].sentences)
 
 
@@ -99,6 +110,29 @@ def test_blocks_of_any_network_by_pattern():
     assert content["layers"]["name"] == ["0", "1", "2"]
     assert "hamiltonian" not in content["layers"]
     Page(as_html(report))
+
+
+@pytest.mark.parametrize("leak", [0.0, 2.0])
+def test_what_is_said_holds_for_the_network(leak):
+    """Of its leak: no rank, no energy that is 0 or another again, no formula with L̃."""
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(3)))
+    report = report_on(blocks, BATCHES, "blocks", layers="*", effective_depth=leak)
+    words = " ".join(words_of(as_html(report)))
+    theory = ("(2L̃)", "−2H/L̃", "nears the rank", "potential energy", "Hamiltonian", "Lagrangian")
+    assert [part in words for part in theory] == [leak > 0] * len(theory)
+    content = json.loads(as_json(report))
+    columns = [content["layers"][name] for name in content["quantities"]]
+    assert len({tuple(column) for column in columns}) == len(columns)
+    assert [0.0] * 3 not in columns
+    assert set(content["summaries"]) == set(content["meanings"])
+    assert set(content["meanings"].values()) <= set(words_of(as_html(report)))
+
+
+def test_step_sizes_have_columns_where_they_differ(network):
+    for sizes, there in (([0.25] * 4, False), ([0.1, 0.2, 0.3, 0.4], True)):
+        network.step_sizes.copy_(torch.tensor(sizes))
+        words = words_of(as_html(report_on(network, BATCHES, "net")))
+        assert ("ρ" in words, "0.4000" in words) == (there, there)
 
 
 def test_names(network, make_module):
@@ -207,7 +241,7 @@ def test_the_stabiliser_and_the_layout_are_those_that_were_asked_for(report_of_o
 
 def test_weights_alone_are_no_checkpoint(tmp_path, network):
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(SystemExit, match=r"`ckpt` must be a checkpoint of Lightning, .* has no 'pytorch-lightning_ver"):
+    with pytest.raises(SystemExit, match=r"`ckpt` must be a checkpoint of a .*: KeyError: 'pytorch-lightning_ver"):
         main(["report", str(tmp_path / "weights.pt"), *DATA])
 
 
@@ -215,8 +249,81 @@ def test_a_module_that_keeps_no_hyper_parameters_is_told_to(tmp_path, make_train
     trainer = make_trainer(max_epochs=1, limit_val_batches=0)
     trainer.fit(Own(3), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "net.ckpt")
-    with pytest.raises(SystemExit, match=r"`model` Own cannot be made .*'width'.* Call `save_hyperparameters"):
+    with pytest.raises(SystemExit, match=r"`model` Own, got .*'width'.* calls `save_hyperparameters"):
         main(["report", str(tmp_path / "net.ckpt"), "--model=tests.report.test_report.Own", *DATA])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints, of a module of ours and of one's own, a file that is none, and a folder."""
+    place = tmp_path_factory.mktemp("checkpoints")
+    for name, module in (("net", LeakyResNetModule(3, 2, width=4, num_layers=2)), ("own", Remembering())):
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(place / f"{name}.ckpt")
+    (place / "no.ckpt").write_text("weights")
+    (place / "empty").mkdir()
+    return place
+
+
+OF_OURS = ["--model=tests.report.test_report.Remembering", *DATA]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing.ckpt", *DATA], "`ckpt` must be a checkpoint of a .*, got 'missing.ckpt': FileNotFound"),
+        (["no.ckpt", *DATA], "`ckpt` must be a checkpoint of a .*, got 'no.ckpt': UnpicklingError"),
+        (["empty", *DATA], "`ckpt` must be a checkpoint of a .*, got 'empty': IsADirectoryError"),
+        (["own.ckpt", *DATA], "`model` LeakyResNetModule, got 'own.ckpt': .*Name the class .* --model"),
+        (["net.ckpt", *OF_OURS], "`model` Remembering, got 'net.ckpt': .*loading state_dict"),
+        (["own.ckpt", "--model=nowhere.Net", *DATA], "No module named 'nowhere'"),
+        (["own.ckpt", "--model=tests.report.test_report.None_", *DATA], "has no attribute 'None_'"),
+        (["own.ckpt", "--model=torch.nn.Linear", *DATA], '"model": Expected an import path'),
+        (["own.ckpt", *OF_OURS[:1]], "arguments are required: data"),
+        (["own.ckpt", *OF_OURS[:1], "--data=nowhere.Data"], "No module named 'nowhere'"),
+        (
+            ["own.ckpt", *OF_OURS[:1], "--data=tests.report.test_report.Halves", "--split=val"],
+            "`val_dataloader` must be",
+        ),
+        (["own.ckpt", *OF_OURS, "--layers=nowhere.*"], "`layers` must match modules of the model, but 'nowhere"),
+        (["own.ckpt", *OF_OURS, "--layers=re:(("], "`layers` must be a regular expression"),
+        (["own.ckpt", *OF_OURS, "--layers=blocks.*", "--gamma=-1"], "`gamma` must be"),
+        (["own.ckpt", *OF_OURS, "--layers=blocks.*", "--max_batches=0"], "`batches` must hold at least one"),
+        (["own.ckpt", *OF_OURS, "--layers=blocks.*", "--output=no.ckpt"], "`output` must be a folder .*File exists"),
+        (["own.ckpt", *OF_OURS, "--split=all"], '"split": Expected'),
+    ],
+)
+def test_what_is_wrong_with_the_arguments_is_one_line(monkeypatch, folder, arguments, said):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match=said) as ended:
+        main(["report", *arguments])
+    assert ended.value.code.startswith("lightning-leaky report: ")
+    assert "\n" not in ended.value.code
+
+
+class Halves(LightningDataModule):
+    """No validation set, and a training set that cannot be read."""
+
+    def train_dataloader(self):
+        raise ValueError("a half of a set")
+
+
+class Failing(Remembering):
+    def forward(self, inputs):
+        raise ValueError("a failure of ones own")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=tests.report.test_report.Failing", *DATA], "a failure of ones own"),
+        ([*OF_OURS[:1], "--data=tests.report.test_report.Halves"], "a half of a set"),
+    ],
+)
+def test_an_error_of_ones_own_code_is_shown_whole(folder, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        main(["report", str(folder / "own.ckpt"), *arguments, "--layers=blocks.*", f"--output={folder / 'out'}"])
 
 
 @pytest.mark.parametrize("error", [KeyError("width"), TypeError("cannot add a string to a number")])

@@ -1,0 +1,121 @@
+"""When a monitor reads: at which optimizer's step, and at the end of which loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightning.pytorch import Trainer
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from lightning_leaky.callbacks._observers import say_notes
+from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, optimizers_of
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.passed_batch import Batch
+from lightning_leaky.utilities.harmless import harmless, warn_once
+
+
+class StepReader:
+    """Reads all training batches of an optimizer step; an observer, and what has been said in this fit."""
+
+    def __init__(self, observer: PathObserver, said: set[str]) -> None:
+        self.observer, self.said = observer, said
+        observer.said = said
+        self.unlogged: Readings | None = None
+        self._is_collecting = False
+        self._adds_up: bool | None = None  # gradients to those of earlier batches
+
+    def start(self, trainer: Trainer, batch: object, period: int) -> None:
+        """Arm for a batch that is due, or that may show where the path is."""
+        observer = self.observer
+        if is_due(trainer, period):
+            if not self._is_collecting:
+                observer.reset()
+            self._is_collecting, self._awaited = True, optimizers_of(trainer, observer.path)
+            self._version, self._adds_up = self._version_now(), None
+            observer.arm(Batch(batch))
+        elif observer.path is None:
+            observer.arm()
+
+    def backward(self, trainer: Trainer) -> None:
+        """Count gradients from here on, and see whether they are added to some of earlier batches."""
+        self.observer.in_backward = True
+        if self._is_collecting and not trainer.lightning_module.automatic_optimization and self._adds_up is not False:
+            gradients = (parameter.grad for parameter in self._parameters())
+            with harmless("EnergyMonitor: a look at gradients", self.said):
+                self._adds_up = any(one is not None and bool(one.any()) for one in gradients)
+
+    def step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Read before an optimizer that holds the layers moves them."""
+        if self._is_collecting and optimizer in self._awaited:
+            self._read(trainer, has_step=not self._adds_up)
+
+    def end(self, trainer: Trainer) -> None:
+        """Add a micro-batch that took no step, read where steps are not heard of, and find the path."""
+        if self._is_collecting and is_accumulating(trainer):
+            self.observer.drain(gradient_scale(trainer))
+        elif self._is_collecting:
+            self._read(trainer, has_step=not self._adds_up and self._version != self._version_now())
+        elif self.observer.path is None:
+            self.observer.forget()
+        say_notes(self.observer, self.said)
+
+    def _read(self, trainer: Trainer, has_step: bool) -> None:
+        """Read what has passed, or leave it out, where momenta are read and belong to no step."""
+        self._is_collecting = False
+        if has_step or not any(record.has_momenta for record in self.observer.quantities):
+            self.observer.drain(gradient_scale(trainer))
+        else:
+            if self.observer.path is not None:
+                warn_once(
+                    "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is "
+                    "of this batch alone. Choose an `every_n_steps` at which one is, or leave out momentum quantities.",
+                    "no step",
+                    self.said,
+                )
+            self.observer.forget()
+        with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
+            self.unlogged = self.observer.compute()
+
+    def _version_now(self) -> int:
+        """A number that a step changes; 0 as long as the layers are not known."""
+        return sum(parameter._version for parameter in self._parameters())
+
+    def _parameters(self) -> list[Parameter]:
+        return [] if self.observer.path is None else list(self.observer.path.layers.parameters())
+
+
+class LoaderReader:
+    """Reads whole data sets, a loader when the next one begins: there Lightning sums up over the processes too."""
+
+    def __init__(self, observer: PathObserver, said: set[str]) -> None:
+        self.observer, self.said = observer, said
+        observer.said = said
+        self._readings: list[Readings | None] = []
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._readings.clear()
+        self.observer.reset()
+
+    def end(self, loader: int) -> None:
+        """Add a batch, where it is the first of a loader after the reading of the one before."""
+        self._read(loader)
+        self.observer.drain()
+        say_notes(self.observer, self.said)
+
+    def finish(self, number: int) -> Iterator[tuple[int, str, Readings]]:
+        """Read the last of so many loaders; index, end of the keys, and reading of each that had batches."""
+        self._read(number)
+        for index, readings in enumerate(self._readings):
+            if readings is not None:
+                yield index, f"/dataloader_idx_{index}" if len(self._readings) > 1 else "", readings
+
+    def _read(self, number: int) -> None:
+        """Read the first loaders, which are over, where it has not happened."""
+        while len(self._readings) < number:
+            self._readings.append(None)
+            with harmless("EnergyMonitor: a reading", self.said, is_own=True):
+                self._readings[-1] = self.observer.compute()
+            self.observer.reset()

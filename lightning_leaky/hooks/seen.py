@@ -1,0 +1,58 @@
+"""A tensor as it was when it passed, whatever is written to it afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.hooks.structures import shape_of
+
+
+class Seen:
+    """A tensor that has passed a layer, and whether it still holds what it held then.
+
+    Torch counts writes to a tensor, but not in inference mode, nor those through `data`; these only a copy can tell.
+
+    Args:
+        tensor: The tensor.
+        copies: Whether to keep a copy.
+
+    Raises:
+        ValueError: If the tensor has no values, as on the meta device.
+    """
+
+    __slots__ = ("copy", "tensor", "version")
+
+    def __init__(self, tensor: Tensor, copies: bool = False) -> None:
+        if not has_values(tensor):
+            raise ValueError("its tensors have no values (meta or fake)")
+        self.tensor = tensor.detach()
+        self.version = None if tensor.is_inference() else tensor._version
+        self.copy = self.tensor.clone() if copies else None
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether somebody has written to the tensor since."""
+        if self.version is not None and self.tensor._version != self.version:
+            return True
+        if self.copy is None:
+            return False
+        pairs = zip(*(one.unbind() if one.is_nested else [one] for one in (self.copy, self.tensor)), strict=True)
+        return not all(torch.equal(*pair) for pair in pairs)
+
+    @property
+    def value(self) -> Tensor | None:
+        """What the tensor held; ``None`` if it was overwritten and there is no copy."""
+        return self.copy if self.is_overwritten else self.tensor
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Where in memory it lies, its shape, and how often it had been written to: unique while all are kept."""
+        return (self.tensor.data_ptr(), self.version, *shape_of(self.tensor))
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers: one on the meta device, or of fake mode, holds none."""
+    return not tensor.is_meta and type(tensor).__name__ != "FakeTensor"

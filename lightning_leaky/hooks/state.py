@@ -1,0 +1,105 @@
+"""Which tensors, of all that a block takes and returns, may be its state; and which one is, where the user says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+
+from lightning_leaky.hooks.structures import same_shape, tensors_of
+
+StateChoice: TypeAlias = str | int | tuple[str | int, str | int] | Callable[[Any], Tensor] | None
+"""An input by name or position, a pair of an input and an output, ``"sum"``, a function of either side, or nothing."""
+
+
+class StatePlace(NamedTuple):
+    """A `StateChoice`, looked up in the signature of one block, so that nothing is looked up in a forward pass."""
+
+    inputs: tuple[str | int, ...] = ()
+    output: str | int | None = None
+    is_sum: bool = False
+    function: Callable[[Any], Tensor] | None = None
+
+
+def state_place(block: nn.Module, state: StateChoice) -> StatePlace:
+    """Look a choice up in a block's forward signature (of a wrapped block, give the one inside).
+
+    Raises:
+        ValueError: If the block has no such argument, or the choice is none.
+    """
+    if state is None or state == "sum" or callable(state):
+        return StatePlace(is_sum=state == "sum", function=state if callable(state) else None)
+    key, output = state if isinstance(state, (tuple, list)) and len(state) == 2 else (state, None)
+    try:
+        kinds = {name: one.kind for name, one in inspect.signature(block.forward).parameters.items()}
+    except ValueError:  # traced by TorchScript, which keeps no names
+        kinds = {"args": inspect.Parameter.VAR_POSITIONAL, "kwargs": inspect.Parameter.VAR_KEYWORD}
+    names = [name for name, kind in kinds.items() if kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if isinstance(key, str) and (key in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()):
+        return StatePlace((key, names.index(key)) if key in names else (key,), output)
+    if type(key) is int and key >= 0 and (key < len(names) or inspect.Parameter.VAR_POSITIONAL in kinds.values()):
+        return StatePlace((key, *names[key : key + 1]), output)
+    raise ValueError(
+        "`state` must be an argument that every block takes, by name or position, a pair of an argument and an output, "
+        f"or 'sum', got {state!r}; {type(block).__name__} takes {list(kinds)}."
+    )
+
+
+def state_candidates(
+    place: StatePlace, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors that may be A_{l−1}, and those that may be A_l: one of each, where that is certain.
+
+    They are the inputs and outputs that have the shape of one another; one that is passed twice counts once. Where no
+    shape is preserved they are the first of each; no tensor of one byte a number, as a cache of float8, is among them.
+    """
+    arguments = _arguments(args, kwargs)
+    inputs: Any = [arguments[key] for key in place.inputs if key in arguments] if place.inputs else arguments
+    outputs = output if place.output is None else _parts(output).get(place.output)
+    if place.function is not None:
+        inputs, outputs = place.function(tuple(arguments.values())), place.function(output)
+    befores = [tensor for tensor in tensors_of(inputs) if tensor.dtype.itemsize > 1]
+    afters = [tensor for tensor in tensors_of(outputs) if tensor.dtype.itemsize > 1]
+    like = next((after for after in afters if any(same_shape(before, after) for before in befores)), None)
+    if like is None:
+        return befores[:1], afters[:1]
+    befores, kept = ([one for one in side if same_shape(one, like)] for side in (befores, afters))
+    if place.is_sum and len(befores) <= len(kept):  # else something came along that is not handed on: all are returned
+        return [sum(befores[1:], befores[0])], [sum(kept[1:], kept[0])]
+    return _once(befores), _once(kept)
+
+
+def certain_choice(
+    args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, before: Tensor, after: Tensor
+) -> tuple[str | int, str | int] | None:
+    """Return where a state came and left: a choice that later passes can keep to, whatever shapes they bring.
+
+    ``None`` where it came in two arguments at once, or inside a structure.
+    """
+    inputs = [key for key, part in _arguments(args, kwargs).items() if part is before]
+    outputs = [key for key, part in _parts(output).items() if part is after]
+    return (inputs[0], outputs[0]) if len(inputs) == 1 and outputs else None
+
+
+def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str | int, Any]:
+    return dict([*enumerate(args), *kwargs.items()])
+
+
+def _parts(value: Any) -> dict[str | int, Any]:
+    """The parts of a structure by number and, where they have any, by name; another value is its only part."""
+    named: dict[Any, Any] = {}
+    if isinstance(value, Mapping):
+        named = dict(value)
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        named = dict(zip(value._fields, value, strict=True))
+    elif dataclasses.is_dataclass(value):
+        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    parts = list(named.values()) or (value if isinstance(value, (tuple, list)) else [value])
+    return {**dict(enumerate(parts)), **named}
+
+
+def _once(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor for index, tensor in enumerate(tensors) if not any(tensor is one for one in tensors[:index])]

@@ -1,0 +1,280 @@
+"""Blocks that live anywhere as leaky steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_leaky.functional._checks import check_non_negative, working_dtype
+from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_step_sizes
+from lightning_leaky.hooks.compiled import forget_compiled_code
+from lightning_leaky.hooks.state import StateChoice, StatePlace, certain_choice, state_candidates, state_place
+from lightning_leaky.hooks.structures import replaced, same_shape, tensors_of
+from lightning_leaky.paths.layers import device_of, unwrapped
+from lightning_leaky.utilities.processes import is_sharded, warn
+
+
+class LeakySteps(nn.Module):
+    """Makes blocks that live elsewhere leaky steps: ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)``, f_l(h) = block_l(h) − h.
+
+    [ours] At L̃ = 0 and ρ_l = 1/L the blocks are what they were: exactly in float32 and narrower, to the last place in
+    float64. A forward hook on each block mixes its output with its input, so no module and no parameter changes its
+    name, its class or its place. It is a `LeakyPath`: a `StepSizeAdapter` or `StepSizeHook` finds it in the model.
+
+    The step-sizes stay in float64 whatever the model is cast to (float32 on MPS). They are saved with the model, except
+    where they say nothing (equidistant at L̃ = 0): then the state is that of the original model; a state without
+    step-sizes is loaded as equidistant. Of sharded blocks they always are: a sharded checkpoint is loaded in place, key
+    by key of the state that asks. They travel with a copy or a pickle that holds this module; a copy of blocks alone
+    has none, says so when it first runs, and is plain blocks.
+
+    Args:
+        blocks: The blocks in the order in which they run, each shape-preserving; they are not registered here.
+        effective_depth: L̃ ≥ 0.
+        step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
+        names: What to call the blocks in errors; their numbers by default.
+        state: Which tensor is h, where a block takes or returns several of one shape: an argument, by name or position;
+            a pair of an argument and an output, by index, key or attribute; or ``"sum"`` where h is the sum of all that
+            are handed on, as of hidden and residual.
+
+    Raises:
+        ValueError: If there are no blocks, one of them is a leaky step already, a number is out of range, or the
+            step-sizes are no distribution; from a forward pass, if a block changes the shape, overwrites its input (in
+            inference mode, where torch does not count writes, that is not noticed), or leaves open which tensor is h.
+
+    Example:
+        >>> block = nn.Linear(2, 2)
+        >>> steps = LeakySteps([block], effective_depth=1.0)  # with one step of size 1 the leak takes all of h
+        >>> torch.allclose(block(torch.ones(1, 2)), block.weight.sum(1) + block.bias - 1)
+        True
+    """
+
+    step_sizes: Tensor
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        effective_depth: float = 0.0,
+        step_sizes: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+        state: StateChoice = None,
+    ) -> None:
+        super().__init__()
+        self._names = [f"number {index + 1}" for index in range(len(blocks))] if names is None else list(names)
+        _check_blocks(blocks, self._names)
+        if callable(state):
+            raise ValueError(f"`state` must be a place, where a step is put back, got {state!r}; give a name or index.")
+        self.effective_depth = check_non_negative("effective_depth", effective_depth)
+        self._unregistered = (nn.ModuleList(blocks),)  # in a tuple, where nn.Module does not look
+        rho = equidistant_step_sizes(len(blocks))
+        if step_sizes is not None:
+            rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), len(blocks))
+        device = device_of(self.layers)
+        self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
+        self.state = state
+        self._places = [state_place(unwrapped(block), state) for block in blocks]
+        self._versions: dict[int, dict[int, int]] = {}
+        self._handles: list[RemovableHandle] = []
+        self._link = _Link(self)
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks."""
+        return self._unregistered[0]
+
+    def forward(self, representation: Tensor) -> Tensor:
+        """Return what is given: in an `nn.Sequential` this module stands behind its blocks and does nothing."""
+        return representation
+
+    def detach(self) -> None:
+        """Give the blocks back as they were; their parameters stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._link.steps, self._link.is_silent = None, True  # for hooks that others have copied to other modules
+
+    def gain(self, index: int) -> float:
+        """ρ_l L, what f_l is multiplied by."""
+        return float(self.step_sizes[index]) * len(self.step_sizes)
+
+    def takes_state_first(self, index: int) -> bool:
+        """Whether a block's first argument is h, as far as was said and seen."""
+        inputs = self._places[index].inputs
+        return not inputs or 0 in inputs
+
+    def extra_repr(self) -> str:
+        """Describe the steps in `print`."""
+        return f"num_layers={len(self.step_sizes)}, effective_depth={self.effective_depth}"
+
+    def _attach(self) -> None:
+        for index, block in enumerate(self.layers):
+            for link in _links(block):  # of a copy that had no steps, and has some now
+                link.is_silent = True
+            # First of all hooks: what others see of a block, be it a list of its hidden states, is the leaky step.
+            enter, step = partial(self._link.enter, index), partial(self._link.step, index)
+            self._handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            self._handles.append(block.register_forward_hook(step, with_kwargs=True, prepend=True))
+        forget_compiled_code()
+
+    def _step(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        place, name = self._places[index], self._names[index]
+        befores, afters = state_candidates(place, args, kwargs, output)
+        _check_state(name, block, befores, afters, (*args, *kwargs.values()))
+        before, after = befores[0], afters[0]
+        if not torch.compiler.is_compiling():
+            if self._was_overwritten(index, tensors_of((args, kwargs)) if place.is_sum else [before]):
+                raise ValueError(
+                    f"`layers` must leave their input as it is, but {name}, a {type(block).__name__}, overwrites it; "
+                    "use out-of-place operations."
+                )
+            if place == StatePlace():  # what is certain in a first batch may not be in the next, of other lengths
+                choice = certain_choice(args, kwargs, output, before, after)
+                self._places[index] = state_place(unwrapped(block), choice)
+        mixed = self._mix(index, before, after)
+        if not place.is_sum:
+            return replaced(output, after, mixed)
+        first = state_candidates(place._replace(is_sum=False), args, kwargs, output)[1][0]
+        return replaced(output, first, first + (mixed - after).to(first.dtype))
+
+    def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self._versions[index] = {id(tensor): _version(tensor) for tensor in tensors_of((args, kwargs))}
+
+    def _was_overwritten(self, index: int, befores: list[Tensor]) -> bool:
+        # By its version, not by its place: a block that hands its input on, as stochastic depth does, is in its right.
+        versions = self._versions.pop(index, {})
+        return any(_version(before) != versions.get(id(before), _version(before)) for before in befores)
+
+    def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
+        """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""
+        dtype = torch.promote_types(after.dtype, torch.float32)
+        step_size = self.step_sizes[index].to(after.device)
+        gain = (step_size * len(self.step_sizes)).to(dtype)
+        kept = 1 - gain - (step_size * self.effective_depth).to(dtype)
+        return (gain * after + kept * before).to(after.dtype)
+
+    def _says_something(self) -> bool:
+        if self.step_sizes.is_meta:
+            return self.effective_depth > 0
+        equidistant = equidistant_step_sizes(len(self.step_sizes)).to(self.step_sizes)
+        if self.effective_depth > 0 or any(map(is_sharded, self.layers.parameters())):
+            return True
+        return not torch.equal(self.step_sizes, equidistant)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._says_something():
+            destination[f"{prefix}step_sizes"] = self.step_sizes if keep_vars else self.step_sizes.detach()
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A state without step-sizes is one that `_says_something` had nothing to add to: all steps are equal.
+        num_layers = len(self.step_sizes)
+        loaded = check_step_sizes(state_dict.get(f"{prefix}step_sizes", equidistant_step_sizes(num_layers)), num_layers)
+        if self.step_sizes.is_meta:
+            self.step_sizes = loaded.clone()
+        else:
+            self.step_sizes.copy_(loaded)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        """Follow a move to another device, but not a cast."""
+        rho = equidistant_step_sizes(len(self.step_sizes)) if self.step_sizes.is_meta else self.step_sizes
+        device = fn(torch.empty(0, device=self.step_sizes.device)).device
+        self.step_sizes = rho.to(device, working_dtype(device))
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._link.steps = self if self._handles else None
+
+
+class _Link:
+    """Leads the hooks on blocks to their steps.
+
+    A copy leads nowhere, until the steps of the same copy take their place: a copy of a part of a model has blocks, but
+    no steps, and must not follow those of the original.
+    """
+
+    def __init__(self, steps: LeakySteps) -> None:
+        self.steps: LeakySteps | None = steps
+        self.is_silent = False
+
+    # Quantisation gives the hooks to its own modules, without the keywords that ours ask for.
+    def enter(self, index: int, block: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
+        if self.steps is not None:
+            self.steps._enter(index, args, *kwargs or ({},))
+
+    def step(self, index: int, block: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        if self.steps is not None:
+            return self.steps._step(index, block, args, *rest if len(rest) == 2 else ({}, *rest))
+        self.say()
+        return None
+
+    def say(self) -> None:
+        if not self.is_silent:
+            self.is_silent = True
+            warn(
+                "A copy of leaky blocks was made without their step-sizes, which belong to the model that make_leaky "
+                "was given: the copy runs as plain blocks. Copy that model, or give the copy step-sizes of its own "
+                "with make_leaky."
+            )
+
+    # Compiled code runs it when it is compiled. What `torch.compiler.assume_constant_result` does, which takes seconds.
+    say._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"steps": None, "is_silent": self.steps is None}
+
+
+def _check_blocks(blocks: Sequence[nn.Module], names: Sequence[str]) -> None:
+    """Raise ValueError unless each block can become a leaky step."""
+    if not blocks:
+        raise ValueError("`blocks` must hold at least one module, got none.")
+    if len({id(unwrapped(block)) for block in blocks}) < len(blocks):
+        raise ValueError("`blocks` must differ, got one of them twice; copy it, or leave it out.")
+    taken = [name for name, block in zip(names, blocks, strict=True) if any(link.steps for link in _links(block))]
+    if taken:
+        raise ValueError(f"`layers` must be no leaky steps yet, but {taken} are; unmake_leaky their model first.")
+
+
+def _links(block: nn.Module) -> list[_Link]:
+    hooks = [*block._forward_hooks.values(), *unwrapped(block)._forward_hooks.values()]
+    owners = [getattr(getattr(hook, "func", None), "__self__", None) for hook in hooks]
+    return [owner for owner in owners if isinstance(owner, _Link)]
+
+
+def _check_state(
+    name: str, block: nn.Module, befores: list[Tensor], afters: list[Tensor], inputs: Sequence[Any]
+) -> None:
+    """Raise ValueError unless a block maps one tensor to one of its shape."""
+    if any(isinstance(part, fx.Proxy) for part in inputs):
+        raise ValueError(
+            f"`model` must not be traced by torch.fx, which shows no tensors, while {name} is a leaky step; use "
+            "torch.export, or unmake_leaky(model) first."
+        )
+    if not befores or not afters or not same_shape(befores[0], afters[0]):
+        some = befores and afters
+        shapes = f"{tuple(befores[0].shape)} to {tuple(afters[0].shape)}" if some else "no tensor"
+        raise ValueError(
+            f"`layers` must preserve the shape of a tensor, but {name}, a {type(block).__name__}, maps {shapes}; leave "
+            "it out, for example by a predicate of name and module."
+        )
+    if len(befores) > 1 or len(afters) > 1:
+        raise ValueError(
+            f"`state` must say which tensor is the state of {name}, a {type(block).__name__}, which takes "
+            f"{len(befores)} and returns {len(afters)} of shape {tuple(afters[0].shape)}. Give make_leaky the name or "
+            "position of an argument, a pair of it and an output, or 'sum' if all that are handed on add up to it."
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been written to; in inference mode nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version

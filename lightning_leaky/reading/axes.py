@@ -1,0 +1,59 @@
+"""Which axis of a representation is the width, by the parameters of the blocks that it passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Size, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+_CHANNELS_FIRST = {3: "nct", 4: "nchw", 5: "ncdhw"}
+_CHANNELS_LAST = {3: "ntc", 4: "nhwc", 5: "ndhwc"}
+
+
+def axes_told(blocks: Iterable[tuple[nn.Module, Size]]) -> str | None:
+    """Return the axes that the modules inside blocks tell; ``None`` where they say nothing, or contradict each other.
+
+    A convolution, batch or group norm of as many channels as the second axis is long tells that these are first; a
+    linear map or another norm of the length of the last axis, that they are last. Transformer layers of torch.nn say
+    whether sequences come first.
+
+    Args:
+        blocks: Blocks, and the shape of what passes each; of one number of axes, at least 3.
+
+    Example:
+        >>> axes_told([(nn.Conv1d(6, 6, 3), Size([8, 6, 40]))]), axes_told([(nn.Linear(6, 6), Size([8, 40, 6]))])
+        ('nct', 'ntc')
+    """
+    tells_first = tells_last = tokens_first = False
+    num_axes = 0
+    for block, shape in blocks:
+        num_axes = len(shape)
+        is_of_torch = isinstance(block, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+        tokens_first = tokens_first or (is_of_torch and not getattr(block.self_attn, "batch_first", True))
+        for module in block.modules():
+            first, last = _lengths(module)
+            tells_first, tells_last = tells_first or shape[1] in first, tells_last or shape[-1] in last
+    if tells_first == tells_last or num_axes not in _CHANNELS_LAST:
+        return None
+    if tells_first:
+        return _CHANNELS_FIRST[num_axes]
+    return "tnc" if tokens_first and num_axes == 3 else _CHANNELS_LAST[num_axes]
+
+
+def other_axes(num_axes: int) -> str:
+    """Return the axes that a representation may have beside those it is taken to have."""
+    return (_CHANNELS_FIRST if num_axes == 3 else _CHANNELS_LAST)[num_axes]
+
+
+def _lengths(module: nn.Module) -> tuple[set[int], set[int]]:
+    """How long the second axis may be by a module, and the last one."""
+    if isinstance(module, (_NormBase, nn.GroupNorm)):
+        return {module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features}, set()
+    if isinstance(module, _ConvNd):
+        return {module.in_channels, module.out_channels}, set()
+    shapes = [one.shape for one in module.parameters(recurse=False) if not is_lazy(one) and one.ndim <= 2]
+    normalized = getattr(module, "normalized_shape", ())
+    return set(), {length for shape in [*shapes, normalized] for length in shape if length > 1}

@@ -1,0 +1,101 @@
+"""Layers with hooks on them, and how what passes them becomes matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from lightning_leaky.hooks.capture import PathCapture
+from lightning_leaky.hooks.layer_hooks import Span
+from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.paths.layers import named_layers
+from lightning_leaky.reading.checks import (
+    broken_path,
+    check_passes,
+    check_widths,
+    layout_told,
+    noisy_layers,
+    segments_note,
+    unknown_repeats,
+    unused_mask,
+)
+from lightning_leaky.reading.layout import GIVEN
+from lightning_leaky.reading.passed_batch import Batch, PassedBatch
+from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.settings import ReadingSettings
+
+
+class WatchedLayers:
+    """Layers of a model, with hooks on them, and what their first batch has told.
+
+    Args:
+        model: What contains the layers.
+        layers: The layers, in order.
+        settings: How to read them.
+        gradients: Whether to keep gradients.
+        counts_all: Whether every gradient counts, or those that a step uses.
+        state: Which tensor of a layer is its state.
+
+    Attributes:
+        names: Their names in the model.
+        segmentation: Which of them are read.
+        layout: How a representation becomes a matrix.
+        notes: What to tell a user once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[nn.Module],
+        settings: ReadingSettings,
+        gradients: bool = False,
+        counts_all: bool = False,
+        state: StateChoice = None,
+    ) -> None:
+        name_of = {id(module): name for name, module in named_layers(model).items()}
+        firsts = [layer[0] if isinstance(layer, Span) else layer for layer in layers]
+        self.names = [name_of.get(id(layer), f"layer {index}") for index, layer in enumerate(firsts, start=1)]
+        self.settings, self.layout = settings, settings.sample_layout
+        self.segmentation = Segmentation.unknown(len(layers))
+        self.capture = PathCapture(layers, gradients, counts_all, model, state)
+        self.notes: list[str] = []
+
+    def passed(self, batch: Batch, say: Callable[[str | None], None]) -> PassedBatch:
+        """Return the batch that has passed, as matrices.
+
+        Args:
+            batch: What is known of it.
+            say: Called with what a user should be warned of.
+
+        Raises:
+            ValueError: If it cannot be read; then nothing has changed.
+        """
+        self.capture.settle()
+        check_passes(self.capture, self.names)
+        first, *_ = passages = self.capture.passages
+        is_first, layout, segmentation = not self.segmentation.is_known, self.layout, self.segmentation
+        if is_first:
+            layout, doubt = layout_told(layout, self.capture.layers, first, self.names)
+            say(doubt)
+            segmentation = Segmentation.seen(first.previous, first.current, layout)
+            if not segmentation.is_known:
+                raise ValueError("no layer preserves the shape of its input; choose other `layers`.")
+        check_widths(segmentation, passages, layout, self.names)
+        passed = PassedBatch(batch, passages, segmentation, layout, self.settings.padding_mask)
+        say(unknown_repeats(batch.fresh, passed.numbers_of_samples()))
+        if self.settings.padding_mask == GIVEN and not any(any(passage.masks) for passage in passages):
+            say(unused_mask(batch.data))
+        if not any(map(len, passed.matrices[1])) and batch.fresh is None:
+            raise ValueError("no position in it is real.")
+        if is_first:
+            say(broken_path(segmentation, *passed.first(), self.names))
+            self.layout, self.segmentation = layout, segmentation
+            self._note()
+            self.capture.copy_less()
+        return passed
+
+    def _note(self) -> None:
+        layers, names = self.capture.layers, self.names
+        found = (segments_note(self.segmentation, names), noisy_layers(layers, names), *self.capture.padding_notes())
+        self.notes += [note for note in found if note is not None]
