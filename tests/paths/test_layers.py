@@ -64,7 +64,7 @@ def test_each_way_chooses(model, layers, expected):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("blocks.*", r"`layers`.*'blocks\.\*' matches none.*'encoder\.layers\.\*'"),
+        ("blocks.*", r"`layers`.*'blocks\.\*' matches none.*'encoder\.layers\.0'"),
         ("layers.*", r"Did you mean 'encoder\.layers\.\*'\? Names start at the module that is fitted"),
         ("encoder.layer.*", r"Did you mean 'encoder\.layers"),
         ("no.such.thing", "matches none"),
