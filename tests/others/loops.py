@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -113,14 +114,17 @@ def informed() -> Iterator[list[str]]:
     heard: list[str] = []
     handler, logger = logging.Handler(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    level = logger.level
+    level, disabled, rank = logger.level, logger.disabled, getattr(rank_zero_only, "rank", 0)
     logger.addHandler(handler)
+    # Other tests leave their mark: MLflow's migrations disable every logger there is, and strategies set a rank.
     logger.setLevel(logging.INFO)
+    logger.disabled, rank_zero_only.rank = False, 0
     try:
         yield heard
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.disabled, rank_zero_only.rank = disabled, rank
 
 
 def told(said: Iterable[str], *parts: str) -> list[str]:
