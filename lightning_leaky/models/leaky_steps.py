@@ -209,16 +209,19 @@ class _Link:
 
     # Quantisation gives the hooks to its own modules, without the keywords that ours ask for.
     def enter(self, index: int, block: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
+        """Lead the hook before a block to its step."""
         if self.steps is not None:
             self.steps._enter(index, args, *kwargs or ({},))
 
     def step(self, index: int, block: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
+        """Lead the hook after a block to its step; without steps the block's output stays."""
         if self.steps is not None:
             return self.steps._step(index, block, args, *rest if len(rest) == 2 else ({}, *rest))
         self.say()
         return None
 
     def say(self) -> None:
+        """Say once that there are no steps."""
         if not self.is_silent:
             self.is_silent = True
             warn(
