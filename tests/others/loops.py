@@ -1,18 +1,18 @@
 """What other people's loops share: blocks, a fit, and right values from what a test captures itself."""
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
+from lightning_leaky.callbacks import _observers
 from lightning_leaky.functional import cost_of_identity, kinetic_energy, objective_weight_decay
 
 WIDTH, DECAY = 6, 0.02
@@ -110,21 +110,10 @@ def set_steps(model: nn.Module, step_sizes: Sequence[float]) -> None:
 
 @contextmanager
 def informed() -> Iterator[list[str]]:
-    """Hear what Lightning logs for information."""
+    """Hear what a monitor logs for information, whatever has become of the loggers in this process."""
     heard: list[str] = []
-    handler, logger = logging.Handler(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    level, disabled, rank = logger.level, logger.disabled, getattr(rank_zero_only, "rank", 0)
-    logger.addHandler(handler)
-    # Other tests leave their mark: MLflow's migrations disable every logger there is, and strategies set a rank.
-    logger.setLevel(logging.INFO)
-    logger.disabled, rank_zero_only.rank = False, 0
-    try:
+    with mock.patch.object(_observers, "rank_zero_info", heard.append):
         yield heard
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.disabled, rank_zero_only.rank = disabled, rank
 
 
 def told(said: Iterable[str], *parts: str) -> list[str]:
