@@ -259,6 +259,3 @@ class PathCapture(LayerHooks):
         step_gradients = StepGradients(self.layers, self.step_gradients.counts_all)
         emptied = {"_first": Passage(len(self.layers)), "_later": [], "_runs": [0] * len(self.layers)}
         return {**super().__getstate__(), **emptied, "step_gradients": step_gradients}
-
-
-told_padding = None

@@ -32,28 +32,6 @@ def tensors_of(value: Any) -> list[Tensor]:
     return found
 
 
-def paired_tensors(inputs: Any, outputs: Any) -> tuple[Tensor, Tensor] | None:
-    """Return what a block maps, A_{l−1} and A_l: the first output that has the shape of an input, and that input.
-
-    A block may return a tuple, a dictionary or a dataclass, and take its input by position or by keyword. Where no
-    output has the shape of an input the block changes the shape: then the first tensor of each; ``None`` where either
-    side has no floating-point tensor.
-
-    Example:
-        >>> import torch
-        >>> hidden, mask = torch.zeros(2, 3), torch.ones(2, 2)
-        >>> before, after = paired_tensors(((), {"mask": mask, "hidden": hidden}), (torch.ones(4), hidden + 1))
-        >>> torch.equal(before, hidden), torch.equal(after, hidden + 1)
-        (True, True)
-    """
-    befores, afters = tensors_of(inputs), tensors_of(outputs)
-    for after in afters:
-        for before in befores:
-            if same_shape(before, after):
-                return before, after
-    return (befores[0], afters[0]) if befores and afters else None
-
-
 def same_shape(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors have one shape; of nested ones, whether all of their parts have.
 

@@ -84,12 +84,12 @@ class WatchedLayers:
         check_widths(segmentation, passages, layout, self.names)
         passed = PassedBatch(batch, passages, segmentation, layout, self.settings.padding_mask)
         say(unknown_repeats(batch.fresh, passed.numbers_of_samples()))
-        if self.settings.padding_mask == GIVEN and not any(any(passage.masks) for passage in passages):
-            say(unused_mask(batch.data))
         if not any(map(len, passed.matrices[1])) and batch.fresh is None:
             raise ValueError("no position in it is real.")
         if is_first:
             say(broken_path(segmentation, *passed.first(), self.names))
+            if self.settings.padding_mask == GIVEN and not any(any(passage.masks) for passage in passages):
+                say(unused_mask(batch.data))
             self.layout, self.segmentation = layout, segmentation
             self._note()
             self.capture.copy_less()
