@@ -52,9 +52,9 @@ class EnergyMonitor(Callback):
       the first that holds a trainable parameter of the layers. Where that one takes no step in the batch, momenta
       belong to none, and a monitor of momenta leaves it out; others read at its end.
     - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly. No gradients flow there, so no
-      momentum quantities. The keys start with ``val_`` and ``test_``. Of several loaders each is read for itself: keys
-      end with ``/dataloader_idx_0`` as Lightning's own do, and ``readings["validate/dataloader_idx_1"]`` is the
-      second's.
+      momentum quantities. The keys start with ``val_`` and ``test_``. The monitor reads several loaders one by
+      one: keys end with ``/dataloader_idx_0`` as Lightning's own do, and the second reading is
+      ``readings["validate/dataloader_idx_1"]``.
 
     Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
     its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way. `ReadingGuide`,

@@ -39,7 +39,7 @@ def guide_page(
 ) -> str:
     """Markdown page that explains the tags of a run, those of our callbacks by class, and states the settings.
 
-    It says what holds for the path of some readings; without any, for a leaky one in one piece.
+    The page describes the path that was read. Without readings it describes a leaky path in one piece.
     """
     records = list(records_at(quantities, 1.0 if readings is None else readings.effective_depth).values())
     place = "/segment_*/" if readings is not None and len(readings.segments) > 1 else "/"

@@ -15,7 +15,7 @@ TRAINING = "a training batch"
 def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
     """Return the reading of a fit to show, and of what it is: of validation data where there is one, without dropout.
 
-    What takes gradients is read in training only, and added. Of several validation loaders it is the first.
+    It adds momenta, which only training has. It shows the first of several validation loaders.
     """
     shown, train = readings.get("validate"), readings.get("train")
     if shown is None:

@@ -29,8 +29,7 @@ class LayerHooks:
 
     A layer may take its input by position or keyword and return any structure (`state_candidates`). What cannot be read
     is never an error in somebody's forward pass: `complaints` says it afterwards. What a backward pass runs once more,
-    as checkpointing does, is no pass. Counts and checks are made in eager code only: a compiled hook must not change a
-    number.
+    as checkpointing does, does not count. Only eager code counts and checks: a compiled hook must not change a number.
 
     Pickling and deep-copying drop the handles, not the layers: a copy has no hooks until it is attached.
 

@@ -19,7 +19,7 @@ _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def foldable_layer(model: nn.Module, block: nn.Module) -> nn.Module | None:
     """Return the layer g of a block h + g(…) whose weights can take a factor of the branch exactly.
 
-    ``None`` where the block is no such one, or another module of the model uses these weights.
+    ``None`` if the block has another form, or another module of the model uses these weights.
     """
     last = _last_layer_of_branch(block)
     return None if last is None or not _owns_its_output(last) or _is_shared(model, last) else last

@@ -28,7 +28,7 @@ class LeakySteps(nn.Module):
 
     The step-sizes stay in float64 whatever the model is cast to (float32 on MPS). They are saved with the model, except
     where they say nothing (equidistant at L̃ = 0): then the state is that of the original model; a state without
-    step-sizes is loaded as equidistant. Of sharded blocks they always are: a sharded checkpoint is loaded in place, key
+    step-sizes is loaded as equidistant. Sharded blocks always save them: a sharded checkpoint is loaded in place, key
     by key of the state that asks. They travel with a copy or a pickle that holds this module; a copy of blocks alone
     has none, says so when it first runs, and is plain blocks.
 
