@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_leaky.utilities.processes import warn
+from lightning_leaky.utilities.processes import LostProcessError, warn
 
 
 def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) -> None:
@@ -19,9 +19,14 @@ def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) 
 
 @contextmanager
 def harmless(task: str, said: set[str], is_own: bool = False) -> Iterator[None]:
-    """Let a task fail with one warning a reason: nobody's training stops because of it."""
+    """Let a task fail with one warning a reason: nobody's training stops because of it.
+
+    A lost process stops it. To go on would save a checkpoint without the adaptation that the others have missed.
+    """
     try:
         yield
-    except Exception as error:  # whatever a rule, a logger or a collective may raise
+    except LostProcessError:
+        raise
+    except Exception as error:  # whatever a rule or a logger may raise
         message = f"{task} has failed, and the training goes on: {type(error).__name__}: {error}"
         warn_once(message, message, said, is_own)

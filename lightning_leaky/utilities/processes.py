@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class LostProcessError(RuntimeError):
+    """A collective has failed. The processes no longer agree on what comes next, so none may train on."""
 
 
 def num_processes() -> int:
@@ -37,7 +43,8 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
     """Sum of a tensor over all processes, or a group: a new tensor, the same bits on each; one collective."""
     total = tensor.clone()
     if num_processes() > 1:
-        dist.all_reduce(total, group=group)
+        with _collective():
+            dist.all_reduce(total, group=group)
     return total
 
 
@@ -47,7 +54,8 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
     everybody = [marked]
     if num_processes() > 1:
         everybody = [torch.empty_like(marked) for _ in range(num_processes())]
-        dist.all_gather(everybody, marked)
+        with _collective():
+            dist.all_gather(everybody, marked)
     return next((one[1:].reshape(numbers.shape) for one in everybody if one[0]), None)
 
 
@@ -65,3 +73,12 @@ def is_sharded(tensor: Tensor) -> bool:
 def is_flattened(tensor: Tensor) -> bool:
     """Whether a parameter is one of FSDP1's flat ones, or a piece of it: these get their gradients in other tensors."""
     return getattr(tensor, "_fsdp_flattened", False)
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Mark what a backend raises, of no type in common."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(f"Process {number_of_process()} has lost another one: {error}") from error
