@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_leaky.callbacks._trainer import class_names
 from lightning_leaky.plotting import pixels
 
 
@@ -36,16 +37,14 @@ def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
 
 def log_histogram(trainer: Trainer, key: str, values: Tensor, step: int) -> None:
     """Hand a histogram to TensorBoard."""
-    for kind, logger in _loggers(trainer):
-        if kind == "TensorBoardLogger":
-            logger.experiment.add_histogram(key, values, step)
+    for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
+        logger.experiment.add_histogram(key, values, step)
 
 
 def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """Hand a layout of charts to TensorBoard."""
-    for kind, logger in _loggers(trainer):
-        if kind == "TensorBoardLogger":
-            logger.experiment.add_custom_scalars(layout)
+    for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
+        logger.experiment.add_custom_scalars(layout)
 
 
 def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
@@ -58,8 +57,8 @@ def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
     # Private flags, as that of the logger below: without them everybody is taken to want the table.
     logged = [dict(source.hparams) for source in sources if getattr(source, "_log_hyperparams", bool(source))]
     plain = _plain({name: value for part in logged for name, value in part.items()})
-    for kind, logger in _loggers(trainer):
-        if kind == "TensorBoardLogger" and getattr(logger, "_default_hp_metric", True):
+    for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
+        if getattr(logger, "_default_hp_metric", True):
             from torch.utils.tensorboard.summary import hparams
 
             writer = logger.experiment.file_writer
@@ -82,9 +81,8 @@ def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
 
 def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
     """Write the final numbers that TensorBoard's table of runs shows beside the hyper-parameters."""
-    for kind, logger in _loggers(trainer):
-        if kind == "TensorBoardLogger":
-            logger.log_metrics(dict(metrics), step)
+    for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
+        logger.log_metrics(dict(metrics), step)
 
 
 def shows_pictures(trainer: Trainer) -> bool:
@@ -92,13 +90,12 @@ def shows_pictures(trainer: Trainer) -> bool:
     return any(True for _ in _loggers(trainer))
 
 
-def _loggers(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Loggers of the known kinds, on the first process."""
+def _loggers(
+    trainer: Trainer, kinds: Sequence[str] = ("TensorBoardLogger", "WandbLogger", "MLFlowLogger")
+) -> Iterator[tuple[str, Any]]:
+    """Loggers of some kinds, on the first process."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        # By name: Lightning exists in two packages, and a stand-in of a disabled logger answers to anything.
-        names = [cls.__name__ for cls in type(logger).__mro__]
-        kind = next((name for name in ("TensorBoardLogger", "WandbLogger", "MLFlowLogger") if name in names), None)
-        if kind is not None:
-            yield kind, logger
+        names = class_names(logger)  # by class, for a stand-in of a disabled logger answers to anything
+        yield from ((kind, logger) for kind in kinds if kind in names)

@@ -10,13 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_leaky.callbacks._trainer import (
-    check_strategy,
-    has_flat_parameters,
-    may_skip_evaluation,
-    optimizer_weight_decay,
-    why_unread,
-)
+from lightning_leaky.callbacks import _trainer
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import resolve_quantities
@@ -50,7 +44,7 @@ def training_observer(
     path = _path_of(trainer, pl_module, layers, settings)
     own, decay_of = settings.weight_decay, None
     if own is None and any(group.get("weight_decay") for one in trainer.optimizers for group in one.param_groups):
-        decay_of = partial(optimizer_weight_decay, trainer)
+        decay_of = partial(_trainer.optimizer_weight_decay, trainer)
     decay = None if path is None or decay_of is None else decay_of(path.layers)
     if own is None and knows_weights(path):
         own = float(getattr(pl_module, "weight_decay", None) or 0.0) or None
@@ -74,7 +68,7 @@ def evaluation_observer(
     records = [record for record in _records(trainer, path, settings, False) if not record.has_momenta]
     if not records:
         return None
-    if may_skip_evaluation(trainer):
+    if _trainer.may_skip_evaluation(trainer):
         warn(
             "EnergyMonitor reads no validation and test sets where "
             "`allow_zero_length_dataloader_with_multiple_devices` is set: a process without batches skips the whole "
@@ -88,7 +82,7 @@ def evaluation_observer(
 def _path_of(
     trainer: Trainer, pl_module: LightningModule, layers: LayerChoice | None, settings: ReadingSettings
 ) -> LeakyPath | None:
-    check_strategy(trainer, "EnergyMonitor")
+    _trainer.check_strategy(trainer, "EnergyMonitor")
     return path_of(pl_module, layers, settings.effective_depth, held_parameters(*trainer.optimizers) or None)
 
 
@@ -96,7 +90,7 @@ def _records(
     trainer: Trainer, path: LeakyPath | None, settings: ReadingSettings, knows_decay: bool
 ) -> tuple[Quantity, ...]:
     """The quantities asked for, or those that this path has by default."""
-    has_weights = knows_weights(path) and not has_flat_parameters(trainer)
+    has_weights = knows_weights(path) and not _trainer.has_flat_parameters(trainer)
     if settings.quantities is None:
         leaks = (settings.effective_depth if path is None else path.effective_depth) > 0
         has_momenta = has_weights and knows_decay and settings.reads_all_positions
@@ -113,7 +107,7 @@ def _records(
 
 def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -> None:
     """Warn once where no training batch will be read, else, as soon as that is known, where nobody writes readings."""
-    why = why_unread(trainer, every_n_steps)
+    why = _trainer.why_unread(trainer, every_n_steps)
     if why is not None:
         warn_once(f"EnergyMonitor reads no training batch: {why}", "unread", said)
     elif trainer.train_dataloader is not None and not trainer.loggers:
@@ -122,12 +116,12 @@ def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -
 
 def warn_of_nan(readings: Readings, stage: str, said: set[str]) -> None:
     """Warn of quantities that are not finite in a reading, of each once."""
-    broken = [name for name, values in readings.quantities.items() if not torch.isfinite(values).all()]
-    if not said.issuperset(broken):
+    broken = {name for name, values in readings.quantities.items() if not torch.isfinite(values).all()} - said
+    if broken:
         said.update(broken)
         warn(
-            f"EnergyMonitor: {broken} are not finite in the {stage} reading and are logged as they are. A layer has "
-            "diverged, or no gradient has reached it."
+            f"EnergyMonitor: {sorted(broken)} are not finite in the {stage} reading and are logged as they are. A "
+            "layer has diverged, or no gradient has reached it."
         )
 
 

@@ -40,7 +40,7 @@ class StepReader:
 
     def backward(self, trainer: Trainer) -> None:
         """Count gradients from here on, and see whether they are added to some of earlier batches."""
-        self.observer.in_backward = True
+        self.observer.capture.step_gradients.in_backward = True
         if self._is_collecting and not trainer.lightning_module.automatic_optimization and self._adds_up is not False:
             gradients = (parameter.grad for parameter in self._parameters())
             with harmless("EnergyMonitor: a look at gradients", self.said):
@@ -64,17 +64,15 @@ class StepReader:
     def _read(self, trainer: Trainer, has_step: bool) -> None:
         """Read what has passed, or leave it out, where momenta are read and belong to no step."""
         self._is_collecting = False
-        if has_step or not any(record.has_momenta for record in self.observer.quantities):
-            self.observer.drain(gradient_scale(trainer))
-        else:
-            if self.observer.path is not None:
-                warn_once(
-                    "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is "
-                    "of this batch alone. Choose an `every_n_steps` at which one is, or leave out momentum quantities.",
-                    "no step",
-                    self.said,
-                )
-            self.observer.forget()
+        is_left_out = not has_step and self.observer.reads_momenta
+        if is_left_out and self.observer.path is not None:
+            warn_once(
+                "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is of "
+                "this batch alone. Choose an `every_n_steps` at which one is, or leave out momentum quantities.",
+                "no step",
+                self.said,
+            )
+        self.observer.drain(None if is_left_out else gradient_scale(trainer))
         with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
             self.unlogged = self.observer.compute()
 

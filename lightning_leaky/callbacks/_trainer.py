@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -24,6 +24,25 @@ _REFUSED = {
     "XLAFSDPStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
     "SingleDeviceXLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
 }
+
+
+class _HookedCallback(Callback):
+    """A callback that lets go of a model when a run ends; a copy of it leaves the model behind."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the hooks."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the hooks: after an exception there is no teardown."""
+        self._detach()
+
+    def _detach(self) -> None:
+        """Remove what hooks there are."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what Lightning gives a callback: the module's own `log`, and with it the module."""
+        return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
 
 
 def log_period(trainer: Trainer) -> int:
@@ -123,9 +142,8 @@ def num_loaders(trainer: Trainer) -> int:
 def check_strategy(trainer: Trainer, asker: str) -> None:
     """Raise ValueError where a strategy splits a model in a way that a callback cannot follow."""
     strategy: Any = trainer.strategy
-    # By name, here and below: Lightning exists in two packages, and a strategy's own package may be missing.
-    reason = next((_REFUSED[name] for name in _names(strategy) if name in _REFUSED), None)
-    if "ModelParallelStrategy" in _names(strategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+    reason = next((_REFUSED[name] for name in class_names(strategy) if name in _REFUSED), None)
+    if "ModelParallelStrategy" in class_names(strategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
         reason = (
             "with tensor_parallel_size > 1 several processes hold the same samples, or parts of their neurons; pass "
             "tensor_parallel_size=1 and shard by fully_shard"
@@ -137,7 +155,7 @@ def check_strategy(trainer: Trainer, asker: str) -> None:
 def rewrap(trainer: Trainer) -> None:
     """Have DDP count the parameters again, after some have come or gone."""
     strategy: Any = trainer.strategy
-    if "DDPStrategy" in _names(strategy):
+    if "DDPStrategy" in class_names(strategy):
         strategy.model = trainer.lightning_module
         strategy.configure_ddp()
 
@@ -145,9 +163,9 @@ def rewrap(trainer: Trainer) -> None:
 def why_not_rewrap(trainer: Trainer) -> str | None:
     """What is in the way of new parameters, with the remedy; ``None`` where nothing is."""
     strategy: Any = trainer.strategy
-    if "SingleDeviceStrategy" in _names(strategy):
+    if "SingleDeviceStrategy" in class_names(strategy):
         return None
-    if "DDPStrategy" not in _names(strategy):
+    if "DDPStrategy" not in class_names(strategy):
         return "it shards the parameters; refine under ddp or on one device, and train on from that checkpoint"
     if strategy._ddp_kwargs.get("static_graph"):
         return "static_graph=True promises a graph that does not change; leave it out"
@@ -158,7 +176,7 @@ def why_not_rewrap(trainer: Trainer) -> str | None:
 
 def has_flat_parameters(trainer: Trainer) -> bool:
     """Whether weights outside a forward pass are pieces of flat parameters, as FSDP1 leaves them."""
-    return "FSDPStrategy" in _names(trainer.strategy)
+    return "FSDPStrategy" in class_names(trainer.strategy)
 
 
 def may_skip_evaluation(trainer: Trainer) -> bool:
@@ -219,11 +237,6 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
     return found.pop() or None if len(found) == 1 else None
 
 
-def without_log(state: dict[str, Any]) -> dict[str, Any]:
-    """State of a callback without what Lightning gives it: the module's own `log`, and with it the module."""
-    return {name: value for name, value in state.items() if name not in ("log", "log_dict")}
-
-
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer."""
     return list(_untyped(trainer).callbacks)
@@ -232,6 +245,14 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def add_callback(trainer: Trainer, callback: Callback) -> None:
     """Add a callback to those of a trainer, whose hooks are called from now on."""
     _untyped(trainer).callbacks.append(callback)
+
+
+def tell_callbacks(trainer: Trainer, method: str, *news: object) -> None:
+    """Call a method of ours on all callbacks of a trainer that have it."""
+    for callback in callbacks_of(trainer):
+        tell = getattr(callback, method, None)
+        if callable(tell):
+            tell(trainer, trainer.lightning_module, *news)
 
 
 def warn_of_prefix(trainer: Trainer, callback: Any) -> None:
@@ -258,8 +279,9 @@ def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object
     return found
 
 
-def _names(strategy: object) -> list[str]:
-    return [cls.__name__ for cls in type(strategy).__mro__]
+def class_names(thing: object) -> list[str]:
+    """Classes of an object, by name: Lightning exists in two packages, and a strategy's own may be missing."""
+    return [cls.__name__ for cls in type(thing).__mro__]
 
 
 def _untyped(trainer: Trainer) -> Any:

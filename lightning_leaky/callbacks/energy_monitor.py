@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_leaky.callbacks import _observers
+from lightning_leaky.callbacks import _observers, _trainer
 from lightning_leaky.callbacks._readers import LoaderReader, StepReader
-from lightning_leaky.callbacks._trainer import (
-    add_callback,
-    callbacks_of,
-    fresh_samples,
-    log_period,
-    log_scalars,
-    log_summaries,
-    num_loaders,
-    num_steps,
-    reading_period,
-    warn_of_prefix,
-    without_log,
-)
 from lightning_leaky.callbacks.reading_guide import ReadingGuide
 from lightning_leaky.explain.console import check_rich, print_layers
 from lightning_leaky.explain.diagnosis import rank_scalars
@@ -42,7 +29,7 @@ from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.processes import warn
 
 
-class EnergyMonitor(Callback):
+class EnergyMonitor(_trainer._HookedCallback):
     """Logs cost of identity, kinetic energy and other readings of every layer (arXiv 2405.17573, section 1).
 
     Two kinds of readings, both also kept in `readings`:
@@ -150,8 +137,8 @@ class EnergyMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the readings explained, where nobody does yet."""
-        if not any(isinstance(callback, ReadingGuide) for callback in callbacks_of(trainer)):
-            add_callback(trainer, ReadingGuide())
+        if not any(isinstance(callback, ReadingGuide) for callback in _trainer.callbacks_of(trainer)):
+            _trainer.add_callback(trainer, ReadingGuide())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
@@ -159,7 +146,7 @@ class EnergyMonitor(Callback):
         self._detach()
         self._said.clear()
         self._start(trainer, pl_module)
-        warn_of_prefix(trainer, self)
+        _trainer.warn_of_prefix(trainer, self)
         _observers.say_if_unread(trainer, self.every_n_steps, self._said)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,20 +175,12 @@ class EnergyMonitor(Callback):
         if self._steps is not None:
             self._steps.unlogged = unlogged
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the forward hooks."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the forward hooks: after an exception there is no teardown."""
-        self._detach()
-
     # Training: armed over the micro-batches of one optimizer step, computed before the weights move.
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm for a batch whose optimizer step is to be read."""
         if self._steps is not None:
-            self._steps.start(trainer, batch, reading_period(trainer, self.every_n_steps))
+            self._steps.start(trainer, batch, _trainer.reading_period(trainer, self.every_n_steps))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Count the gradients from here on."""
@@ -211,7 +190,7 @@ class EnergyMonitor(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count gradients no more: what others differentiate moves no weights."""
         if self._steps is not None:
-            self._steps.observer.in_backward = False
+            self._steps.observer.capture.step_gradients.in_backward = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read while weights and step-sizes are still those of the forward pass."""
@@ -226,9 +205,9 @@ class EnergyMonitor(Callback):
         readings, self._steps.unlogged = self._steps.unlogged, None
         if readings is not None:
             with harmless("EnergyMonitor: logging", self._said):
-                if log_period(trainer):
-                    log_scalars(trainer, readings.scalars(self.prefix) | rank_scalars(readings, self.prefix))
-            self._publish(trainer, pl_module, "train", readings)
+                if _trainer.log_period(trainer):
+                    _trainer.log_scalars(trainer, readings.scalars(self.prefix) | rank_scalars(readings, self.prefix))
+            self._publish(trainer, "train", readings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table that was asked for."""
@@ -241,7 +220,7 @@ class EnergyMonitor(Callback):
     ) -> None:
         """Arm for a batch, except of the sanity check."""
         if self._loaders is not None and not trainer.sanity_checking:
-            self._loaders.observer.arm(Batch(batch, fresh_samples(trainer, batch_idx, dataloader_idx)))
+            self._loaders.observer.arm(Batch(batch, _trainer.fresh_samples(trainer, batch_idx, dataloader_idx)))
 
     on_test_batch_start = on_validation_batch_start
 
@@ -253,16 +232,23 @@ class EnergyMonitor(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the readings of the whole validation set."""
-        self._finish_evaluation(trainer, pl_module, "validate", "val_")
+        """Log the readings of the whole set."""
+        if self._loaders is None or trainer.sanity_checking:
+            return
+        stage, start = ("test", f"{self.prefix}test_") if trainer.testing else ("validate", f"{self.prefix}val_")
+        self.readings = {name: one for name, one in self.readings.items() if not name.startswith(f"{stage}/")}
+        for index, end, readings in self._loaders.finish(1 if self.pool_loaders else _trainer.num_loaders(trainer)):
+            layers, summaries = readings.layers(start), readings.summaries(start)
+            with harmless("EnergyMonitor: logging", self._said):
+                _trainer.log_summaries(trainer, {f"{key}{end}": value for key, value in summaries.items()}, index)
+                _trainer.log_scalars(trainer, {f"{key}{end}": value for key, value in layers.items()})
+            self._publish(trainer, f"{stage}{end}" if index else stage, readings)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the readings of the whole test set."""
-        self._finish_evaluation(trainer, pl_module, "test", "test_")
+    on_test_epoch_end = on_validation_epoch_end
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the observers behind: a copy has no hooks until its run starts."""
-        return without_log({**self.__dict__, "_steps": None, "_loaders": None})
+        return super().__getstate__() | {"_steps": None, "_loaders": None}
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the observers of a run."""
@@ -279,22 +265,8 @@ class EnergyMonitor(Callback):
             observer.detach()
         self._steps = self._loaders = None
 
-    def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str, prefix: str) -> None:
-        if self._loaders is None or trainer.sanity_checking:
-            return
-        self.readings = {name: one for name, one in self.readings.items() if not name.startswith(f"{stage}/")}
-        for index, end, readings in self._loaders.finish(1 if self.pool_loaders else num_loaders(trainer)):
-            layers, summaries = readings.layers(self.prefix + prefix), readings.summaries(self.prefix + prefix)
-            with harmless("EnergyMonitor: logging", self._said):
-                log_summaries(trainer, {f"{key}{end}": value for key, value in summaries.items()}, index)
-                log_scalars(trainer, {f"{key}{end}": value for key, value in layers.items()})
-            self._publish(trainer, pl_module, f"{stage}{end}" if index else stage, readings)
-
-    def _publish(self, trainer: Trainer, pl_module: LightningModule, stage: str, readings: Readings) -> None:
+    def _publish(self, trainer: Trainer, stage: str, readings: Readings) -> None:
         """Keep the readings, warn once of what is not finite, and tell callbacks that look at readings."""
-        self.readings[stage], self.step = readings, num_steps(trainer)
-        for callback in callbacks_of(trainer):
-            tell = getattr(callback, "on_readings", None)
-            if callable(tell):
-                tell(trainer, pl_module, self, stage)
+        self.readings[stage], self.step = readings, _trainer.num_steps(trainer)
+        _trainer.tell_callbacks(trainer, "on_readings", self, stage)
         _observers.warn_of_nan(readings, stage, self._said)

@@ -7,21 +7,10 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_leaky.callbacks._trainer import (
-    callbacks_of,
-    check_strategy,
-    is_accumulating,
-    is_due,
-    log_period,
-    log_scalars,
-    rewrap,
-    warn_of_prefix,
-    why_not_rewrap,
-    without_log,
-)
+from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter, path_key, plain_choice
 from lightning_leaky.paths.leaky_path import find_leaky_path
 from lightning_leaky.refining.refinement_hook import RefinementHook
@@ -40,7 +29,7 @@ class _Arguments(RefinementSettings):
     prefix: str = ""
 
 
-class LayerRefiner(Callback):
+class LayerRefiner(_trainer._HookedCallback):
     """Splits and merges layers during training: `RefinementHook` for a Lightning trainer [ours].
 
     It refines on the batch just seen, all its micro-batches on all processes, after an optimizer step and never between
@@ -89,17 +78,17 @@ class LayerRefiner(Callback):
         """Attach the hook, or refuse what cannot be refined."""
         self._detach()
         check_trainer(trainer)
-        warn_of_prefix(trainer, self)
+        _trainer.warn_of_prefix(trainer, self)
         told = self.settings["path"]
         path = cast("nn.Module", find_leaky_path(pl_module, told, held_parameters(*trainer.optimizers)))
         self._hook = RefinementHook(pl_module, **(self.settings | {"path": path}), max_leak=_max_leak(trainer, told))
         self._hook.load_state_dict(self._state)
-        self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer, pl_module))
+        self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm for a batch whose optimizer step is logged, or followed by a refinement."""
         if self._hook is not None:
-            self._hook.arm(anyway=is_due(trainer, log_period(trainer)))
+            self._hook.arm(anyway=_trainer.is_due(trainer, _trainer.log_period(trainer)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Ignore the forward passes from here to the next batch: of several steps of one batch the first counts."""
@@ -108,22 +97,16 @@ class LayerRefiner(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Log the step, and refine after it, where it was taken: an fp16 scaler skips some."""
-        if self._hook is None or is_accumulating(trainer):
+        if self._hook is None or _trainer.is_accumulating(trainer):
             return
-        self._hook.end_step(partial(_log, trainer, self.prefix) if is_due(trainer, log_period(trainer)) else None)
+        self._hook.end_step(
+            partial(_log, trainer, self.prefix) if _trainer.is_due(trainer, _trainer.log_period(trainer)) else None
+        )
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the layers that there are now."""
         if self._hook is not None:
             self._hook.follow()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the hook."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hook: after an exception there is no teardown."""
-        self._detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counter; layers and step-sizes are the model's."""
@@ -137,7 +120,7 @@ class LayerRefiner(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hook behind: a copy has none until its run starts."""
-        return without_log({**self.__dict__, "_hook": None, "_state": self.state_dict()})
+        return super().__getstate__() | {"_hook": None, "_state": self.state_dict()}
 
     def _detach(self) -> None:
         self._state = self.state_dict()
@@ -148,8 +131,8 @@ class LayerRefiner(Callback):
 
 def check_trainer(trainer: Trainer) -> None:
     """Raise ValueError where somebody else has counted the parameters already."""
-    check_strategy(trainer, "LayerRefiner")
-    reason = why_not_rewrap(trainer)
+    _trainer.check_strategy(trainer, "LayerRefiner")
+    reason = _trainer.why_not_rewrap(trainer)
     if reason is not None:
         raise ValueError(
             f"`strategy` must let LayerRefiner change the number of parameters, got {type(trainer.strategy).__name__}: "
@@ -160,8 +143,8 @@ def check_trainer(trainer: Trainer) -> None:
             "`model` must not be compiled for LayerRefiner: its graph is of as many layers as there were. Refine "
             "without torch.compile, and compile what comes out."
         )
-    for callback in callbacks_of(trainer):
-        if {cls.__name__ for cls in type(callback).__mro__} & set(_AVERAGING):
+    for callback in _trainer.callbacks_of(trainer):
+        if set(_AVERAGING).intersection(_trainer.class_names(callback)):
             raise ValueError(
                 f"`callbacks` must not average the weights beside LayerRefiner, got {type(callback).__name__}: its "
                 "averages are of as many parameters as there were. Refine first, and average in a later fit."
@@ -170,20 +153,17 @@ def check_trainer(trainer: Trainer) -> None:
 
 def _log(trainer: Trainer, prefix: str, errors: Tensor) -> None:
     numbers = {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()}
-    log_scalars(trainer, {f"{prefix}{key}": number for key, number in numbers.items()})
+    _trainer.log_scalars(trainer, {f"{prefix}{key}": number for key, number in numbers.items()})
 
 
-def _announce(trainer: Trainer, pl_module: LightningModule) -> None:
+def _announce(trainer: Trainer) -> None:
     """Have DDP and the other callbacks follow the layers that there are now."""
-    rewrap(trainer)
-    for callback in callbacks_of(trainer):
-        tell = getattr(callback, "on_layers_changed", None)
-        if callable(tell):
-            tell(trainer, pl_module)
+    _trainer.rewrap(trainer)
+    _trainer.tell_callbacks(trainer, "on_layers_changed")
 
 
 def _max_leak(trainer: Trainer, path: str | None) -> float:
     """Bound on ρ_l L̃ where layers are merged: 1, or that of a StepSizeAdapter beside, which must be able to keep it."""
-    told = [callback.settings for callback in callbacks_of(trainer) if isinstance(callback, StepSizeAdapter)]
+    told = [callback.settings for callback in _trainer.callbacks_of(trainer) if isinstance(callback, StepSizeAdapter)]
     bounds: list[float | None] = [one["max_leak"] for one in told if None in (path, one["path"]) or one["path"] == path]
     return min([1.0, *(bound for bound in bounds if bound is not None)])

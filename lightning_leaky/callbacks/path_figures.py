@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_leaky.callbacks._loggers import log_figure, log_text, shows_pictures
-from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters, without_log
+from lightning_leaky.callbacks._trainer import _HookedCallback, callbacks_of, has_flat_parameters
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.explain.figures import figures_of
@@ -30,7 +30,7 @@ from lightning_leaky.utilities.processes import is_sharded
 _INCHES = (4.4, 3.0)
 
 
-class PathFigures(Callback):
+class PathFigures(_HookedCallback):
     """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
 
     Figures, each with limits of axes and colours that only ever grow over a run, so that drawings can be compared:
@@ -80,7 +80,7 @@ class PathFigures(Callback):
         self._monitor: EnergyMonitor | None = None
         self._readings: dict[str, Readings] = {}
         self._said: set[str] = set()
-        self._undrawn: tuple[EnergyMonitor, int] | None = None
+        self._undrawn: int | None = None  # the step of the reading to draw
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the monitor to keep samples, and forget the last fit; a checkpoint brings its own back afterwards."""
@@ -108,7 +108,7 @@ class PathFigures(Callback):
                 values = readings.step_sizes if name == STEP_SIZE.key else readings[name]
                 self._history.setdefault(name, History()).add(monitor.step, values)
         if stage == ("validate" if "validate" in self._readings else "train"):
-            self._undrawn = (monitor, monitor.step)
+            self._undrawn = monitor.step
             if monitor.step - self._drawn_at >= self.every_n_steps:
                 self._draw(trainer)
 
@@ -132,24 +132,22 @@ class PathFigures(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the monitor behind."""
-        return without_log({**self.__dict__, "_monitor": None, "_undrawn": None, "_readings": {}})
+        return super().__getstate__() | {"_monitor": None, "_undrawn": None, "_readings": {}}
 
     def _draw(self, trainer: Trainer) -> None:
-        if self._undrawn is not None:
-            (monitor, self._drawn_at), self._undrawn = self._undrawn, None
-            with harmless("PathFigures: drawing", self._said):
-                self._log(trainer, monitor)
-
-    def _log(self, trainer: Trainer, monitor: EnergyMonitor) -> None:
-        readings, source = shown_readings(self._readings)
-        sources = {"energies": source, "singular_values_of_A": TRAINING, "path": TRAINING}
-        for name, figure in self._figures(trainer, monitor, readings):
-            if name in sources:
-                figure.axes[0].set_title(f"{figure.axes[0].get_title()},\n{sources[name]}", fontsize="medium")
-            self._limits.widen(name, figure.axes[0])
-            figure.set_size_inches(*_INCHES)
-            log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
-        log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings, source)), self._drawn_at)
+        if self._undrawn is None or self._monitor is None:
+            return
+        self._drawn_at, self._undrawn = self._undrawn, None
+        with harmless("PathFigures: drawing", self._said):
+            readings, source = shown_readings(self._readings)
+            sources = {"energies": source, "singular_values_of_A": TRAINING, "path": TRAINING}
+            for name, figure in self._figures(trainer, self._monitor, readings):
+                if name in sources:
+                    figure.axes[0].set_title(f"{figure.axes[0].get_title()},\n{sources[name]}", fontsize="medium")
+                self._limits.widen(name, figure.axes[0])
+                figure.set_size_inches(*_INCHES)
+                log_figure(trainer, f"layers/{name}", figure, self._drawn_at)
+            log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings, source)), self._drawn_at)
 
     def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
         """Each figure by name."""

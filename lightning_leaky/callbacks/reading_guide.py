@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
-from lightning_leaky.callbacks._trainer import (
-    callbacks_of,
-    log_period,
-    num_steps,
-    reading_period,
-    settings_of_others,
-    validates,
-    without_log,
-)
 from lightning_leaky.explain.charts import Charts, custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.guide import guide_page
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE
-from lightning_leaky.reading.observer import PathObserver
-from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.utilities.harmless import harmless
 
-
-class Monitor(Protocol):
-    """What is explained: an `EnergyMonitor`, which adds a guide and so imports this file."""
-
-    prefix: str
-    every_n_steps: int | None
-    settings: ReadingSettings
-    readings: dict[str, Readings]
-    observers: dict[str, PathObserver]
+if TYPE_CHECKING:  # it adds a guide, and so imports this file
+    from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 
 
-class ReadingGuide(Callback):
+class ReadingGuide(_trainer._HookedCallback):
     """Explains the tags of every `EnergyMonitor` of a trainer; a monitor adds one where there is none.
 
     Once a run, of each monitor: a text ``layers/guide`` that says what each tag means and what was read with which
@@ -57,7 +40,7 @@ class ReadingGuide(Callback):
         """Tell TensorBoard's table which final numbers there will be, before Lightning writes it."""
         self._explained.clear()
         self._layouts.clear()
-        if log_period(trainer):
+        if _trainer.log_period(trainer):
             keys = [
                 f"{monitor.prefix}final_{key}"
                 for monitor in _monitors_of(trainer)
@@ -65,23 +48,23 @@ class ReadingGuide(Callback):
             ]
             announce_final(trainer, keys)
 
-    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: Monitor, stage: str) -> None:
+    def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
         """Write once what the tags of this run mean, and which of them belong into one chart."""
-        if monitor.prefix in self._explained or not log_period(trainer) or not trainer.is_global_zero:
+        if monitor.prefix in self._explained or not _trainer.log_period(trainer) or not trainer.is_global_zero:
             return
         self._explained.add(monitor.prefix)
         with harmless("ReadingGuide: writing", self._explained):
             self._explain(trainer, monitor, monitor.readings[stage])
 
-    def _explain(self, trainer: Trainer, monitor: Monitor, readings: Readings) -> None:
+    def _explain(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> None:
         training, _ = _training(monitor)
         evaluation = monitor.observers["evaluation"].quantities if "evaluation" in monitor.observers else ()
         # By name, subclasses too: a callback does not import the others.
-        names = {cls.__name__ for callback in callbacks_of(trainer) for cls in type(callback).__mro__}
+        names = {name for callback in _trainer.callbacks_of(trainer) for name in _trainer.class_names(callback)}
         adapts = (STEP_SIZE,) if "StepSizeAdapter" in names else ()
         # The one number of a path in several segments has a key for each of them.
         has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
-        validated = evaluation if validates(trainer) or trainer.state.fn == "test" else ()
+        validated = evaluation if _trainer.validates(trainer) or trainer.state.fn == "test" else ()
         layout = custom_charts((*training, *adapts), validated, has_rank, monitor.prefix)
         explained = dict.fromkeys((*training, *evaluation, *adapts))
         text = guide_page(list(explained), self._settings(trainer, monitor, readings), names, readings)
@@ -98,18 +81,14 @@ class ReadingGuide(Callback):
         """Set the last summaries beside the hyper-parameters of the run."""
         for monitor in _monitors_of(trainer):
             readings = monitor.readings.get("train")
-            if readings is not None and log_period(trainer):
+            if readings is not None and _trainer.log_period(trainer):
                 longest = max(readings.split(), key=lambda part: len(part.step_sizes))
                 found = longest.summaries() | readings.summaries()
                 finals = {f"{monitor.prefix}final_{key}": float(value) for key, value in found.items()}
                 with harmless("ReadingGuide: writing", self._explained):
-                    log_final(trainer, finals, num_steps(trainer))
+                    log_final(trainer, finals, _trainer.num_steps(trainer))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what Lightning gives a callback."""
-        return without_log(self.__dict__)
-
-    def _settings(self, trainer: Trainer, monitor: Monitor, readings: Readings) -> dict[str, object]:
+    def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:
         """What is read, and with what: not what was asked for, which may have been nothing."""
         settings = monitor.settings
         decay = monitor.observers["train"].weight_decay_read if "train" in monitor.observers else None
@@ -120,20 +99,20 @@ class ReadingGuide(Callback):
             "effective depth L̃": f"{readings.effective_depth:g}",
             "weight decay λ": "no momenta are read" if decay is None else f"{decay:g}",
             "stabiliser γ": f"{settings.gamma_rel:g} ‖K‖" if settings.gamma is None else f"{settings.gamma:g}",
-            "optimizer steps between two training readings": reading_period(trainer, monitor.every_n_steps),
+            "optimizer steps between two training readings": _trainer.reading_period(trainer, monitor.every_n_steps),
             "validation and test sets are read": "evaluation" in monitor.observers,
         }
         shown = ("rtol", "activation", "constant_column", "loss_reduction", "layout", "padding_mask", "form")
         told = {name: getattr(settings, name) for name in shown}
-        return said | told | settings_of_others(trainer, *_monitors_of(trainer), self)
+        return said | told | _trainer.settings_of_others(trainer, *_monitors_of(trainer), self)
 
 
-def _monitors_of(trainer: Trainer) -> list[Monitor]:
-    found: list[Any] = callbacks_of(trainer)
-    return [callback for callback in found if "EnergyMonitor" in [cls.__name__ for cls in type(callback).__mro__]]
+def _monitors_of(trainer: Trainer) -> list[EnergyMonitor]:
+    found: list[Any] = _trainer.callbacks_of(trainer)
+    return [callback for callback in found if "EnergyMonitor" in _trainer.class_names(callback)]
 
 
-def _training(monitor: Monitor) -> tuple[tuple[Quantity, ...], bool]:
+def _training(monitor: EnergyMonitor) -> tuple[tuple[Quantity, ...], bool]:
     """What a monitor reads of training batches, and whether of a path that leaks."""
     observer = monitor.observers.get("train")
     if observer is None:

@@ -7,22 +7,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._loggers import log_histogram
-from lightning_leaky.callbacks._trainer import (
-    callbacks_of,
-    check_strategy,
-    is_accumulating,
-    is_due,
-    log_period,
-    log_scalars,
-    may_skip_steps,
-    num_steps,
-    warn_of_prefix,
-    without_log,
-)
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
@@ -43,7 +32,7 @@ class _Arguments(AdaptationSettings):
     prefix: str = ""
 
 
-class StepSizeAdapter(Callback):
+class StepSizeAdapter(_trainer._HookedCallback):
     """Adapts layer step-sizes during training (arXiv 2405.17573, section 4): `StepSizeHook` for a Lightning trainer.
 
     The only callback here that changes a model. The step-sizes are saved with the model, the adapter's own state with
@@ -89,9 +78,9 @@ class StepSizeAdapter(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook to the optimizer."""
         self._detach()
-        check_strategy(trainer, "StepSizeAdapter")
+        _trainer.check_strategy(trainer, "StepSizeAdapter")
         self._warn_of_averaging(trainer)
-        warn_of_prefix(trainer, self)
+        _trainer.warn_of_prefix(trainer, self)
         optimizer = self._designated(trainer.optimizers)
         self._hook = self._hook_on(pl_module, optimizer)
         if self._restored is not None:
@@ -104,18 +93,18 @@ class StepSizeAdapter(Callback):
         if self._hook is None:
             return
         self._hook.see(batch)
-        if is_due(trainer, log_period(trainer)) and not is_accumulating(trainer):
+        if _trainer.is_due(trainer, _trainer.log_period(trainer)) and not _trainer.is_accumulating(trainer):
             with harmless("Logging the step-sizes", self._hook.said):
                 rho = step_sizes_of(self._hook.path)
                 keys = [f"{self.prefix}step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
-                log_scalars(trainer, dict(zip(keys, rho, strict=True)))
-                log_histogram(trainer, f"{self.prefix}step_sizes", rho, num_steps(trainer))
+                _trainer.log_scalars(trainer, dict(zip(keys, rho, strict=True)))
+                log_histogram(trainer, f"{self.prefix}step_sizes", rho, _trainer.num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""
-        if self._hook is None or not may_skip_steps(trainer):
+        if self._hook is None or not _trainer.may_skip_steps(trainer):
             return
-        if pl_module.automatic_optimization and not is_accumulating(trainer):
+        if pl_module.automatic_optimization and not _trainer.is_accumulating(trainer):
             self._hook.forget()
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,19 +116,11 @@ class StepSizeAdapter(Callback):
             self._hook.num_steps = before.num_steps
             self._hook.attach(optimizer).said.update(before.said)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the hook."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hook: after an exception there is no teardown."""
-        self._detach()
-
     def state_dict(self) -> dict[str, Any]:
         """Return the hook's state and the settings; after a fit those with which it ended."""
-        return (
-            self._final_state if self._hook is None else {**self._hook.state_dict(), "settings": self._plain_settings}
-        )
+        if self._hook is None:
+            return self._final_state
+        return self._hook.state_dict() | {"settings": self._plain_settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the hook's state, before or after the fit has started: strategies differ in the order.
@@ -154,17 +135,14 @@ class StepSizeAdapter(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hook behind: a copy has none until its run starts."""
-        return without_log({**self.__dict__, "_hook": None, "_final_state": self.state_dict()})
+        return super().__getstate__() | {"_hook": None, "_final_state": self.state_dict()}
 
     @property
     def _plain_settings(self) -> dict[str, Any]:
         """Settings as a checkpoint may hold them: an object by what it prints, but for its address."""
-        return {
-            name: value
-            if value is None or isinstance(value, (bool, int, float, str))
-            else _ADDRESS.sub("", repr(value))
-            for name, value in self.settings.items()
-        }
+        plain = (bool, int, float, str, type(None))
+        told = self.settings.items()
+        return {name: one if isinstance(one, plain) else _ADDRESS.sub("", repr(one)) for name, one in told}
 
     def _hook_on(self, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> StepSizeHook:
         path = find_leaky_path(pl_module, self.settings["path"], held_parameters(optimizer))
@@ -201,7 +179,7 @@ class StepSizeAdapter(Callback):
 
     def _warn_of_averaging(self, trainer: Trainer) -> None:
         # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
-        if any(getattr(other, "_use_buffers", False) for other in callbacks_of(trainer)):
+        if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
             warn(
                 "WeightAveraging with `use_buffers=True` averages the step-sizes too: the averaged model runs on "
                 "step-sizes that no training step had. Pass `use_buffers=False`."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Literal
 
 import torch
@@ -139,16 +140,11 @@ class Diagnosis:
         return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
 
     def _of_trust(self) -> str:
-        about_it = "" if self.rank_from_below != self.rank_from_below else ", so H says little"
-        return (
-            "Trust: "
-            + {
-                "unknown": f"the energies are exact; whether training is at an optimum was not read{about_it}.",
-                "no": f"not yet, far from an optimum; the median criticality residual is {self.residual:.2f}.",
-                "partly": f"a first impression; the median criticality residual is {self.residual:.2f}.",
-                "yes": f"yes; the median criticality residual is {self.residual:.2f}.",
-            }[self.trust]
-        )
+        if self.trust == "unknown":
+            about_it = "" if self.rank_from_below != self.rank_from_below else ", so H says little"
+            return f"Trust: the energies are exact; whether training is at an optimum was not read{about_it}."
+        verdict = {"no": "not yet, far from an optimum", "partly": "a first impression", "yes": "yes"}[self.trust]
+        return f"Trust: {verdict}; the median criticality residual is {self.residual:.2f}."
 
 
 def diagnose(readings: Readings) -> list[Diagnosis]:
@@ -170,11 +166,9 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         Layers: 80% of the work is done in layer 1; idle: layer 2.
         Trust: the energies are exact; whether training is at an optimum was not read.
     """
-    found, first = [], 1
-    for part in readings.split():
-        found.append(_diagnose(part, first))
-        first += len(part.step_sizes)
-    return found
+    parts = readings.split()
+    firsts = accumulate((len(part.step_sizes) for part in parts), initial=1)
+    return [_diagnose(part, first) for part, first in zip(parts, firsts, strict=False)]
 
 
 def paragraphs(readings: Readings, source: str = "") -> list[str]:
@@ -260,11 +254,7 @@ def _residual(part: Readings) -> float:
 
 def ranges(numbers: tuple[int, ...]) -> str:
     """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # the same along a run
+    runs = [[number for _, number in run] for _, run in places]
     written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
     return f"layer{'s' if len(numbers) > 1 else ''} {written}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.utilities.processes import is_flattened, is_sharded
 
-
-class Receiver(Protocol):
-    """A pass through the layers, which takes the gradients of its representations."""
-
-    def add_gradient(self, index: int, number: int, gradient: Tensor) -> None:
-        """Add one to those that have come."""
-
-    def forget_gradients(self) -> None:
-        """Forget them."""
+Gradients: TypeAlias = dict[tuple[int, int], Tensor]
+"""Those of the representations of one pass, by layer and by number among what the layer returned."""
 
 
 class StepGradients:
@@ -46,74 +39,65 @@ class StepGradients:
         self._handles: list[RemovableHandle] = []
         self._reset()
 
+    def _reset(self) -> None:
+        self._counts = False
+        self._running: set[int] = set()
+        self._waiting: list[tuple[Gradients, tuple[int, int], Tensor]] = []
+        self._receivers: list[Gradients] = []
+
     def attach(self) -> None:
         """Register hooks on the parameters of the layers, where gradients may come that not all count."""
-        self._parameters = [one for layer in self.layers for one in _trained_parameters(layer)]
+        # A shard gets no gradients by autograd's own hooks.
+        self._parameters = [
+            one
+            for layer in self.layers
+            for one in layer.parameters()
+            if one.requires_grad and not (is_lazy(one) or is_sharded(one) or is_flattened(one))
+        ]
         for parameter in self._parameters if torch.is_grad_enabled() and not self.counts_all else ():
             handle = parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
             self._handles.append(handle)
 
     def detach(self) -> None:
         """Remove the hooks, and hand on no more."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
         self._reset()
 
     def forget(self) -> None:
-        """Have the receivers forget their gradients."""
+        """Take back the gradients that were handed on."""
         for receiver in self._receivers:
-            receiver.forget_gradients()
+            receiver.clear()
         self._reset()
 
-    def _reset(self) -> None:
-        self._counts = False
-        self._running: set[int] = set()
-        self._waiting: list[tuple[Receiver, int, int, Tensor]] = []
-        self._receivers: list[Receiver] = []
-
-    def arrive(self, receiver: Receiver, index: int, number: int, gradient: Tensor) -> None:
-        """Take the gradient of one of a layer's outputs, in a backward pass."""
+    def arrive(self, receiver: Gradients, key: tuple[int, int], gradient: Tensor) -> None:
+        """Take the gradient of one of a layer's outputs, in a backward pass; if it counts, add it to the receiver."""
         if not self._running:
-            self._forget_what_was_zeroed()
+            gradients = [parameter.grad for parameter in self._parameters]
+            if self._receivers and gradients and not any(one is not None and bool(one.any()) for one in gradients):
+                self.forget()  # they were zeroed
             self._counts = self.counts_all or (self.in_backward and not self._parameters)
         task = torch._C._current_graph_task_id()
         if task not in self._running and task != -1:  # checkpointing runs backward passes inside of one
             self._running.add(task)
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._end, task))
         if self._counts:
-            self._hand_on(receiver, index, number, gradient)
+            self._hand_on((receiver, key, gradient))
         else:
-            self._waiting.append((receiver, index, number, gradient))
+            self._waiting.append((receiver, key, gradient))
 
     def _accumulated(self, parameter: Tensor) -> None:
         """The backward pass that runs has reached a parameter: what has come by it counts, and what will."""
         if self._running:
             self._counts, waiting, self._waiting = True, self._waiting, []
-            for part in waiting:
-                self._hand_on(*part)
+            self._hand_on(*waiting)
+
+    def _hand_on(self, *arrived: tuple[Gradients, tuple[int, int], Tensor]) -> None:
+        for receiver, key, gradient in arrived:
+            receiver[key] = receiver[key] + gradient if key in receiver else gradient
+            self._receivers.append(receiver)
 
     def _end(self, task: int) -> None:
         self._running.discard(task)
         if not self._running:
             self._waiting = []
-
-    def _hand_on(self, receiver: Receiver, index: int, number: int, gradient: Tensor) -> None:
-        receiver.add_gradient(index, number, gradient)
-        if receiver not in self._receivers:
-            self._receivers.append(receiver)
-
-    @torch.no_grad()
-    def _forget_what_was_zeroed(self) -> None:
-        gradients = [parameter.grad for parameter in self._parameters]
-        if self._receivers and self._parameters and all(one is None or not bool(one.any()) for one in gradients):
-            self.forget()
-
-
-def _trained_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a layer whose gradients come by autograd's own hooks: none of a shard do."""
-    return [
-        parameter
-        for parameter in layer.parameters()
-        if parameter.requires_grad and not (is_lazy(parameter) or is_sharded(parameter) or is_flattened(parameter))
-    ]

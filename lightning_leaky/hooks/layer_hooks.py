@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,6 @@ from lightning_leaky.hooks.padding import PaddingWatch
 from lightning_leaky.hooks.seen import Seen, has_values
 from lightning_leaky.hooks.state import StateChoice, state_candidates, state_place
 from lightning_leaky.hooks.structures import tensors_of
-
-Self = TypeVar("Self", bound="LayerHooks")
 
 
 class Span(nn.Sequential):
@@ -50,33 +48,34 @@ class LayerHooks:
         self.padding = PaddingWatch(model, self.layers)
         self._places = [state_place(layer, state) for layer in self.layers]
         self._handles: list[RemovableHandle] = []
-        self._copies_all = True
-        self._copied: set[int] = set()
+        self._copies_all, self._copied = True, set[int]()
         self._number = number_of(self)
-        self._forget_passes()
+        LayerHooks.clear(self)  # a subclass forgets more, which is not there yet
 
-    def attach(self: Self) -> Self:
+    def attach(self) -> Self:
         """Register the hooks, once, and return this object."""
         if not self._handles:
-            self.padding.attach(self._attach_layers)
+            self.padding.clear()
+            for one in self.padding.receivers:
+                self._handles.append(one.module.register_forward_pre_hook(one.enter, with_kwargs=True))
+            for index, layer in enumerate(self.layers):
+                enter, leave = partial(self._enter, index), partial(self._leave, index)
+                first, last = (layer[0], layer[-1]) if isinstance(layer, Span) else (layer, layer)
+                self._handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(last.register_forward_hook(leave, with_kwargs=True))
+            for one in self.padding.receivers:  # last: a layer that is left still has its mask
+                self._handles.append(one.module.register_forward_hook(one.leave))
             warn_of_recompilation(self.layers)
             forget_compiled_code()
         return self
 
     def detach(self) -> None:
         """Remove every hook."""
-        self.padding.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
+        for one in self.padding.receivers:
+            one.mask = None
         self.armed = False
-
-    def _attach_layers(self) -> None:
-        for index, layer in enumerate(self.layers):
-            enter, leave = partial(self._enter, index), partial(self._leave, index)
-            first, last = (layer[0], layer[-1]) if isinstance(layer, Span) else (layer, layer)
-            self._handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
-            self._handles.append(last.register_forward_hook(leave, with_kwargs=True))
 
     def complaints(self) -> dict[int, str]:
         """Why layers cannot be read, by index, from what has passed since the last `clear`."""
@@ -84,16 +83,13 @@ class LayerHooks:
 
     def clear(self) -> None:
         """Forget what has passed."""
-        self._forget_passes()
+        self._unread: dict[int, str] = {}
+        self._entered: dict[int, list[tuple[Tensor, Seen]]] = {}
+        self._span_inputs: dict[int, tuple[Any, ...]] = {}
 
     def copy_less(self) -> None:
         """Copy only what is known to be overwritten from now on: what the layers do in place has been seen."""
         self._copies_all = False
-
-    def _forget_passes(self) -> None:
-        self._unread: dict[int, str] = {}
-        self._entered: dict[int, list[tuple[Tensor, Seen]]] = {}
-        self._span_inputs: dict[int, tuple[Any, ...]] = {}
 
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.armed and isinstance(self.layers[index], Span):
@@ -102,12 +98,11 @@ class LayerHooks:
             return
         if index == 0 and self.on_pass is not None and module.training:
             self.on_pass()
-        if self.armed and not _is_transformed() and not is_recomputing():
-            copies = self._copies_all or index in self._copied
-            entered: list[tuple[Tensor, Seen]] = []
-            self._entered[index] = entered
+        if self.armed and not torch._C._are_functorch_transforms_active() and not is_recomputing():
+            self._entered[index] = []
             with suppress(Exception):  # whatever the arguments are: should one be the state, `_leave` will complain
-                entered.extend([(one, Seen(one, copies)) for one in tensors_of((args, kwargs)) if has_values(one)])
+                inputs = [one for one in tensors_of((args, kwargs)) if has_values(one)]
+                self._entered[index] = [(one, Seen(one, self._copies(index))) for one in inputs]
 
     def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self.armed:
@@ -125,7 +120,7 @@ class LayerHooks:
             self._unread[index] = unreadable(error)
 
     def _leave_eagerly(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if _is_transformed():
+        if torch._C._are_functorch_transforms_active():
             self._unread[index] = "runs inside a transform of torch.func, whose tensors do not outlive it"
             return
         befores, afters = state_candidates(self._places[index], args, kwargs, output)
@@ -136,8 +131,10 @@ class LayerHooks:
         else:
             entered = self._entered.pop(index, [])
             taken = [next((seen for one, seen in entered if one is before), Seen(before)) for before in befores]
-            copies = self._copies_all or index in self._copied
-            self._observe(index, taken, [Seen(after, copies) for after in afters], afters)
+            self._observe(index, taken, [Seen(after, self._copies(index)) for after in afters], afters)
+
+    def _copies(self, index: int) -> bool:
+        return self._copies_all or index in self._copied
 
     def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
         """Take what a layer maps: the tensors that may be its state, and the outputs in their graph."""
@@ -193,8 +190,3 @@ def several_states(taken: int, returned: int) -> str:
 def is_recomputing() -> bool:
     """Whether eager code runs inside a backward pass, as it does where activations are checkpointed."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _is_transformed() -> bool:
-    """Whether a layer runs inside vmap, grad or the like, in eager code."""
-    return torch._C._are_functorch_transforms_active()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_leaky.hooks.structures import same_shape, tensors_of
+from lightning_leaky.hooks.structures import parts_of, same_shape, tensors_of
+from lightning_leaky.utilities.wrappers import unwrapped
 
 StateChoice: TypeAlias = str | int | tuple[str | int, str | int] | Callable[[Any], Tensor] | None
 """An input by name or position, a pair of an input and an output, ``"sum"``, a function of either side, or nothing."""
@@ -25,11 +25,12 @@ class StatePlace(NamedTuple):
 
 
 def state_place(block: nn.Module, state: StateChoice) -> StatePlace:
-    """Look a choice up in a block's forward signature (of a wrapped block, give the one inside).
+    """Look a choice up in a block's forward signature.
 
     Raises:
         ValueError: If the block has no such argument, or the choice is none.
     """
+    block = unwrapped(block)
     if state is None or state == "sum" or callable(state):
         return StatePlace(is_sum=state == "sum", function=state if callable(state) else None)
     key, output = state if isinstance(state, (tuple, list)) and len(state) == 2 else (state, None)
@@ -56,20 +57,19 @@ def state_candidates(
     They are the inputs and outputs that have the shape of one another; one that is passed twice counts once. Where no
     shape is preserved they are the first of each; no tensor of one byte a number, as a cache of float8, is among them.
     """
-    arguments = _arguments(args, kwargs)
+    arguments: dict[str | int, Any] = dict([*enumerate(args), *kwargs.items()])
     inputs: Any = [arguments[key] for key in place.inputs if key in arguments] if place.inputs else arguments
     outputs = output if place.output is None else _parts(output).get(place.output)
     if place.function is not None:
         inputs, outputs = place.function(tuple(arguments.values())), place.function(output)
-    befores = [tensor for tensor in tensors_of(inputs) if tensor.dtype.itemsize > 1]
-    afters = [tensor for tensor in tensors_of(outputs) if tensor.dtype.itemsize > 1]
+    befores, afters = ([one for one in tensors_of(side) if one.dtype.itemsize > 1] for side in (inputs, outputs))
     like = next((after for after in afters if any(same_shape(before, after) for before in befores)), None)
     if like is None:
         return befores[:1], afters[:1]
     befores, kept = ([one for one in side if same_shape(one, like)] for side in (befores, afters))
     if place.is_sum and len(befores) <= len(kept):  # else something came along that is not handed on: all are returned
         return [sum(befores[1:], befores[0])], [sum(kept[1:], kept[0])]
-    return _once(befores), _once(kept)
+    return list(dict.fromkeys(befores)), list(dict.fromkeys(kept))
 
 
 def certain_choice(
@@ -79,27 +79,13 @@ def certain_choice(
 
     ``None`` where it came in two arguments at once, or inside a structure.
     """
-    inputs = [key for key, part in _arguments(args, kwargs).items() if part is before]
+    arguments: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
+    inputs = [key for key, part in arguments if part is before]
     outputs = [key for key, part in _parts(output).items() if part is after]
     return (inputs[0], outputs[0]) if len(inputs) == 1 and outputs else None
 
 
-def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str | int, Any]:
-    return dict([*enumerate(args), *kwargs.items()])
-
-
 def _parts(value: Any) -> dict[str | int, Any]:
     """The parts of a structure by number and, where they have any, by name; another value is its only part."""
-    named: dict[Any, Any] = {}
-    if isinstance(value, Mapping):
-        named = dict(value)
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        named = dict(zip(value._fields, value, strict=True))
-    elif dataclasses.is_dataclass(value):
-        named = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    parts = list(named.values()) or (value if isinstance(value, (tuple, list)) else [value])
-    return {**dict(enumerate(parts)), **named}
-
-
-def _once(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor for index, tensor in enumerate(tensors) if not any(tensor is one for one in tensors[:index])]
+    parts = parts_of(value) or {0: value}
+    return {**dict(enumerate(parts.values())), **parts}

@@ -18,18 +18,20 @@ def tensors_of(value: Any) -> list[Tensor]:
         >>> [len(tensor) for tensor in tensors_of((torch.ones(2), {"mask": None, "hidden": torch.ones(3)}))]
         [2, 3]
     """
-    found, waiting = [], [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, Tensor):
-            found += [part] if part.is_floating_point() and part.layout == torch.strided else []
-        elif isinstance(part, Mapping):
-            waiting += reversed(list(part.values()))
-        elif isinstance(part, (tuple, list)):
-            waiting += reversed(part)
-        elif dataclasses.is_dataclass(part) and not isinstance(part, type):
-            waiting += reversed([getattr(part, field.name) for field in dataclasses.fields(part)])
-    return found
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() and value.layout == torch.strided else []
+    return [tensor for part in parts_of(value).values() for tensor in tensors_of(part)]
+
+
+def parts_of(value: Any) -> dict[Any, Any]:
+    """Return the parts of a structure by name or, where they have none, by number; nothing of what is no structure."""
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    return {}
 
 
 def same_shape(tensor: Tensor, other: Tensor) -> bool:
@@ -40,9 +42,7 @@ def same_shape(tensor: Tensor, other: Tensor) -> bool:
         >>> same_shape(torch.ones(2, 3), torch.ones(2, 3)), same_shape(torch.ones(2, 3), torch.ones(3, 2))
         (True, False)
     """
-    if tensor.is_nested or other.is_nested:
-        return shape_of(tensor) == shape_of(other)
-    return tensor.shape == other.shape
+    return shape_of(tensor) == shape_of(other)
 
 
 def shape_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -51,13 +51,13 @@ def shape_of(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a nested tensor of sequences as a padded one, (batch, tokens, width), and which positions are padding.
+    """Return a nested tensor of sequences as a padded one, (batch, tokens, width), and which positions are real.
 
     `nn.TransformerEncoder` packs padded batches so, in evaluation and without gradients.
     """
     padded = tensor.to_padded_tensor(0.0)
     lengths = torch.tensor([len(part) for part in tensor.unbind()], device=padded.device)
-    return padded, torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
@@ -71,13 +71,12 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
     """
     if value is old:
         return new
+    changed = {key: replaced(part, old, new) for key, part in parts_of(value).items()}
     if isinstance(value, Mapping):
-        changed = {key: replaced(part, old, new) for key, part in value.items()}
         return type(value)(**changed) if dataclasses.is_dataclass(value) else type(value)(changed)  # type: ignore[call-arg]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        return dataclasses.replace(value, **{name: replaced(part, old, new) for name, part in fields.items()})
+        given = {field.name: changed[field.name] for field in dataclasses.fields(value) if field.init}
+        return dataclasses.replace(value, **given)
     if isinstance(value, (tuple, list)):
-        parts = [replaced(part, old, new) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return type(value)(*changed.values()) if hasattr(value, "_fields") else type(value)(changed.values())
     return value

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_leaky.functional._checks import working_dtype
-from lightning_leaky.utilities.processes import summed
+from lightning_leaky.utilities.processes import collective, num_processes, summed
 
 
 class SumMetric(Metric):
@@ -47,3 +48,11 @@ def summed_state(state: Tensor, group: Any = None) -> list[Tensor]:
     """Sum a state over processes, in place of torchmetrics' gather."""
     # torchmetrics gathers the states of all processes and then adds them: several times the memory and the collectives.
     return [summed(state, group)]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes, which may have different numbers of them, one below the other."""
+    if num_processes() > 1:
+        with collective():
+            rows = torch.cat(gather_all_tensors(rows))
+    return rows

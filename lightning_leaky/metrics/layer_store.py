@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_leaky.metrics.accumulator import Accumulator
+from lightning_leaky.metrics.base import gathered
 from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, layer_batch
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.sample_sums import sums_of_samples
@@ -78,8 +78,7 @@ class LayerStore:
             accumulator = self._sums()
             with accumulator.sync_context(dist_sync_fn=accumulator.dist_sync_fn):
                 return self.recipe.values(accumulator.sums(weights), rho, failures)
-        samples = self._samples()
-        samples = torch.cat(gather_all_tensors(samples)) if num_processes() > 1 else samples
+        samples = gathered(self._samples())
         each = [
             sums_of_samples(layer, self.recipe, None if weights is None else weights[index])
             for index, layer in enumerate(self._layers_of(samples))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -11,7 +10,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_ADDITIONS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 _PASS_THROUGH = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -44,22 +43,17 @@ def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
     modules = dict(block.named_modules())
     start = next(node for node in graph.nodes if node.op == "placeholder")
     end = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-    if not isinstance(end, fx.Node) or not _is_addition(end):
+    if not isinstance(end, fx.Node) or end.kwargs or end.target not in _ADDITIONS.get(end.op, ()):
         return None
-    branch = [node for node in end.args if isinstance(node, fx.Node) and node is not start]
-    if len(end.args) != 2 or start not in end.args or len(branch) != 1:
+    branch = [one for one in end.args if one is not start]
+    if len(end.args) != 2 or len(branch) != 1 or not isinstance(branch[0], fx.Node):
         return None
     node = branch[0]
     while _is_call(node, modules, _PASS_THROUGH) and len(node.users) == 1:
         node = node.all_input_nodes[0]
-    calls = Counter(other.target for other in graph.nodes if other.op == "call_module")
-    is_last = _is_call(node, modules, _LINEAR) and len(node.users) == 1 and calls[node.target] == 1
+    calls = [other for other in graph.nodes if other.op == "call_module" and other.target == node.target]
+    is_last = _is_call(node, modules, _LINEAR) and len(node.users) == 1 and len(calls) == 1
     return modules[str(node.target)] if is_last else None
-
-
-def _is_addition(node: fx.Node) -> bool:
-    is_function = node.op == "call_function" and node.target in _ADDITIONS
-    return (is_function or (node.op == "call_method" and node.target in ("add", "add_"))) and not node.kwargs
 
 
 def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -74,12 +68,7 @@ def _owns_its_output(layer: nn.Module) -> bool:
 
 def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
     """Whether the model has this layer in several places, or another module of it uses a parameter of this layer."""
-    if sum(child is layer for module in model.modules() for child in module._modules.values()) > 1:
-        return True
+    places = [child for module in model.modules() for child in module._modules.values() if child is layer]
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
-    return any(
-        id(parameter) in own
-        for module in model.modules()
-        if module is not layer
-        for parameter in module.parameters(recurse=False)
-    )
+    others = [one for module in model.modules() if module is not layer for one in module.parameters(recurse=False)]
+    return len(places) > 1 or any(id(one) in own for one in others)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lightning_leaky.hooks.state import StateChoice, StatePlace, state_candidates
 from lightning_leaky.models.folding import foldable_layer, multiply
 from lightning_leaky.models.leaky_steps import LeakySteps
-from lightning_leaky.paths.layers import LayerChoice, choose_layers, named_layers, unwrapped
+from lightning_leaky.paths.layers import LayerChoice, choose_layers, named_layers
 from lightning_leaky.utilities.processes import warn
+from lightning_leaky.utilities.wrappers import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 

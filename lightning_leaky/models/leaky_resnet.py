@@ -19,9 +19,9 @@ from lightning_leaky.functional.step_sizes import (
 )
 from lightning_leaky.models.leaky_layer import LeakyLayer
 from lightning_leaky.models.settings import MapKind, NetworkSettings
-from lightning_leaky.paths.layers import unwrapped
 from lightning_leaky.utilities.arguments import takes
 from lightning_leaky.utilities.processes import unsharded
+from lightning_leaky.utilities.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from lightning_leaky.refining.network import Refinement

@@ -15,8 +15,9 @@ from lightning_leaky.functional.step_sizes import check_step_sizes, equidistant_
 from lightning_leaky.hooks.compiled import forget_compiled_code
 from lightning_leaky.hooks.state import StateChoice, StatePlace, certain_choice, state_candidates, state_place
 from lightning_leaky.hooks.structures import replaced, same_shape, tensors_of
-from lightning_leaky.paths.layers import device_of, unwrapped
+from lightning_leaky.paths.layers import device_of
 from lightning_leaky.utilities.processes import is_sharded, warn
+from lightning_leaky.utilities.wrappers import unwrapped
 
 
 class LeakySteps(nn.Module):
@@ -76,7 +77,7 @@ class LeakySteps(nn.Module):
         device = device_of(self.layers)
         self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
         self.state = state
-        self._places = [state_place(unwrapped(block), state) for block in blocks]
+        self._places = [state_place(block, state) for block in blocks]
         self._versions: dict[int, dict[int, int]] = {}
         self._handles: list[RemovableHandle] = []
         self._link = _Link(self)
@@ -128,17 +129,20 @@ class LeakySteps(nn.Module):
     def _step(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         place, name = self._places[index], self._names[index]
         befores, afters = state_candidates(place, args, kwargs, output)
-        _check_state(name, block, befores, afters, (*args, *kwargs.values()))
+        _check_state(name, block, befores, afters, [*args, *kwargs.values()])
         before, after = befores[0], afters[0]
         if not torch.compiler.is_compiling():
-            if self._was_overwritten(index, tensors_of((args, kwargs)) if place.is_sum else [before]):
+            # By version, not by place: a block that hands its input on, as stochastic depth does, is in its right.
+            versions = self._versions.pop(index, {})
+            inputs = tensors_of((args, kwargs)) if place.is_sum else [before]
+            if any(_version(one) != versions.get(id(one), _version(one)) for one in inputs):
                 raise ValueError(
                     f"`layers` must leave their input as it is, but {name}, a {type(block).__name__}, overwrites it; "
                     "use out-of-place operations."
                 )
             if place == StatePlace():  # what is certain in a first batch may not be in the next, of other lengths
                 choice = certain_choice(args, kwargs, output, before, after)
-                self._places[index] = state_place(unwrapped(block), choice)
+                self._places[index] = state_place(block, choice)
         mixed = self._mix(index, before, after)
         if not place.is_sum:
             return replaced(output, after, mixed)
@@ -149,11 +153,6 @@ class LeakySteps(nn.Module):
         if not torch.compiler.is_compiling():
             self._versions[index] = {id(tensor): _version(tensor) for tensor in tensors_of((args, kwargs))}
 
-    def _was_overwritten(self, index: int, befores: list[Tensor]) -> bool:
-        # By its version, not by its place: a block that hands its input on, as stochastic depth does, is in its right.
-        versions = self._versions.pop(index, {})
-        return any(_version(before) != versions.get(id(before), _version(before)) for before in befores)
-
     def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
         """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""
         dtype = torch.promote_types(after.dtype, torch.float32)
@@ -163,12 +162,10 @@ class LeakySteps(nn.Module):
         return (gain * after + kept * before).to(after.dtype)
 
     def _says_something(self) -> bool:
-        if self.step_sizes.is_meta:
+        if self.effective_depth > 0 or self.step_sizes.is_meta:
             return self.effective_depth > 0
         equidistant = equidistant_step_sizes(len(self.step_sizes)).to(self.step_sizes)
-        if self.effective_depth > 0 or any(map(is_sharded, self.layers.parameters())):
-            return True
-        return not torch.equal(self.step_sizes, equidistant)
+        return any(map(is_sharded, self.layers.parameters())) or not torch.equal(self.step_sizes, equidistant)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._says_something():
@@ -254,9 +251,7 @@ def _links(block: nn.Module) -> list[_Link]:
     return [owner for owner in owners if isinstance(owner, _Link)]
 
 
-def _check_state(
-    name: str, block: nn.Module, befores: list[Tensor], afters: list[Tensor], inputs: Sequence[Any]
-) -> None:
+def _check_state(name: str, block: nn.Module, befores: list[Tensor], afters: list[Tensor], inputs: list[Any]) -> None:
     """Raise ValueError unless a block maps one tensor to one of its shape."""
     if any(isinstance(part, fx.Proxy) for part in inputs):
         raise ValueError(
@@ -264,8 +259,7 @@ def _check_state(
             "torch.export, or unmake_leaky(model) first."
         )
     if not befores or not afters or not same_shape(befores[0], afters[0]):
-        some = befores and afters
-        shapes = f"{tuple(befores[0].shape)} to {tuple(afters[0].shape)}" if some else "no tensor"
+        shapes = f"{tuple(befores[0].shape)} to {tuple(afters[0].shape)}" if befores and afters else "no tensor"
         raise ValueError(
             f"`layers` must preserve the shape of a tensor, but {name}, a {type(block).__name__}, maps {shapes}; leave "
             "it out, for example by a predicate of name and module."

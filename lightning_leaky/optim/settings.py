@@ -12,7 +12,7 @@ from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 
 @dataclass(frozen=True)
-class AdaptationSettings:
+class AdaptationSettings(Rhythm):
     """When and how step-sizes are adapted: arguments of `StepSizeHook` and of `StepSizeAdapter`, by the same names.
 
     Args:
@@ -37,7 +37,7 @@ class AdaptationSettings:
 
     Example:
         >>> settings = AdaptationSettings(every_n_steps=3, start_step=2)
-        >>> [step for step in range(1, 10) if settings.rhythm.is_due(step)]
+        >>> [step for step in range(1, 10) if settings.is_due(step)]
         [2, 5, 8]
     """
 
@@ -54,15 +54,10 @@ class AdaptationSettings:
     path: PathChoice | None = None
 
     def __post_init__(self) -> None:
-        _ = self.rhythm  # it and `resolve_rule` complain of what is out of range
+        super().__post_init__()
         resolve_rule(self.rule)
         if not 0 < self.damping <= 1:
             raise ValueError(f"`damping` must be in (0, 1], got {self.damping!r}; 1 is the paper's undamped rule.")
         if self.max_leak is not None:
             check_positive("max_leak", self.max_leak)
         check_layout(self.layout, self.padding_mask)
-
-    @property
-    def rhythm(self) -> Rhythm:
-        """At which optimizer steps to adapt."""
-        return Rhythm(self.every_n_steps, self.start_step, self.stop_step)

@@ -18,12 +18,7 @@ from lightning_leaky.optim.sum_recorder import SumRecorder
 from lightning_leaky.paths.leaky_path import find_leaky_path, step_sizes_of
 from lightning_leaky.utilities.arguments import takes_first
 from lightning_leaky.utilities.harmless import harmless, warn_once
-from lightning_leaky.utilities.optimizer_steps import (
-    OptimizerSteps,
-    heard_optimizer,
-    held_parameters,
-    step_was_skipped,
-)
+from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, held_parameters, step_was_skipped
 from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed
 
 # Of the sums that a rule may ask for, the layers' own included.
@@ -70,12 +65,11 @@ class StepSizeHook:
     def __init__(self, model: nn.Module, *values: Any, **settings: Any) -> None:
         self.settings = AdaptationSettings(*values, **settings)
         self.path = find_leaky_path(model, self.settings.path)
-        layers, max_leak = list(self.path.layers), self.settings.max_leak
-        self._maximum = _maximum_step_size(max_leak, self.path.effective_depth, len(layers))
+        layers, state = list(self.path.layers), getattr(self.path, "state", None)
+        self._maximum = _maximum_step_size(self.settings.max_leak, self.path.effective_depth, len(layers))
         self.num_steps = 0
         self._master = step_sizes_of(self.path)
-        state, device = getattr(self.path, "state", None), self.path.step_sizes.device
-        self._recorder = SumRecorder(layers, self.settings, device, model, state)
+        self._recorder = SumRecorder(layers, self.settings, self.path.step_sizes.device, model, state)
         self.said: set[str] = set()
         self._model: nn.Module | None = model
         self._steps: OptimizerSteps | None = None
@@ -111,9 +105,8 @@ class StepSizeHook:
             self._handles += self._gradient_hooks()
         self.said.clear()
         self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
-        self._recorder.on_pass = self._steps.count_pass
-        self._recorder.attach()
-        self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
+        self._recorder.attach().on_pass = self._steps.count_pass
+        self._arm()
         return self
 
     def detach(self) -> None:
@@ -139,10 +132,7 @@ class StepSizeHook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state, and the step-sizes of the network with it.
-
-        Args:
-            state: As of `state_dict`.
+        """Restore what `state_dict` has returned, and the step-sizes of the network with it.
 
         Raises:
             ValueError: If it is of a network with another number of layers.
@@ -159,7 +149,7 @@ class StepSizeHook:
         self._recorder.clear()
         if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
             self._recorder.sums = None if state["sums"] is None else state["sums"].clone()
-        self._recorder.armed = self.is_attached and self.settings.rhythm.is_due(self.num_steps + 1)
+        self._arm()
 
     def see(self, batch: Any) -> None:
         """Say what passes from now on, so that its padding is no sample; `padding_mask` says where a batch has it.
@@ -183,18 +173,23 @@ class StepSizeHook:
         with harmless(_TASK, self.said):
             if not step_was_skipped(optimizer):
                 self.num_steps += 1
-                if self.settings.rhythm.is_due(self.num_steps):
+                if self.settings.is_due(self.num_steps):
                     self._adapt(optimizer)
         self.forget()
-        self._recorder.armed = self.settings.rhythm.is_due(self.num_steps + 1)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Record the forward passes that come, if their optimizer step is one to adapt after."""
+        self._recorder.armed = self.is_attached and self.settings.is_due(self.num_steps + 1)
 
     @torch.no_grad()
     def _adapt(self, optimizer: Optimizer) -> None:
         sums, complaints = self._sums_of_all()
-        self._follow_buffer()
+        # Somebody else may have changed the buffer: a checkpoint, the user.
+        if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
+            self._master = step_sizes_of(self.path)
         distances = torch.full_like(self._master, torch.nan)
         if sums is not None:
-            sums = sums.to("cpu", torch.float64)
             distances = self._recorder.rule.distances(sums, self._master, self.path.effective_depth)
         if not distances_are_usable(distances):
             self._complain(sums, distances, complaints)
@@ -252,12 +247,7 @@ class StepSizeHook:
             sums[list(complaints)] = torch.nan
         except Exception as error:  # the others wait for what it joins
             complaints = {0: unreadable(error)}
-        return summed(sums), complaints
-
-    def _follow_buffer(self) -> None:
-        """Start from the buffer where somebody else has changed it (a checkpoint, the user)."""
-        if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
-            self._master = step_sizes_of(self.path)
+        return summed(sums).to("cpu", torch.float64), complaints
 
     def _complain(self, sums: Tensor | None, distances: Tensor, complaints: dict[int, str]) -> None:
         if complaints:

@@ -23,14 +23,12 @@ from lightning_leaky.reading.layout import Layout, real_positions
 class SumRecorder(LayerHooks):
     """Adds up, while armed and in training mode, what a rule wants to know of each layer, over all forward passes.
 
-    Sums over samples: those of micro-batches and processes add up to those of the whole batch.
+    Sums over samples: those of micro-batches and processes add up to those of the whole batch. Arguments that are not
+    listed are those of `LayerHooks`.
 
     Args:
-        layers: The layers of a path, in order.
         settings: What to sum, over which samples.
         device: Where the representations are expected.
-        model: What contains the layers, to see the padding masks that it is given.
-        state: Which tensor of a layer is its state.
 
     Attributes:
         sums: Shape (L, ...); ``None`` until a layer has been seen.
@@ -90,14 +88,13 @@ class SumRecorder(LayerHooks):
     @torch.no_grad()
     def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
         pair = self._pair(index, befores, afters) if self.layers[index].training else None
-        if pair is None:
-            return
-        if self._refusal is not None:
+        if pair is not None and self._refusal is not None:
             self._unread[index] = self._refusal
-            return
-        if self._axes_unknown:
-            self.layout, self._axes_unknown = _told(self.layout, self.layers[index], pair[1]), False
-        self.add(index, *pair, self._real_of(index))
+        elif pair is not None:
+            if self._axes_unknown:
+                told = axes_told([(self.layers[index], pair[1].shape)]) if pair[1].ndim > 2 else None
+                self.layout, self._axes_unknown = replace(self.layout, axes=told), False
+            self.add(index, *pair, self._real_of(index))
 
     @torch.no_grad()
     def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
@@ -148,9 +145,3 @@ class SumRecorder(LayerHooks):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_real": None, "_refusal": None}
-
-
-def _told(layout: Layout, layer: nn.Module, current: Tensor) -> Layout:
-    """A layout with the axes that a layer tells."""
-    axes = axes_told([(layer, current.shape)]) if current.ndim > 2 else None
-    return layout if axes is None else replace(layout, axes=axes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from torch.nn.parameter import is_lazy
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
-from lightning_leaky.hooks.capture import PathCapture
+from lightning_leaky.hooks.capture import Passage, PathCapture
 from lightning_leaky.hooks.layer_hooks import Span
 from lightning_leaky.hooks.structures import shape_of
-from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers, plain_name, unwrapped
+from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path, leaky_paths
 from lightning_leaky.utilities.processes import first_of
+from lightning_leaky.utilities.wrappers import plain_name, unwrapped
 
 _MOST_SHAPES = 6
 _MOST_BATCHES = 10
@@ -36,10 +38,7 @@ class BlockPath(nn.Module):
 
 
 def path_of(
-    model: nn.Module,
-    layers: LayerChoice | None,
-    effective_depth: float = 0.0,
-    held: Container[int] | None = None,
+    model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0, held: Container[int] | None = None
 ) -> LeakyPath | None:
     """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
 
@@ -56,20 +55,17 @@ def path_of(
 class PathFinder:
     """Finds the blocks of a model nobody has named, from forward passes through a capture of all `candidates`.
 
-    Args:
-        model: Where to look.
-        effective_depth: L̃ of the path.
-        held: Ids of the parameters that optimizers hold; ``None`` where there is no optimizer.
+    It prefers those that are trained: with a parameter among those `held` by optimizers, where there are any.
     """
 
     def __init__(self, model: nn.Module, effective_depth: float = 0.0, held: Container[int] | None = None) -> None:
         named = candidate_blocks(model) | flat_stacks(model)
         self.candidates = list(named.values())
         self.effective_depth = effective_depth
-        self._is_done, self._num_batches = False, 0
         self._names, self._held = list(named), held
         self._device = device_of(model)
         self._run: list[int] = []
+        self._batches_left = _MOST_BATCHES
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[int]] | None:
         """Return the best run as a path, with its places among the candidates, or ``None`` if there is none.
@@ -78,13 +74,12 @@ class PathFinder:
         """
         runs = _Runs(capture, self._names, self._held)
         self._run = runs.best()
-        self._num_batches += 1
-        self._is_done = bool(self._run) or all(runs.works) or self._num_batches == _MOST_BATCHES
+        self._batches_left = self._batches_left - 1 if runs.idle and not self._run else 0
         return (self._path(), self._run) if self._run else None
 
     def is_done(self) -> bool:
         """Whether there is no more to find."""
-        return self._is_done
+        return self._batches_left == 0
 
     def agreed_path(self) -> BlockPath | None:
         """Return the path that the first of all processes has found, or ``None`` where that is this process's own.
@@ -101,25 +96,18 @@ class PathFinder:
 
     def note(self) -> str:
         """Say what was found, and which blocks of the same kind are not read."""
-        run, kind = self._run, type(unwrapped(self.candidates[self._run[0]]))
-        left = [
-            name
-            for index, name in enumerate(self._names)
-            if index not in run and type(unwrapped(self.candidates[index])) is kind
-        ]
-        said = f"{len(run)} layers found: {self._names[run[0]]} to {self._names[run[-1]]} ({kind.__name__})."
+        run, kinds = self._run, [type(unwrapped(module)) for module in self.candidates]
+        kind, first, last = kinds[run[0]], self._names[run[0]], self._names[run[-1]]
+        said = f"{len(run)} layers found: {first} to {last} ({kind.__name__})."
+        left = [self._names[index] for index, other in enumerate(kinds) if other is kind and index not in run]
         if left:
             said += f" {len(left)} more of this class are not read, as {_pattern(left[0])!r}: name them by `layers`."
         return said
 
     def shapes_seen(self, capture: PathCapture) -> str:
         """Say what passed the candidates, for a message that none of them is a path."""
-        first = capture.passages[0]
-        seen = [
-            f"{name}: {shape_of(befores[0].tensor)} to {shape_of(afters[0].tensor)}"
-            for name, befores, afters in zip(self._names, first.befores, first.afters, strict=True)
-            if befores and afters
-        ]
+        shapes = zip(self._names, _shapes(capture.passages[0]), strict=True)
+        seen = [f"{name}: {pair[0]} to {pair[1]}" for name, pair in shapes if pair]
         more = f" and {len(seen) - _MOST_SHAPES} more" if len(seen) > _MOST_SHAPES else ""
         return "; ".join(seen[:_MOST_SHAPES]) + more or "none with parameters ran"
 
@@ -151,8 +139,7 @@ def flat_stacks(model: nn.Module) -> dict[str, nn.Module]:
     for name, parent in model.named_modules():
         open_at = None
         for key, module in parent.named_children() if isinstance(parent, nn.Sequential) else ():
-            starts = isinstance(module, nn.Linear) and module.in_features == module.out_features
-            if starts:
+            if isinstance(module, nn.Linear) and module.in_features == module.out_features:
                 open_at = plain_name(f"{name}.{key}".lstrip("."))
                 found[open_at] = Span(module)
             elif isinstance(module, nn.Linear) or any(True for _ in module.children()):
@@ -173,22 +160,22 @@ class _Runs:
 
     def __init__(self, capture: PathCapture, names: Sequence[str], held: Container[int] | None) -> None:
         self.layers, self.names, self.held = capture.layers, names, held
+        self.kinds = [type(unwrapped(layer)) for layer in capture.layers]
         first = capture.passages[0]
+        self.shapes = _shapes(first)
+        self.preserving = {index for index, pair in enumerate(self.shapes) if pair and pair[0] == pair[1]}
         self.previous = [{seen.identity for seen in befores} for befores in first.befores]
         self.current = [{seen.identity for seen in afters} for afters in first.afters]
-        self.shapes = [
-            (shape_of(befores[0].tensor), shape_of(afters[0].tensor)) if befores and afters else None
-            for befores, afters in zip(first.befores, first.afters, strict=True)
-        ]
-        self.works = [bool(after - before) for before, after in zip(self.previous, self.current, strict=True)]
+        self.working = [index for index, new in enumerate(self.current) if new - self.previous[index]]
+        self.idle = sorted({*range(len(self.layers))} - {*self.working})
         self._found: dict[int, list[int]] = {}
 
     def best(self) -> list[int]:
         """The best run, in the order of running; empty where none has two shape-preserving blocks."""
-        ends = [index for index, works in enumerate(self.works) if works]
         # Containers, then linear maps in a row, only where there are no blocks: they hold blocks, or are held by them.
-        for kind in (nn.Module, nn.Sequential, Span):
-            runs = [self._ending_at(index) for index in ends if _kind(self.layers[index]) is kind]
+        roles = [kind if kind in (nn.Sequential, Span) else nn.Module for kind in self.kinds]
+        for role in (nn.Module, nn.Sequential, Span):
+            runs = [self._ending_at(index) for index in self.working if roles[index] is role]
             best = max(runs, key=self._score, default=[])
             if self._score(best)[1] >= 2:
                 return self._with_idle(self._with_stages(best, runs))
@@ -198,12 +185,9 @@ class _Runs:
         """Best run that ends with a layer."""
         if index not in self._found:
             self._found[index] = [index]  # for itself, should a view close a circle
-            before = [
-                other
-                for other, works in enumerate(self.works)
-                if works and other != index and self.current[other] & self.previous[index] and self._alike(other, index)
-            ]
-            longest = max((self._ending_at(other) for other in before), key=self._score, default=[])
+            alike = [other for other in self.working if other != index and self.kinds[other] is self.kinds[index]]
+            before = [self._ending_at(other) for other in alike if self.current[other] & self.previous[index]]
+            longest = max(before, key=self._score, default=[])
             self._found[index] = [*longest, index]
         return self._found[index]
 
@@ -211,14 +195,13 @@ class _Runs:
         """Whether it is trained, number of shape-preserving blocks, number of parameters."""
         parameters = [one for index in run for one in self.layers[index].parameters() if not is_lazy(one)]
         trained = any(one.requires_grad and (self.held is None or id(one) in self.held) for one in parameters)
-        preserving = [index for index in run if self.shapes[index] and len({*(self.shapes[index] or ())}) == 1]
-        return trained, len(preserving), sum(one.numel() for one in parameters)
+        return trained, sum(index in self.preserving for index in run), sum(one.numel() for one in parameters)
 
     def _with_stages(self, best: list[int], runs: Sequence[list[int]]) -> list[int]:
         """The run, with those of its class in other stages, where each stage has a width of its own."""
         pattern = _pattern(self.names[best[0]])
         inside = {index for run in runs for index in run[:-1]}  # a run that goes on is no whole one
-        whole = [run for run in runs if run[-1] not in inside and self._alike(run[0], best[0])]
+        whole = [run for run in runs if run[-1] not in inside and self.kinds[run[0]] is self.kinds[best[0]]]
         stages = [run for run in whole if _pattern(self.names[run[0]]) == pattern and self._score(run)[1]]
         ends = [(self.shapes[run[0]], self.shapes[run[-1]]) for run in stages]
         differ = all(one and other and one[1] != other[0] for (_, one), (other, _) in itertools.pairwise(ends))
@@ -226,27 +209,17 @@ class _Runs:
 
     def _with_idle(self, run: list[int]) -> list[int]:
         """The run, with the blocks beside its own that did nothing in this batch, where the names tell their places."""
-        parents = {_parent(self.names[index]) for index in run}
-        idle = [
-            index
-            for index, works in enumerate(self.works)
-            if not works and _parent(self.names[index]) in parents and self._alike(index, run[0])
-        ]
+        parents = [name.rpartition(".")[0] for name in self.names]
+        beside = {parents[index] for index in run}
+        idle = [index for index in self.idle if parents[index] in beside and self.kinds[index] is self.kinds[run[0]]]
         backwards = run == sorted(run, reverse=True)
         return sorted([*run, *idle], reverse=backwards) if backwards or run == sorted(run) else run
 
-    def _alike(self, one: int, other: int) -> bool:
-        return type(unwrapped(self.layers[one])) is type(unwrapped(self.layers[other]))
 
-
-def _kind(layer: nn.Module) -> type[nn.Module]:
-    """A row of linear maps, a container of torch, or a block."""
-    kind = type(unwrapped(layer))
-    return kind if kind in (nn.Sequential, Span) else nn.Module
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+def _shapes(passage: Passage) -> list[tuple[tuple[Any, ...], tuple[Any, ...]] | None]:
+    """Shapes of what each layer took and returned; ``None`` of one that did not run."""
+    sides = zip(passage.befores, passage.afters, strict=True)
+    return [(shape_of(one[0].tensor), shape_of(other[0].tensor)) if one and other else None for one, other in sides]
 
 
 def _pattern(name: str) -> str:

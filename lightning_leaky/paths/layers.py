@@ -14,25 +14,12 @@ import torch
 from torch import nn
 
 from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.wrappers import place_inside, unwrapped
 
 # str first: a command line that reads a glob, or writes it to a file, must not take it for something else.
 LayerChoice: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A glob, ``"re:"`` and a regular expression, a type of module, or a predicate of name and module."""
 
-# Where a wrapper holds what it wraps, by its class: not all of these packages are there, and attributes mislead, for a
-# wrapper answers for the model inside.
-_WRAPPERS = {
-    "OptimizedModule": "_orig_mod",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "AveragedModel": "module",
-    "_FabricModule": "_forward_module",
-    "PeftModel": "base_model",
-    "PeftMixedModel": "base_model",
-    "BaseTuner": "model",  # of peft: LoRA and its like
-}
 _REGEX = "re:"
 _MOST_NAMES = 20
 
@@ -83,24 +70,11 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         if name:
-            is_inner = child == _place_inside(modules[parent])
+            is_inner = child == place_inside(modules[parent])
             plain[name] = plain[parent] if is_inner else f"{plain[parent]}.{child}".lstrip(".")
         named.setdefault(plain[name], module)
     named.pop("", None)
     return named
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside torch.compile, FSDP, checkpointing, DDP, weight averaging, Fabric or LoRA (peft)."""
-    place = _place_inside(module)
-    inner = None if place is None else module._modules[place]
-    return module if inner is None else unwrapped(inner)
-
-
-def _place_inside(module: nn.Module) -> str | None:
-    """Name of the child that a wrapper wraps; ``None`` of what is no wrapper."""
-    places = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__)
-    return next((place for place in places if place in module._modules), None)
 
 
 @contextmanager
@@ -119,11 +93,6 @@ def at_rest(module: nn.Module) -> Iterator[None]:
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter, the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-
-
-def plain_name(name: str) -> str:
-    """Return a name without the parts that only torch.compile, FSDP or checkpointing can have put there."""
-    return ".".join(part for part in name.split(".") if not (part in _WRAPPERS.values() and part.startswith("_")))
 
 
 def _matching(named: dict[str, nn.Module], layers: LayerChoice) -> dict[str, nn.Module]:
@@ -148,25 +117,20 @@ def _hint(layers: LayerChoice, named: dict[str, nn.Module]) -> str:
 
 
 def _predicate(layers: LayerChoice) -> Callable[[str, nn.Module], bool]:
-    if isinstance(layers, str):
-        return _name_predicate(layers)
     if isinstance(layers, type):
         if not issubclass(layers, nn.Module):
             raise ValueError(f"`layers` must be a type of nn.Module, got {layers!r}.")
-        kind = layers
-        return lambda name, module: isinstance(module, kind)
-    if not callable(layers):
-        raise ValueError(f"`layers` must be a string, a type of module or a function, got {layers!r}.")
-    return layers
-
-
-def _name_predicate(pattern: str) -> Callable[[str, nn.Module], bool]:
-    if not pattern.startswith(_REGEX):
-        return lambda name, module: _matches_glob(name, pattern)
+        return lambda name, module: isinstance(module, layers)
+    if not isinstance(layers, str):
+        if not callable(layers):
+            raise ValueError(f"`layers` must be a string, a type of module or a function, got {layers!r}.")
+        return layers
+    if not layers.startswith(_REGEX):
+        return lambda name, module: _matches_glob(name, layers)
     try:
-        expression = re.compile(pattern.removeprefix(_REGEX))
+        expression = re.compile(layers.removeprefix(_REGEX))
     except re.error as error:
-        raise ValueError(f"`layers` must be a regular expression after {_REGEX!r}, got {pattern!r}: {error}.") from None
+        raise ValueError(f"`layers` must be a regular expression after {_REGEX!r}, got {layers!r}: {error}.") from None
     return lambda name, module: expression.fullmatch(name) is not None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_leaky.functional._checks import implements
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
-from lightning_leaky.paths.layers import _matches_glob, at_rest, named_layers, unwrapped
+from lightning_leaky.paths.layers import _matches_glob, at_rest, named_layers
+from lightning_leaky.utilities.wrappers import unwrapped
 
 if TYPE_CHECKING:
     PathChoice: TypeAlias = str | nn.Module
@@ -146,19 +146,18 @@ class LayerWeights(Sequence[Tensor]):
     """
 
     def __init__(self, path: LeakyPath, indices: Sequence[int]) -> None:
-        self.layers: list[Any] = [unwrapped(path.layers[index]) for index in indices]
+        self.path, self.indices = path, indices
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
         """Return W_l, shape (w, d); of a slice, those of its layers."""
         if isinstance(index, slice):
-            part = copy.copy(self)
-            part.layers = self.layers[index]
-            return part
-        with at_rest(self.layers[index]):
-            return self.layers[index].augmented_weight()
+            return LayerWeights(self.path, self.indices[index])
+        layer: Any = unwrapped(self.path.layers[self.indices[index]])
+        with at_rest(layer):
+            return layer.augmented_weight()
 
 
 def knows_weights(path: LeakyPath | None) -> bool:

@@ -160,8 +160,7 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
 
     Args:
         batch: A batch.
-        padding_mask: Key under which the batch, or a part of it, holds the mask, non-zero where a position is real; a
-            function of the batch that returns such a mask, or its import path; ``"given"`` asks no batch.
+        padding_mask: As of `ReadingSettings`; ``"given"`` asks no batch.
 
     Raises:
         ValueError: If the batch has no such key, or several; ``"attention_mask"`` alone may be missing.

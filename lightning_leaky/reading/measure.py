@@ -40,11 +40,9 @@ def measure_path(
         quantities: Which readings, as of `ReadingSettings`; all of this package that can be read by default.
         cost: C(outputs, targets), a mean over the samples of its batch, for the momentum readings.
         weight_decay: λ > 0, for the momentum readings.
-        layers: Which layers, see `lightning_leaky.paths.layers.choose_layers`; ``None`` for the leaky path of the
-            model, or for its longest run of shape-preserving blocks where it has none.
+        layers: Which layers, as of `EnergyMonitor`.
         progress: Whether to show a bar of the batches, in a terminal.
-        **settings: How to read, as of `ReadingSettings`: `gamma`, `effective_depth`, `layout`, `padding_mask`, `form`
-            and others.
+        **settings: How to read, as of `ReadingSettings`.
 
     Returns:
         The readings.
@@ -78,11 +76,7 @@ def measure_path(
 
 
 def sample_path(
-    model: nn.Module,
-    batch: Any,
-    num_samples: int = 200,
-    layers: LayerChoice | None = None,
-    **settings: Any,
+    model: nn.Module, batch: Any, num_samples: int = 200, layers: LayerChoice | None = None, **settings: Any
 ) -> list[PathSample]:
     """A few samples on their way through a network, for pictures.
 
@@ -145,12 +139,9 @@ def _run_batch(
     """Run a batch forward and, where there is a cost, backward."""
     named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
-    named = {
-        name: value.detach().requires_grad_(cost is not None and value.is_floating_point())
-        if isinstance(value, Tensor)
-        else value
-        for name, value in named.items()
-    }
+    for name, value in named.items():
+        if isinstance(value, Tensor):
+            named[name] = value.detach().requires_grad_(cost is not None and value.is_floating_point())
     possible = [*named.values(), *model.parameters()]
     sources = [source for source in possible if isinstance(source, Tensor) and source.requires_grad]
     with torch.set_grad_enabled(cost is not None):

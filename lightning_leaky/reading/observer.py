@@ -67,7 +67,6 @@ class PathObserver:
             check_quantities_of(path, settings, settings.weight_decay or self._optimizer_weight_decay)
         self.reads_momenta = any(record.has_momenta for record in self.quantities)
         self._has_weights = knows_weights(path)  # a path that is found has none
-        self._in_backward = False
         self.notes: list[str] = []
         self.num_shown = 0
         self.samples: list[PathSample] = []
@@ -85,28 +84,15 @@ class PathObserver:
         self._step_sizes = torch.zeros(0) if path is None else step_sizes_of(path)
 
     @property
-    def _segmentation(self) -> Segmentation:
-        return self._watched.segmentation
-
-    @property
     def weight_decay_read(self) -> float | None:
         """λ that momenta are read with; ``None`` where none are, and before the path is known."""
-        is_known = self.reads_momenta and self._segmentation.is_known
+        is_known = self.reads_momenta and self._watched.segmentation.is_known
         return self._weight_decay(self.path) if is_known and self.path is not None else None
 
     @property
     def capture(self) -> PathCapture:
         """The hooks."""
         return self._watched.capture
-
-    @property
-    def in_backward(self) -> bool:
-        """Whether a backward pass of the step is running, as a trainer announces it."""
-        return self._in_backward
-
-    @in_backward.setter
-    def in_backward(self, value: bool) -> None:
-        self._in_backward = self.capture.step_gradients.in_backward = value
 
     def attach(self) -> PathObserver:
         """Register the forward hooks and return this observer."""
@@ -116,14 +102,11 @@ class PathObserver:
     def detach(self) -> None:
         """Remove the hooks and forget every tensor."""
         self.capture.detach()
-        self._forget()
+        self.capture.clear()
+        self._batch = Batch()
 
     def arm(self, batch: Batch | None = None) -> None:
-        """Keep what passes from now on.
-
-        Args:
-            batch: What passes, where something is known of it.
-        """
+        """Keep what passes from now on: a batch, where something is known of it."""
         self.capture.arm()
         self._batch = Batch() if batch is None else batch
         if self.path is not None:
@@ -131,21 +114,18 @@ class PathObserver:
 
     def forget(self) -> None:
         """Forget what has passed, but for where the path is."""
-        self._finish(None)
+        self.drain(None)
 
-    def drain(self, gradient_scale: float = 1.0) -> None:
+    def drain(self, gradient_scale: float | None = 1.0) -> None:
         """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
 
         Args:
-            gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation).
+            gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation); ``None`` adds
+                nothing.
 
         Raises:
             ValueError: If this observer is strict and the batch cannot be read.
         """
-        self._finish(gradient_scale)
-
-    def _finish(self, gradient_scale: float | None) -> None:
-        """Look at what has passed, read it where a scale is given, and forget it."""
         was_armed, self.capture.armed = self.capture.armed, False
         try:
             if was_armed:
@@ -155,7 +135,8 @@ class PathObserver:
         except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
             self._complain(f"A batch is not read: {str(error) or repr(error)}", error)
         finally:
-            self._forget()
+            self._batch = Batch()
+            self.capture.clear()
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -167,32 +148,28 @@ class PathObserver:
 
         Under torch.distributed every process must call it: one without a batch joins the others.
         """
-        self._agree_on_path()
+        found = None if self._finder is None else self._finder.agreed_path()
+        if found is not None:  # the path of the first of all processes; one that found another gives up its own sums
+            self._take_path(found)
+            self._reader = None
         if self.path is None:
             return None
         device = self.path.step_sizes.device
         has_read = self._reader is not None and not self._reader.is_empty
-        agreed = first_of(self._segmentation.table.to(device), has_read)
+        agreed = first_of(self._watched.segmentation.table.to(device), has_read)
         if agreed is None:
             return None
-        if Segmentation.of(agreed) != self._segmentation:
+        if Segmentation.of(agreed) != self._watched.segmentation:
             self._watched.segmentation, self._reader = Segmentation.of(agreed), None
         reader = self._reader_of(self.path)
         if reader.is_empty:
-            reader.expect(self._step_sizes_read(), device, self._segmentation.dtype)
-        layers = self._segmentation.layers
+            reader.expect(self._step_sizes_read(), device, self._watched.segmentation.dtype)
+        layers = self._watched.segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None
         readings = reader.compute([self._watched.names[index] for index in layers], weights)
         for key, error in reader.failures.items():
             self._complain(f"Quantity {key!r} reads NaN: {str(error) or repr(error)}", error)
         return readings
-
-    def _agree_on_path(self) -> None:
-        """Take the path that the first of all processes has found; one that found another gives up its own sums."""
-        agreed = None if self._finder is None else self._finder.agreed_path()
-        if agreed is not None:
-            self._take_path(agreed)
-            self._reader = None
 
     def _find_path(self) -> None:
         """Look for the path in the first batch, and hand the batch over to it."""
@@ -220,7 +197,6 @@ class PathObserver:
         self.path = path
         self._watched = self._watch(list(path.layers))
         self.capture.attach()
-        self.in_backward = self._in_backward
         self._step_sizes = step_sizes_of(path)
         self._optimizer_weight_decay = None if self._decay_of is None else self._decay_of(path.layers)
         if self.reads_momenta and not self._weight_decay(path):
@@ -237,7 +213,11 @@ class PathObserver:
         self.notes, self._watched.notes = [*self.notes, *self._watched.notes], []
         self._add(path, passed, gradient_scale)
         if self.num_shown:
-            self._keep_samples(passed)
+            self.samples = []
+            try:
+                self.samples = passed.samples(self.num_shown)
+            except Exception as error:  # what goes wrong here must not spoil the reading
+                self._warn(f"No samples of a batch are kept for pictures: {error}")
 
     def _add(self, path: LeakyPath, passed: PassedBatch, gradient_scale: float) -> None:
         """Add as much of a batch as there is room for."""
@@ -254,27 +234,19 @@ class PathObserver:
         momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_momenta else None
         reader.update(previous, current, self._step_sizes_read(), momenta)
 
-    def _keep_samples(self, passed: PassedBatch) -> None:
-        """Keep a few rows of the batch that was read; what goes wrong here must not spoil the reading."""
-        self.samples = []
-        try:
-            self.samples = passed.samples(self.num_shown)
-        except Exception as error:
-            self._warn(f"No samples of a batch are kept for pictures: {error}")
-
     def _weight_decay(self, path: LeakyPath) -> float:
         """λ that momenta are read with."""
-        num_layers = len(self._segmentation.layers) or len(path.layers)
+        num_layers = len(self._watched.segmentation.layers) or len(path.layers)
         return momentum_weight_decay(self.settings, path, num_layers, self._optimizer_weight_decay)
 
     def _step_sizes_read(self) -> Tensor:
         """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""
-        return normalise_step_sizes(self._step_sizes[self._segmentation.layers])
+        return normalise_step_sizes(self._step_sizes[self._watched.segmentation.layers])
 
     def _reader_of(self, path: LeakyPath) -> PathReader:
         if self._reader is None:
             recipe = self.settings.recipe(path)
-            self._reader = PathReader(self._segmentation.widths, recipe, self.settings.form)
+            self._reader = PathReader(self._watched.segmentation.widths, recipe, self.settings.form)
             if self._reader.form == "samples":
                 self.notes.append(
                     "The samples themselves are kept, in the N × N form: second moments would take "
@@ -285,10 +257,6 @@ class PathObserver:
     def _watch(self, layers: list[nn.Module]) -> WatchedLayers:
         state = None if self.path is None else self.settings.state_of(self.path)  # candidates may have no such argument
         return WatchedLayers(self._model, layers, self.settings, self.reads_momenta, self.strict, state)
-
-    def _forget(self) -> None:
-        self._batch = Batch()
-        self.capture.clear()
 
     def _complain(self, message: str, cause: Exception | None = None) -> None:
         if self.strict:

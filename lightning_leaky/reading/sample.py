@@ -62,14 +62,7 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tensor | None) -> Tensor | None:
-    """Labels of the rows of a representation, ``layout.rows(like, *keep)``, shape (N,): those of their samples.
-
-    Args:
-        labels: One number for each sample of the batch.
-        like: A representation.
-        layout: How it becomes a matrix.
-        *keep: What `Layout.rows` takes beside it.
-    """
+    """Labels of the rows ``layout.rows(like, *keep)`` of a representation, shape (N,): those of their samples."""
     if labels is None or layout.num_samples(like) != len(labels):
         return None
     shape = [1] * like.ndim

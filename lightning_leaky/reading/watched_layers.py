@@ -91,11 +91,7 @@ class WatchedLayers:
             if self.settings.padding_mask == GIVEN and not any(any(passage.masks) for passage in passages):
                 say(unused_mask(batch.data))
             self.layout, self.segmentation = layout, segmentation
-            self._note()
+            found = (segments_note(segmentation, self.names), noisy_layers(self.capture.layers, self.names))
+            self.notes += [*filter(None, found), *self.capture.padding_notes()]
             self.capture.copy_less()
         return passed
-
-    def _note(self) -> None:
-        layers, names = self.capture.layers, self.names
-        found = (segments_note(self.segmentation, names), noisy_layers(layers, names), *self.capture.padding_notes())
-        self.notes += [note for note in found if note is not None]

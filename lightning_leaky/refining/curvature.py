@@ -17,10 +17,8 @@ class CurvatureRecorder(LayerHooks):
 
     Sums over samples, for `lightning_leaky.refining.mesh.discretisation_errors_of`: those of micro-batches add
     up to those of the whole batch. Passes inside backward, as activation checkpointing makes them, do not count: layers
-    run there once more, in another order. Between two layers one velocity is kept.
-
-    Args:
-        path: The path; its step-sizes are read at every pass.
+    run there once more, in another order. Between two layers one velocity is kept. The path's step-sizes are read at
+    every pass.
     """
 
     def __init__(self, path: LeakyPath) -> None:
@@ -36,16 +34,15 @@ class CurvatureRecorder(LayerHooks):
         self.squares.zero_()
         self._last = None
 
+    @torch.no_grad()
     def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
         pair = self._pair(index, befores, afters) if self.layers[index].training else None
-        if pair is not None:
-            self._add(index, *pair)
-
-    @torch.no_grad()
-    def _add(self, index: int, previous: Tensor, current: Tensor) -> None:
-        if self.squares.device != current.device:
-            self.squares = self.squares.to(current.device, working_dtype(current.device))
-        before, after = (tensor.to(self.squares.dtype).reshape(-1, tensor.shape[-1]) for tensor in (previous, current))
+        if pair is None:
+            return
+        device = pair[1].device
+        if self.squares.device != device:
+            self.squares = self.squares.to(device, working_dtype(device))
+        before, after = (tensor.to(self.squares.dtype).reshape(-1, tensor.shape[-1]) for tensor in pair)
         velocity = (after - before) / self.path.step_sizes[index]
         self.squares[1, index] += inner_product(after, after)
         if self._last is not None and self._last[0] == index - 1:

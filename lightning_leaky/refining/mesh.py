@@ -48,17 +48,10 @@ def discretisation_errors(representations: Tensor, step_sizes: Tensor) -> Tensor
 
 
 def discretisation_errors_of(squares: Tensor, step_sizes: Tensor) -> Tensor:
-    """Estimated local errors from sums over samples, which add up over batches and processes.
+    """`discretisation_errors` from sums over samples, shape (2, L), which add up over batches and processes.
 
-    Args:
-        squares: ‖V_l − V_{l−1}‖² (the first is not read) and ‖A_l‖², shape (2, L).
-        step_sizes: ρ, shape (L,).
-
-    Returns:
-        e, shape (L,), see `discretisation_errors`; not finite where a representation is zero, for they are relative.
-
-    Raises:
-        ValueError: If there is but one layer.
+    They are ‖V_l − V_{l−1}‖² (the first is not read) and ‖A_l‖². An error is not finite where a representation is zero,
+    for it is relative; ValueError if there is but one layer.
 
     Example:
         >>> discretisation_errors_of(torch.tensor([[0.0, 4.0], [4.0, 16.0]]), torch.tensor([0.5, 0.5]))
@@ -164,8 +157,7 @@ def _to_merge(rho: Tensor, errors: Tensor, bound: float, most: int, max_step_siz
 def _to_split(errors: Tensor, merged: set[int], tolerance: float, most: int) -> set[int]:
     """Layers to split: above their share, worst first, until half of the errors of all of them is enough."""
     merging = merged_errors(errors)
-    added = sum(float(merging[index] - errors[index] - errors[index + 1]) for index in merged)
-    total = float(errors.sum()) + added
+    total = float(errors.sum()) + sum(float(merging[one] - errors[one] - errors[one + 1]) for one in merged)
     chosen: set[int] = set()
     for index in errors.argsort(descending=True).tolist():
         if total <= tolerance or errors[index] <= tolerance / len(errors) or len(chosen) >= most:

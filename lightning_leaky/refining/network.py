@@ -10,21 +10,16 @@ from torch.optim import Optimizer
 
 from lightning_leaky.functional._checks import implements
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
-from lightning_leaky.paths.layers import unwrapped
 from lightning_leaky.paths.leaky_path import LeakyPath, PathChoice, find_leaky_path
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
 from lightning_leaky.refining.remesh import check_optimizer
+from lightning_leaky.utilities.optimizer_steps import held_parameters
 from lightning_leaky.utilities.processes import is_sharded
+from lightning_leaky.utilities.wrappers import unwrapped
 
 
 class RefinablePath(LeakyPath, Protocol):
-    """A leaky path whose number of layers can change: `LeakyResNet`, or whatever offers the same.
-
-    Attributes:
-        layers: As of `LeakyPath`, plain modules of one kind.
-        step_sizes: As of `LeakyPath`.
-        effective_depth: As of `LeakyPath`.
-    """
+    """A leaky path of plain modules of one kind whose number can change: `LeakyResNet`, or what offers the same."""
 
     def remesh(self, step_sizes: Tensor, optimizer: Optimizer | None = None) -> None:
         """Take these step-sizes, shape (M,), and as many layers; the optimizer follows."""
@@ -67,18 +62,10 @@ def refinement_of(
     max_layers: int,
     min_layers: int,
 ) -> Refinement:
-    """Estimate on a path, and the mesh for a tolerance; ρ_l L̃ ≤ 1 where layers are merged.
+    """Estimate on a path of representations, shape (L + 1, N, w), and the mesh for a tolerance.
 
-    Args:
-        representations: A_0, …, A_L, shape (L + 1, N, w).
-        step_sizes: ρ, shape (L,).
-        effective_depth: L̃ ≥ 0.
-        tolerance: Bound on the estimated error.
-        max_layers: No layer is split where there are so many.
-        min_layers: No layers are merged where there are so few, at least 2.
-
-    Raises:
-        ValueError: If a number is out of range or there is but one layer.
+    Arguments and errors are those of `discretisation_errors` and `refined_step_sizes`; ρ_l L̃ ≤ 1 where layers are
+    merged, and two stay at least.
     """
     rho = normalise_step_sizes(step_sizes.cpu())
     errors = discretisation_errors(representations, rho)
@@ -111,10 +98,7 @@ def find_refinable_path(model: nn.Module, choice: PathChoice | None = None) -> R
 def optimizer_of(path: LeakyPath, optimizers: Sequence[Optimizer]) -> Optimizer:
     """Return the one optimizer that trains the layers, or raise ValueError."""
     layers = {id(parameter) for parameter in path.layers.parameters() if parameter.requires_grad}
-    held = {
-        optimizer: layers & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for optimizer in optimizers
-    }
+    held = {optimizer: layers & held_parameters(optimizer) for optimizer in optimizers}
     having = [optimizer for optimizer, some in held.items() if some]
     if len(having) != 1 or held[having[0]] != layers:
         raise ValueError(

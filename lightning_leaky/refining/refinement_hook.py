@@ -18,11 +18,7 @@ from lightning_leaky.refining.network import find_refinable_path, optimizer_of
 from lightning_leaky.refining.settings import RefinementSettings
 from lightning_leaky.utilities.arguments import takes_first
 from lightning_leaky.utilities.harmless import harmless, warn_once
-from lightning_leaky.utilities.optimizer_steps import (
-    OptimizerSteps,
-    heard_optimizer,
-    step_was_skipped,
-)
+from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, step_was_skipped
 from lightning_leaky.utilities.processes import summed
 
 _TASK = "Refining the layers"
@@ -77,8 +73,7 @@ class RefinementHook:
         self._recorder = CurvatureRecorder(self.path)
         self._steps: OptimizerSteps | None = None
         self._on_change: Callable[[], None] | None = None
-        self._is_automatic = True
-        self._has_stepped = False
+        self._is_automatic, self._has_stepped = True, False
 
     def attach(
         self, *optimizers: Optimizer, automatic: bool = True, on_change: Callable[[], None] | None = None
@@ -129,11 +124,7 @@ class RefinementHook:
         return {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the counter.
-
-        Args:
-            state: As of `state_dict`.
-        """
+        """Restore the counter from what `state_dict` has returned."""
         self.num_steps = int(state["num_steps"])
         if self.is_attached and self._is_automatic:
             self.arm()
@@ -145,7 +136,7 @@ class RefinementHook:
             anyway: Whether the errors will be read in any case.
         """
         self._has_stepped = False
-        self._recorder.armed = anyway or self.settings.rhythm.is_due(self.num_steps + 1)
+        self._recorder.armed = anyway or self.settings.is_due(self.num_steps + 1)
 
     def disarm(self) -> None:
         """Record no more passes of this step, where there has been one; what is recorded stays."""
@@ -159,7 +150,7 @@ class RefinementHook:
             read: Called with the estimated errors of the step, shape (L,), before layers change.
         """
         self.num_steps += int(self._has_stepped)
-        refines = self._has_stepped and self.settings.rhythm.is_due(self.num_steps)
+        refines = self._has_stepped and self.settings.is_due(self.num_steps)
         if refines or read is not None:
             errors = self._errors()
             if read is not None:

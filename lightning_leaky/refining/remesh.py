@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, repeat
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_leaky.paths.layers import plain_name
 from lightning_leaky.refining.interpolation import Interpolation, interpolation_of
+from lightning_leaky.utilities.wrappers import plain_name
+
+Parameters: TypeAlias = dict[str, Tensor]
+"""Those of one layer, by name."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
@@ -114,12 +117,7 @@ def remeshed_layers(
 
 
 def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
-    """Raise ValueError where an optimizer keeps what cannot be moved from layer to layer.
-
-    Args:
-        optimizer: The optimizer, with or without a state.
-        parameters: Those of the layers.
-    """
+    """Raise ValueError where an optimizer keeps what cannot be moved between layers of these parameters."""
     for cls in type(optimizer).__mro__:
         if cls.__name__ in _NOT_BY_PARAMETER:
             raise ValueError(
@@ -136,15 +134,15 @@ def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -
                 )
 
 
-def _parameters(layer: nn.Module) -> dict[str, Tensor]:
+def _parameters(layer: nn.Module) -> Parameters:
     return {plain_name(name): parameter for name, parameter in layer.named_parameters()}
 
 
-def _tensors(layers: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+def _tensors(layers: Iterable[Parameters]) -> list[Tensor]:
     return [parameter for parameters in layers for parameter in parameters.values()]
 
 
-def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list[dict[str, Tensor]]:
+def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list[Parameters]:
     """Parameters of each layer by name, or ValueError where they are not those of one kind of layer."""
     if len(layers) == 0 or len(step_sizes) != len(layers):
         raise ValueError(f"`step_sizes` must be {len(layers)} > 0, one a layer, got {len(step_sizes)}.")
@@ -164,21 +162,17 @@ def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list
 
 
 def _interpolate(
-    new: Sequence[dict[str, Tensor]],
-    old: Sequence[dict[str, Tensor]],
-    interpolation: Interpolation,
-    optimizer: Optimizer | None,
+    new: list[Parameters], old: list[Parameters], interpolation: Interpolation, optimizer: Optimizer | None
 ) -> None:
     """Write the values of the new layers, parameter by parameter, each with the state that has its shape."""
     for name in old[0]:
         sources, targets = ([parameters[name] for parameters in layers] for layers in (old, new))
         _interpolate_into(targets, sources, interpolation)
-        for key in _moving_state(optimizer, sources):
-            _interpolate_into(
-                [_state_of(optimizer, tensor)[key] for tensor in targets],
-                [_state_of(optimizer, tensor)[key] for tensor in sources],
-                interpolation,
-            )
+        states, new_states = ([_state_of(optimizer, one) for one in tensors] for tensors in (sources, targets))
+        for key in states[0]:
+            values = [state.get(key) for state in states]
+            if key != "step" and all(isinstance(one, Tensor) and one.shape == sources[0].shape for one in values):
+                _interpolate_into([state[key] for state in new_states], [state[key] for state in states], interpolation)
 
 
 def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], interpolation: Interpolation) -> None:
@@ -216,44 +210,29 @@ def _state_of(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Any]:
     return {} if optimizer is None else optimizer.state.get(parameter, {})
 
 
-def _moving_state(optimizer: Optimizer | None, parameters: Sequence[Tensor]) -> Iterator[str]:
-    """Keys under which all of some parameters have a tensor of their shape."""
-    for key in _state_of(optimizer, parameters[0]):
-        values = [_state_of(optimizer, parameter).get(key) for parameter in parameters]
-        of_their_shape = (
-            isinstance(value, Tensor) and value.shape == parameter.shape
-            for value, parameter in zip(values, parameters, strict=True)
-        )
-        if key != "step" and all(of_their_shape):
-            yield key
-
-
-def _copy_state(optimizer: Optimizer, parent: dict[str, Tensor], child: dict[str, Tensor]) -> None:
+def _copy_state(optimizer: Optimizer, parent: Parameters, child: Parameters) -> None:
     for name, parameter in child.items():
         if parameter is not parent[name] and parent[name] in optimizer.state:
             optimizer.state[parameter] = copy.deepcopy(optimizer.state[parent[name]])
 
 
-def _regroup(
-    optimizer: Optimizer, old: Sequence[dict[str, Tensor]], new: Sequence[dict[str, Tensor]], parents: Sequence[int]
-) -> None:
+def _regroup(optimizer: Optimizer, old: list[Parameters], new: list[Parameters], parents: Sequence[int]) -> None:
     """Put the new parameters where those that they descend from stand, and drop the rest.
 
     Neighbours in a group that are of one layer are replaced together, so that layer stays after layer, or, in a group
     of weights only, weight after weight.
     """
-    places: dict[int, tuple[int | None, str]] = {
-        id(tensor): (index, name) for index, layer in enumerate(old) for name, tensor in layer.items()
-    }
+    layer_of = {tensor: index for index, layer in enumerate(old) for tensor in layer.values()}
+    name_of = {tensor: name for layer in old for name, tensor in layer.items()}
     for group in optimizer.param_groups:
         labels = group.get("param_names")  # of an optimizer made from `named_parameters`
         pairs: list[tuple[Tensor, str]] = []
         members = zip(group["params"], labels or repeat(""), strict=False)
-        for index, run in groupby(members, lambda pair: places.get(id(pair[0]), (None, ""))[0]):
+        for index, run in groupby(members, lambda pair: layer_of.get(pair[0])):
             if index is None:
                 pairs += run
                 continue
-            names = [(places[id(tensor)][1], label) for tensor, label in run]
+            names = [(name_of[tensor], label) for tensor, label in run]
             pairs += [
                 (new[number][name], f"{label.removesuffix(f'{index}.{name}')}{number}.{name}")
                 for number, parent in enumerate(parents)
@@ -263,7 +242,5 @@ def _regroup(
         group["params"] = [tensor for tensor, _ in pairs]
         if labels is not None:
             group["param_names"] = [label for _, label in pairs]
-    living = set(map(id, _tensors(new)))
-    for tensor in _tensors(old):
-        if id(tensor) not in living:
-            optimizer.state.pop(tensor, None)
+    for gone in {*_tensors(old)} - {*_tensors(new)}:
+        optimizer.state.pop(gone, None)

@@ -10,7 +10,7 @@ from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 
 @dataclass(frozen=True)
-class RefinementSettings:
+class RefinementSettings(Rhythm):
     """When and how layers change: arguments of `RefinementHook` and of `LayerRefiner`, by the same names.
 
     Args:
@@ -27,7 +27,7 @@ class RefinementSettings:
         ValueError: If a setting is out of range.
 
     Example:
-        >>> RefinementSettings(0.3, every_n_steps=10, start_step=5).rhythm.is_due(15)
+        >>> RefinementSettings(0.3, every_n_steps=10, start_step=5).is_due(15)
         True
     """
 
@@ -40,10 +40,5 @@ class RefinementSettings:
     path: PathChoice | None = None
 
     def __post_init__(self) -> None:
-        _ = self.rhythm  # it and the next line complain of what is out of range
+        super().__post_init__()
         check_refinement(self.tolerance, self.max_layers, self.min_layers)
-
-    @property
-    def rhythm(self) -> Rhythm:
-        """At which optimizer steps to refine."""
-        return Rhythm(self.every_n_steps, self.start_step, self.stop_step)

@@ -109,12 +109,11 @@ def _of_numbers(name: str, last: Mapping[str, tuple[float, float]]) -> Run:
             layers.setdefault(match["name"] + match["loader"], {})[int(match["number"])] = (step, value)
         elif key not in _NO_RESULTS and not _FINAL.search(key):
             numbers[key] = value
-    return Run(name, numbers, {quantity: _of_last_step(entries) for quantity, entries in layers.items()})
-
-
-def _of_last_step(entries: Mapping[int, tuple[float, float]]) -> list[float]:
-    latest = max(step for step, _ in entries.values())
-    return [value for _, (step, value) in sorted(entries.items()) if step == latest]
+    found: dict[str, list[float]] = {}
+    for quantity, entries in layers.items():
+        latest = max(step for step, _ in entries.values())
+        found[quantity] = [value for _, (step, value) in sorted(entries.items()) if step == latest]
+    return Run(name, numbers, found)
 
 
 def compare(runs: Sequence[Run]) -> str:
@@ -150,11 +149,8 @@ def compare(runs: Sequence[Run]) -> str:
 def table_of(runs: Sequence[Run]) -> list[list[str]]:
     """Rows of a table: a key, and what each run ended with."""
     keys = sorted({key for run in runs for key in run.numbers})
-    return [[key, *(_written(run.numbers.get(key)) for run in runs)] for key in keys]
-
-
-def _written(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    ends = {key: [run.numbers.get(key) for run in runs] for key in keys}
+    return [[key, *("–" if one is None else f"{one:.4g}" for one in row)] for key, row in ends.items()]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -72,6 +72,7 @@ def report_on(
         ValueError: As `measure_path` does.
 
     Example:
+        >>> import torch
         >>> from lightning_leaky import LeakyResNet
         >>> network = LeakyResNet(3, 3, width=8, num_layers=4, effective_depth=2.0)
         >>> report = report_on(network, [torch.eye(3)], "three points")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch.optim import Optimizer
 
@@ -13,13 +12,12 @@ from lightning_leaky.utilities.harmless import warn_once
 _MANY_PASSES = 1000
 
 
-@dataclass(frozen=True)
 class Rhythm:
-    """Every so many optimizer steps, between a first and a last one, all counted from 1; ``None`` never stops."""
+    """Settings: every so many optimizer steps, between a first and a last one, counted from 1; ``None`` never stops."""
 
     every_n_steps: int
-    start_step: int = 1
-    stop_step: int | None = None
+    start_step: int
+    stop_step: int | None
 
     def __post_init__(self) -> None:
         for name, value in (("every_n_steps", self.every_n_steps), ("start_step", self.start_step)):
@@ -35,13 +33,7 @@ class Rhythm:
 
 
 class OptimizerSteps:
-    """Calls a function after each step of an optimizer, and says once where many forward passes bring no step.
-
-    Args:
-        optimizer: As of `heard_optimizer`.
-        act: Called with the optimizer.
-        said: What has been said, as of `warn_once`.
-    """
+    """Calls a function after each step of a `heard_optimizer`, and says once where many forward passes bring none."""
 
     def __init__(self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str]) -> None:
         self.optimizer, self._act, self._said = optimizer, act, said
@@ -96,8 +88,7 @@ def heard_optimizer(optimizer: Any) -> Optimizer:
             f"`optimizer` must be a torch.optim.Optimizer, or hold exactly one, got {type(optimizer).__name__}, whose "
             "`step()` calls no hooks. Attach to the optimizer inside it that moves the weights."
         )
-    heard: Optimizer = optimizer
-    return heard
+    return cast("Optimizer", optimizer)
 
 
 def held_parameters(*optimizers: Optimizer) -> set[int]:

@@ -43,7 +43,7 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
     """Sum of a tensor over all processes, or a group: a new tensor, the same bits on each; one collective."""
     total = tensor.clone()
     if num_processes() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(total, group=group)
     return total
 
@@ -54,7 +54,7 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
     everybody = [marked]
     if num_processes() > 1:
         everybody = [torch.empty_like(marked) for _ in range(num_processes())]
-        with _collective():
+        with collective():
             dist.all_gather(everybody, marked)
     return next((one[1:].reshape(numbers.shape) for one in everybody if one[0]), None)
 
@@ -76,8 +76,8 @@ def is_flattened(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _collective() -> Iterator[None]:
-    """Mark what a backend raises, of no type in common."""
+def collective() -> Iterator[None]:
+    """Turn what a backend raises, of no type of its own, into `LostProcessError`."""
     try:
         yield
     except RuntimeError as error:

@@ -237,6 +237,7 @@ def test_a_quantity_that_fails_later_is_said_too(make_trainer, monkeypatch):
     assert "'speed'" in texts[0]
     assert "'kinetic_energy'" not in texts[0]
     assert "'kinetic_energy'" in texts[1]
+    assert "'speed'" not in texts[1]
 
 
 # Nothing of ours stops a fit.

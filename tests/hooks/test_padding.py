@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lightning_leaky import measure_path
+from lightning_leaky.hooks.capture import PathCapture
 
 TOKENS, REAL = torch.randn(4, 6, 8), torch.arange(6) < torch.tensor([2, 6, 3, 5])[:, None]
 
@@ -92,6 +94,34 @@ def test_the_mask_of_the_texts_does_not_thin_the_patches(texts_first):
     torch.testing.assert_close(found, right(model.patches.blocks, patches.reshape(-1, 8)))
     found = read(model, batch, "texts.blocks.*")
     torch.testing.assert_close(found, right(model.texts.blocks, TOKENS[REAL]))
+
+
+@pytest.mark.parametrize("texts_first", [True, False])
+def test_the_mask_of_the_texts_does_not_thin_patches_that_are_found(texts_first):
+    """In the first batch, too, which a search has seen before the path was known."""
+    model, patches = TwoTowers(texts_first), torch.randn(4, 6, 8)
+    model.texts.requires_grad_(False)  # a path that is found is one that is trained
+    batch = {"texts": TOKENS, "patches": patches, "attention_mask": REAL}
+    found = measure_path(model, [batch], ["kinetic_energy"])
+    assert found.names == ("patches.blocks.0", "patches.blocks.1")
+    torch.testing.assert_close(found["kinetic_energy"], right(model.patches.blocks, patches.reshape(-1, 8)))
+
+
+class Asking(Block):
+    """A block that is given the mask itself."""
+
+    def forward(self, hidden, attention_mask):
+        return super().forward(hidden)
+
+
+def test_a_mask_that_a_wrapped_layer_is_given_by_position():
+    """The wrapper itself takes anything."""
+    model = nn.Sequential(checkpoint_wrapper(Asking()))
+    capture = PathCapture(list(model), model=model).attach()
+    capture.arm()
+    model[0](TOKENS, REAL)
+    capture.settle()
+    assert torch.equal(capture.passages[0].real[0], REAL)
 
 
 def test_a_mask_that_went_elsewhere_is_taken_by_the_users_word():

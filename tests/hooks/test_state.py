@@ -1,11 +1,13 @@
 """Which tensor of a block is its state: what may be it, and what the user says."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lightning_leaky.hooks.state import certain_choice, state_candidates, state_place
 
@@ -36,7 +38,7 @@ CACHE = torch.zeros(2, 3).to(torch.float8_e4m3fn)
 
 
 def candidates(state=None, args=(CONTEXT, HIDDEN), output=NEW, block=None, **kwargs):
-    found = state_candidates(state_place(block or Block(), state), args, kwargs, output)
+    found = state_candidates(state_place(Block() if block is None else block, state), args, kwargs, output)
     names = {id(CONTEXT): "context", id(HIDDEN): "hidden", id(MASK): "mask", id(NEW): "new", id(AUX): "aux"}
     return tuple([names.get(id(tensor)) for tensor in side] for side in found)
 
@@ -86,6 +88,15 @@ def test_what_no_block_takes_is_refused(state):
 def test_a_block_without_a_signature_takes_anything():
     traced = torch.jit.trace(nn.Linear(3, 3), HIDDEN)
     assert state_candidates(state_place(traced, 0), (HIDDEN,), {}, NEW) == ([HIDDEN], [NEW])
+
+
+@pytest.mark.parametrize("wrap", [checkpoint_wrapper, partial(torch.compile, backend="eager")])
+def test_a_block_inside_a_wrapper_is_asked_for_its_arguments(wrap):
+    """The wrapper itself takes anything, and hands it on by position or name."""
+    wrapped = wrap(checkpoint_wrapper(Block()))
+    assert candidates("hidden", block=wrapped) == (["hidden"], ["new"])
+    with pytest.raises(ValueError, match=r"Block takes \['context', 'hidden', 'mask'\]"):
+        state_place(wrapped, "other")
 
 
 def test_a_sum_is_of_all_that_are_handed_on():

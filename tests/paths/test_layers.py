@@ -9,8 +9,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_leaky import LeakyResNet
 from lightning_leaky.paths.block_path import BlockPath
-from lightning_leaky.paths.layers import choose_layers, device_of, named_layers, plain_name, unwrapped
+from lightning_leaky.paths.layers import choose_layers, device_of, named_layers
 from lightning_leaky.paths.leaky_path import find_leaky_path, knows_weights, leaky_paths
+from lightning_leaky.utilities.wrappers import plain_name, unwrapped
 
 
 class Block(nn.Module):

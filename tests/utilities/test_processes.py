@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from lightning_leaky.metrics import base
 from lightning_leaky.utilities import processes
 from lightning_leaky.utilities.harmless import harmless
 
@@ -22,14 +23,16 @@ def test_other_processes_speak_of_their_own_only(monkeypatch, number, is_own, sa
     assert [str(warning.message) for warning in caught] == said
 
 
-@pytest.mark.parametrize("join", [processes.summed, lambda tensor: processes.first_of(tensor, True)])
+@pytest.mark.parametrize("join", [processes.summed, base.gathered, lambda one: processes.first_of(one, True)])
 def test_a_lost_process_is_not_harmless(monkeypatch, join):
     def fail(*_, **__):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(processes, "num_processes", lambda: 2)
+    for module in (processes, base):
+        monkeypatch.setattr(module, "num_processes", lambda: 2)
     monkeypatch.setattr(processes, "number_of_process", lambda: 1)
     monkeypatch.setattr(dist, "all_reduce", fail)
     monkeypatch.setattr(dist, "all_gather", fail)
-    with pytest.raises(processes.LostProcessError, match="Process 1.*closed by peer"), harmless("A reading", set()):
+    monkeypatch.setattr(base, "gather_all_tensors", fail)
+    with pytest.raises(processes.LostProcessError, match=r"Process 1 .*closed by peer"), harmless("A reading", set()):
         join(torch.tensor([1]))
