@@ -62,7 +62,7 @@ class PaddingWatch:
 
     Attributes:
         receivers: All who may be given a mask; hooks lead to them.
-        ways: Of each layer those who may be given its mask, from itself, or the nearest around it, to the model.
+        ways: For each layer, who may be given its mask: itself, then the modules around it, the nearest first.
     """
 
     def __init__(self, model: nn.Module | None, layers: Sequence[nn.Module]) -> None:

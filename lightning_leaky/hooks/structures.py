@@ -24,7 +24,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def parts_of(value: Any) -> dict[Any, Any]:
-    """Return the parts of a structure by name or, where they have none, by number; nothing of what is no structure."""
+    """Return the parts of a structure by name or, where they have none, by number; none where it is a single value."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

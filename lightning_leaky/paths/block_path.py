@@ -200,7 +200,7 @@ class _Runs:
     def _with_stages(self, best: list[int], runs: Sequence[list[int]]) -> list[int]:
         """The run, with those of its class in other stages, where each stage has a width of its own."""
         pattern = _pattern(self.names[best[0]])
-        inside = {index for run in runs for index in run[:-1]}  # a run that goes on is no whole one
+        inside = {index for run in runs for index in run[:-1]}  # these runs go on
         whole = [run for run in runs if run[-1] not in inside and self.kinds[run[0]] is self.kinds[best[0]]]
         stages = [run for run in whole if _pattern(self.names[run[0]]) == pattern and self._score(run)[1]]
         ends = [(self.shapes[run[0]], self.shapes[run[-1]]) for run in stages]
