@@ -28,7 +28,7 @@ napoleon_use_ivar = True  # attributes of records are documented once, in their 
 
 # Types of other projects: their inventories are on the network, and a strict build must not need it.
 nitpick_ignore_regex = [
-    (r"py:.*", r"lightning_leaky\..*\._\w+"),  # private bases
+    (r"py:.*", r"lightning_leaky\..*\._[\w.]+"),  # private bases
     (r"py:.*", r"lightning_leaky\.utilities\..*"),  # bases that no page is about
     (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),  # a type variable
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),

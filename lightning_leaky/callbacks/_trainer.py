@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -24,25 +24,6 @@ _REFUSED = {
     "XLAFSDPStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
     "SingleDeviceXLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
 }
-
-
-class _HookedCallback(Callback):
-    """A callback that lets go of a model when a run ends; a copy of it leaves the model behind."""
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the hooks."""
-        self._detach()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks: after an exception there is no teardown."""
-        self._detach()
-
-    def _detach(self) -> None:
-        """Remove what hooks there are."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what Lightning gives a callback: the module's own `log`, and with it the module."""
-        return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
 
 
 def log_period(trainer: Trainer) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_leaky.callbacks import _observers, _trainer
+from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._readers import LoaderReader, StepReader
 from lightning_leaky.callbacks.reading_guide import ReadingGuide
 from lightning_leaky.explain.console import check_rich, print_layers
@@ -29,7 +30,7 @@ from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.processes import warn
 
 
-class EnergyMonitor(_trainer._HookedCallback):
+class EnergyMonitor(HookedCallback):
     """Logs cost of identity, kinetic energy and other readings of every layer (arXiv 2405.17573, section 1).
 
     Two kinds of readings, both also kept in `readings`:
@@ -213,7 +214,8 @@ class EnergyMonitor(_trainer._HookedCallback):
         """Print the table that was asked for."""
         if self.print_layers and "train" in self.readings and trainer.is_global_zero:
             readings, source = shown_readings(self.readings)
-            print_layers(readings, source=source)
+            with harmless("EnergyMonitor: printing", self._said):
+                print_layers(readings, source=source)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -224,10 +226,18 @@ class EnergyMonitor(_trainer._HookedCallback):
 
     on_test_batch_start = on_validation_batch_start
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Add a batch."""
         if self._loaders is not None and not trainer.sanity_checking:
-            self._loaders.end(args[4] if len(args) > 4 and not self.pool_loaders else 0)
+            self._loaders.end(0 if self.pool_loaders else dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
 

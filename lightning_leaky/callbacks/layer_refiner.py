@@ -11,11 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter, path_key, plain_choice
 from lightning_leaky.paths.leaky_path import find_leaky_path
 from lightning_leaky.refining.refinement_hook import RefinementHook
 from lightning_leaky.refining.settings import RefinementSettings
 from lightning_leaky.utilities.arguments import takes
+from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.optimizer_steps import held_parameters
 
 # They keep a second network, parameter beside parameter, or change learning rates by its length.
@@ -29,7 +31,7 @@ class _Arguments(RefinementSettings):
     prefix: str = ""
 
 
-class LayerRefiner(_trainer._HookedCallback):
+class LayerRefiner(HookedCallback):
     """Splits and merges layers during training: `RefinementHook` for a Lightning trainer [ours].
 
     It refines on the batch just seen, all its micro-batches on all processes, after an optimizer step and never between
@@ -99,9 +101,8 @@ class LayerRefiner(_trainer._HookedCallback):
         """Log the step, and refine after it, where it was taken: an fp16 scaler skips some."""
         if self._hook is None or _trainer.is_accumulating(trainer):
             return
-        self._hook.end_step(
-            partial(_log, trainer, self.prefix) if _trainer.is_due(trainer, _trainer.log_period(trainer)) else None
-        )
+        is_logged = _trainer.is_due(trainer, _trainer.log_period(trainer))
+        self._hook.end_step(partial(self._log, trainer, self._hook.said) if is_logged else None)
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the layers that there are now."""
@@ -121,6 +122,11 @@ class LayerRefiner(_trainer._HookedCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the hook behind: a copy has none until its run starts."""
         return super().__getstate__() | {"_hook": None, "_state": self.state_dict()}
+
+    def _log(self, trainer: Trainer, said: set[str], errors: Tensor) -> None:
+        numbers = {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()}
+        with harmless("LayerRefiner: logging", said):
+            _trainer.log_scalars(trainer, {f"{self.prefix}{key}": number for key, number in numbers.items()})
 
     def _detach(self) -> None:
         self._state = self.state_dict()
@@ -149,11 +155,6 @@ def check_trainer(trainer: Trainer) -> None:
                 f"`callbacks` must not average the weights beside LayerRefiner, got {type(callback).__name__}: its "
                 "averages are of as many parameters as there were. Refine first, and average in a later fit."
             )
-
-
-def _log(trainer: Trainer, prefix: str, errors: Tensor) -> None:
-    numbers = {"num_layers": torch.tensor(float(len(errors))), "discretisation_error": errors.sum()}
-    _trainer.log_scalars(trainer, {f"{prefix}{key}": number for key, number in numbers.items()})
 
 
 def _announce(trainer: Trainer) -> None:

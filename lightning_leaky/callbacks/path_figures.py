@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._loggers import log_figure, log_text, shows_pictures
-from lightning_leaky.callbacks._trainer import _HookedCallback, callbacks_of, has_flat_parameters
+from lightning_leaky.callbacks._trainer import callbacks_of, has_flat_parameters
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.explain.figures import figures_of
@@ -30,7 +31,7 @@ from lightning_leaky.utilities.processes import is_sharded
 _INCHES = (4.4, 3.0)
 
 
-class PathFigures(_HookedCallback):
+class PathFigures(HookedCallback):
     """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
 
     Figures, each with limits of axes and colours that only ever grow over a run, so that drawings can be compared:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
 from lightning_leaky.explain.charts import Charts, custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.guide import guide_page
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # it adds a guide, and so imports this file
     from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 
 
-class ReadingGuide(_trainer._HookedCallback):
+class ReadingGuide(HookedCallback):
     """Explains the tags of every `EnergyMonitor` of a trainer; a monitor adds one where there is none.
 
     Once a run, of each monitor: a text ``layers/guide`` that says what each tag means and what was read with which
@@ -33,12 +34,14 @@ class ReadingGuide(_trainer._HookedCallback):
 
     def __init__(self) -> None:
         self._explained: set[str] = set()
+        self._said: set[str] = set()
         self._written: dict[str, object] = {}
         self._layouts: dict[str, Charts] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell TensorBoard's table which final numbers there will be, before Lightning writes it."""
         self._explained.clear()
+        self._said.clear()
         self._layouts.clear()
         if _trainer.log_period(trainer):
             keys = [
@@ -46,14 +49,15 @@ class ReadingGuide(_trainer._HookedCallback):
                 for monitor in _monitors_of(trainer)
                 for key in summary_keys(*_training(monitor))
             ]
-            announce_final(trainer, keys)
+            with harmless("ReadingGuide: announcing", self._said):
+                announce_final(trainer, keys)
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
         """Write once what the tags of this run mean, and which of them belong into one chart."""
         if monitor.prefix in self._explained or not _trainer.log_period(trainer) or not trainer.is_global_zero:
             return
         self._explained.add(monitor.prefix)
-        with harmless("ReadingGuide: writing", self._explained):
+        with harmless("ReadingGuide: writing", self._said):
             self._explain(trainer, monitor, monitor.readings[stage])
 
     def _explain(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> None:
@@ -85,7 +89,7 @@ class ReadingGuide(_trainer._HookedCallback):
                 longest = max(readings.split(), key=lambda part: len(part.step_sizes))
                 found = longest.summaries() | readings.summaries()
                 finals = {f"{monitor.prefix}final_{key}": float(value) for key, value in found.items()}
-                with harmless("ReadingGuide: writing", self._explained):
+                with harmless("ReadingGuide: writing", self._said):
                     log_final(trainer, finals, _trainer.num_steps(trainer))
 
     def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._loggers import log_histogram
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
@@ -32,7 +33,7 @@ class _Arguments(AdaptationSettings):
     prefix: str = ""
 
 
-class StepSizeAdapter(_trainer._HookedCallback):
+class StepSizeAdapter(HookedCallback):
     """Adapts layer step-sizes during training (arXiv 2405.17573, section 4): `StepSizeHook` for a Lightning trainer.
 
     The only callback here that changes a model. The step-sizes are saved with the model, the adapter's own state with

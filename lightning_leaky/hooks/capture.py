@@ -110,6 +110,11 @@ class PathCapture(LayerHooks):
         self._first = Passage(len(self.layers))
         self._passes = [self._first]
 
+    def complaints(self) -> dict[int, str]:
+        """Why layers cannot be read: all of them, where their gradients could not be added up."""
+        failure = self.step_gradients.failure
+        return super().complaints() if failure is None else dict.fromkeys(range(len(self.layers)), unreadable(failure))
+
     @property
     def passages(self) -> list[Passage]:
         """The passes that a step uses, or all where it is not known to use any."""

@@ -30,11 +30,13 @@ class StepGradients:
 
     Attributes:
         in_backward: Whether a backward pass that was announced is running.
+        failure: What has kept gradients from being added up since they are awaited; then none can be told.
     """
 
     def __init__(self, layers: Sequence[nn.Module], counts_all: bool = False) -> None:
         self.layers, self.counts_all = layers, counts_all
         self.in_backward = False
+        self.failure: Exception | None = None
         self._parameters: list[nn.Parameter] = []
         self._handles: list[RemovableHandle] = []
         self._reset()
@@ -47,6 +49,7 @@ class StepGradients:
 
     def attach(self) -> None:
         """Register hooks on the parameters of the layers, where gradients may come that not all count."""
+        self.failure = None
         # A shard gets no gradients by autograd's own hooks.
         self._parameters = [
             one
@@ -90,7 +93,10 @@ class StepGradients:
         """The backward pass that runs has reached a parameter: what has come by it counts, and what will."""
         if self._running:
             self._counts, waiting, self._waiting = True, self._waiting, []
-            self._hand_on(*waiting)
+            try:
+                self._hand_on(*waiting)
+            except Exception as error:  # the backward pass that runs goes on
+                self.failure = error
 
     def _hand_on(self, *arrived: tuple[Gradients, tuple[int, int], Tensor]) -> None:
         for receiver, key, gradient in arrived:

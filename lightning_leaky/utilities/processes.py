@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class LostProcessError(RuntimeError):
-    """A collective has failed. The processes no longer agree on what comes next, so none may train on."""
+    """A collective has failed, most likely for want of a process that has ended. None of the others may train on."""
 
 
 def num_processes() -> int:
@@ -81,4 +81,4 @@ def collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostProcessError(f"Process {number_of_process()} has lost another one: {error}") from error
+        raise LostProcessError(f"Process {number_of_process()} could not join the others: {error}") from error

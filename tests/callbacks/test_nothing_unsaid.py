@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_leaky import EnergyMonitor, ReadingGuide
-from lightning_leaky.callbacks import reading_guide
+from lightning_leaky import EnergyMonitor, LayerRefiner, ReadingGuide
+from lightning_leaky.callbacks import energy_monitor, reading_guide
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.reading.observer import PathObserver
 
@@ -61,12 +61,12 @@ class Stream(IterableDataset):
 
 
 def said_by(run):
-    """What is said of monitors while something runs, by Python's own rules: a warning once a place."""
+    """What is said of our callbacks while something runs, by Python's own rules: a warning once a place."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         run()
     texts = [str(one.message) for one in caught]
-    return [text for text in texts if "EnergyMonitor" in text or "ReadingGuide" in text]
+    return [text for text in texts if any(name in text for name in ("EnergyMonitor", "ReadingGuide", "LayerRefiner"))]
 
 
 def fit(make_trainer, monitor, module=None, data=None, **settings):
@@ -251,7 +251,7 @@ class FullDisk(CSVLogger):
     """Takes Lightning's numbers, and not those of layers."""
 
     def log_metrics(self, metrics, step=None):
-        if any("/layer_" in key for key in metrics):
+        if any("layer" in key for key in metrics):
             raises()
         super().log_metrics(metrics, step)
 
@@ -261,6 +261,8 @@ FAILURES = {
     "a reading": ((PathObserver, "compute"), "EnergyMonitor: a reading", False),
     "the guide": ((reading_guide, "guide_page"), "ReadingGuide: writing", True),
     "the table of runs": ((reading_guide, "log_final"), "ReadingGuide: writing", True),
+    "the final numbers' names": ((reading_guide, "announce_final"), "ReadingGuide: announcing", True),
+    "the printed table": ((energy_monitor, "print_layers"), "EnergyMonitor: printing", True),
 }
 
 
@@ -269,7 +271,7 @@ def test_what_fails_beside_the_training_is_one_warning(make_trainer, tmp_path, m
     if broken is not None:
         monkeypatch.setattr(*broken, raises)
     logger = (FullDisk if broken is None else CSVLogger)(tmp_path)
-    module, monitor, guide = Plain(), EnergyMonitor("blocks.?"), ReadingGuide()
+    module, monitor, guide = Plain(), EnergyMonitor("blocks.?", print_layers=True), ReadingGuide()
     for _ in range(2):  # and again in the next fit
         trainer = make_trainer(monitor, guide, max_epochs=2, logger=logger)
         texts = said_by(lambda trainer=trainer: trainer.fit(module))
@@ -279,6 +281,15 @@ def test_what_fails_beside_the_training_is_one_warning(make_trainer, tmp_path, m
         ] == texts
         assert [text.split(" has failed")[0] for text in texts] == [task]
         assert set(monitor.readings) == ({"train", "validate"} if is_kept else set())
+
+
+def test_a_refiner_that_cannot_log_refines_all_the_same(make_module, make_data, make_trainer, tmp_path):
+    module = make_module()
+    refiner = LayerRefiner(1e-3, every_n_steps=2, start_step=2)
+    trainer = make_trainer(refiner, logger=FullDisk(tmp_path), max_epochs=4, log_every_n_steps=1)
+    texts = said_by(lambda: trainer.fit(module, datamodule=make_data()))
+    assert [text.split(" has failed")[0] for text in texts if "disk is full" in text] == ["LayerRefiner: logging"]
+    assert len(module.network.layers) > 4
 
 
 def test_what_others_raise_on_hearing_of_readings_is_theirs(make_trainer):

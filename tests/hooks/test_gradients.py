@@ -195,3 +195,16 @@ def test_parameters_that_come_with_the_first_batch_are_looked_at_from_the_second
     right = torch.autograd.grad(loss, outputs, retain_graph=True)
     loss.backward()
     assert_equal(gradients(capture), right)
+
+
+def test_a_gradient_that_cannot_be_added_leaves_the_backward_pass_alone(blocks, monkeypatch):
+    """For want of memory, say: the layers are complained of, and no part of a sum is taken for the whole."""
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    capture = watch(blocks)
+    monkeypatch.setattr(capture.step_gradients, "_hand_on", fail)
+    run(blocks, torch.randn(5, 4).double()).sum().backward()
+    assert all(parameter.grad is not None for parameter in blocks.parameters())
+    assert capture.complaints() == dict.fromkeys(range(3), "cannot be read: no room")
