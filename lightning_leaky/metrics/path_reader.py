@@ -111,7 +111,8 @@ class PathReader:
             momenta: Their B_l, where a momentum quantity is read.
 
         Raises:
-            ValueError: If the tensors do not fit the layers, or the momenta are missing. Then nothing is added.
+            ValueError: If the tensors do not fit the layers, or the momenta are missing: then nothing is added. If a
+                layer's sums fail (a quantity of your own, the memory): then all batches are forgotten.
         """
         groups = {"previous": previous, "current": current}
         if self.recipe.has_momenta:
@@ -127,8 +128,15 @@ class PathReader:
         self.expect(
             step_sizes, previous[0].device, functools.reduce(torch.promote_types, [matrix.dtype for matrix in previous])
         )
-        for store, part in self._parts():
-            store.update([group[part] for group in groups.values()])
+        try:
+            for store, part in self._parts():
+                store.update([group[part] for group in groups.values()])
+        except Exception as error:
+            self.reset()
+            raise ValueError(
+                f"{str(error) or repr(error)}; some layers have this batch and others do not, so all batches so far "
+                "are forgotten."
+            ) from error
         self.is_empty = False
 
     def compute(self, names: Sequence[str] = (), weights: Weights = None) -> Readings:

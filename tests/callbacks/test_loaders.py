@@ -11,22 +11,12 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, PathFigures
 from lightning_leaky.functional import cost_of_identity
+from tests.blocks import Block
 from tests.callbacks.helpers import rows_of
 
 WIDTH = 5
 PREFIXES = {"validate": "val_", "test": "test_"}
 stages = pytest.mark.parametrize("stage", PREFIXES)
-
-
-class Block(nn.Module):
-    """h + tanh(W h)."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
 
 
 class Several(LightningModule):
@@ -35,7 +25,7 @@ class Several(LightningModule):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second = Block(), Block()
+        self.first, self.second = Block(WIDTH), Block(WIDTH)
         self.taken = {}
 
     def run(self, batch, loader=0):

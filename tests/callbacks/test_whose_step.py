@@ -12,19 +12,9 @@ from torch.utils.data import DataLoader
 from lightning_leaky import EnergyMonitor
 from lightning_leaky.callbacks._trainer import optimizer_weight_decay
 from lightning_leaky.functional import cost_of_identity, objective_weight_decay
+from tests.blocks import Block
 
 WIDTH, DECAY = 6, 0.03
-
-
-class Block(nn.Module):
-    """h + tanh(W h)."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
 
 
 def body(num_layers=3):

@@ -6,21 +6,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_leaky.hooks.capture import PathCapture
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
+from tests.blocks import Block
 
 
 @pytest.fixture
 def blocks():
     torch.manual_seed(0)
-    return nn.ModuleList(Block() for _ in range(3)).double()
+    return nn.ModuleList(Block(4) for _ in range(3)).double()
 
 
 def run(blocks, inputs, outputs=None):
@@ -178,7 +170,7 @@ class Checkpointed(Block):
 def test_parameters_may_be_reached_in_a_pass_within_the_pass(blocks):
     inputs, outputs = torch.randn(5, 4).double().requires_grad_(), []
     right = torch.autograd.grad(run(blocks, inputs, outputs).square().mean(), outputs)
-    others = nn.ModuleList(Checkpointed() for _ in range(3)).double()
+    others = nn.ModuleList(Checkpointed(4) for _ in range(3)).double()
     others.load_state_dict(blocks.state_dict())
     capture = watch(others)
     run(others, inputs).square().mean().backward()

@@ -7,17 +7,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from lightning_leaky import measure_path
 from lightning_leaky.hooks.capture import PathCapture
+from tests.blocks import Block
 
 TOKENS, REAL = torch.randn(4, 6, 8), torch.arange(6) < torch.tensor([2, 6, 3, 5])[:, None]
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
 
 
 class Tower(nn.Module):
@@ -25,7 +17,7 @@ class Tower(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(Block(8), Block(8))
 
     def forward(self, hidden, attention_mask=None):
         return self.blocks(hidden)
@@ -36,7 +28,7 @@ class Told(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(Block(8), Block(8))
 
     def forward(self, hidden, attention_mask):
         return self.blocks(hidden)
@@ -60,7 +52,7 @@ class Pooled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks, self.pool = nn.Sequential(Block(), Block()), Pool()
+        self.blocks, self.pool = nn.Sequential(Block(8), Block(8)), Pool()
 
     def forward(self, hidden, attention_mask):
         return self.pool(self.blocks(hidden), attention_mask)
@@ -116,7 +108,7 @@ class Asking(Block):
 
 def test_a_mask_that_a_wrapped_layer_is_given_by_position():
     """The wrapper itself takes anything."""
-    model = nn.Sequential(checkpoint_wrapper(Asking()))
+    model = nn.Sequential(checkpoint_wrapper(Asking(8)))
     capture = PathCapture(list(model), model=model).attach()
     capture.arm()
     model[0](TOKENS, REAL)
@@ -158,11 +150,11 @@ class Causal(Block):
 
 @pytest.mark.parametrize("samples", [4, 6])
 def test_a_mask_of_tokens_by_tokens_is_no_padding(samples):
-    model = nn.ModuleDict({"blocks": nn.ModuleList([Causal(), Causal()])})
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Causal(8), Causal(8)])})
     mask = torch.ones(6, 6).tril()
     model.forward = lambda hidden: model["blocks"][1](model["blocks"][0](hidden, mask), mask)
     tokens = torch.randn(samples, 6, 8)
-    clean = nn.Sequential(Block(), Block())
+    clean = nn.Sequential(Block(8), Block(8))
     clean.load_state_dict(model["blocks"].state_dict())
     torch.testing.assert_close(read(model, tokens, "blocks.*"), right(clean, tokens.reshape(-1, 8)))
 

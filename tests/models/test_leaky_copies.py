@@ -12,28 +12,10 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from lightning_leaky import LeakyResidual, make_leaky, unmake_leaky
 from lightning_leaky.paths.leaky_path import leaky_paths
+from tests.blocks import Block, Net
 
 RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 DEPTH = 0.5
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
-
-
-class Net(nn.Module):
-    def __init__(self, block=Block):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder, self.head = nn.Sequential(*(block() for _ in RHO)), nn.Linear(6, 2)
-
-    def forward(self, inputs):
-        return self.head(self.encoder(inputs))
 
 
 def by_hand(blocks, inputs, rho=RHO):

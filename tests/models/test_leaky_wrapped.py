@@ -11,34 +11,17 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_leaky import StepSizeHook, make_leaky, measure_path, unmake_leaky
 from lightning_leaky.models import LeakySteps
 from lightning_leaky.paths.leaky_path import find_leaky_path, leaky_paths
+from tests.blocks import Block as Tanh
+from tests.blocks import Net
 
 RHO = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(6, 6)
+class Block(Tanh):
+    """h + W h: it can take a step-size into its weights."""
 
     def forward(self, hidden):
         return hidden + self.linear(hidden)
-
-
-class Tanh(Block):
-    """Cannot take a step-size into its weights."""
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
-
-
-class Net(nn.Module):
-    def __init__(self, block=Block):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder, self.head = nn.Sequential(*(block() for _ in RHO)), nn.Linear(6, 2)
-
-    def forward(self, inputs):
-        return self.head(self.encoder(inputs))
 
 
 class Forwards(nn.Module):
@@ -88,7 +71,7 @@ def inputs():
 @pytest.mark.parametrize("is_before", [False, True])
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_steps_are_made_found_and_undone_through_wrappers(wrap, is_before, inputs):
-    net, by_hand = Net(), inputs
+    net, by_hand = Net(Block), inputs
     plain = net(inputs)
     for block, step in zip(net.encoder, RHO.tolist(), strict=True):
         by_hand = by_hand + 3 * step * block.linear(by_hand)
@@ -138,7 +121,7 @@ def test_a_warning_that_is_an_error_leaves_the_steps(inputs):
 
 
 def test_weights_that_cannot_be_written_leave_the_steps(inputs):
-    model = make_leaky(Net(), "encoder.*")
+    model = make_leaky(Net(Block), "encoder.*")
     with torch.inference_mode():
         model.encoder[1].linear.weight = nn.Parameter(torch.ones(6, 6))
     model.leaky_steps.step_sizes.copy_(torch.tensor([0.5, 0.25, 0.25]))
@@ -164,7 +147,7 @@ def test_the_steps_of_the_model_itself_come_first():
 
 
 def test_a_block_is_a_leaky_step_once(inputs):
-    model = make_leaky(Net(), "encoder.*", 0.5)
+    model = make_leaky(Net(Block), "encoder.*", 0.5)
     leaky = model(inputs)
     with pytest.raises(ValueError, match=r"no leaky steps yet, but \['0\.encoder\.1'\] are"):
         make_leaky(nn.Sequential(model), "0.encoder.1")

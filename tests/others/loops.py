@@ -14,21 +14,11 @@ from torch.utils.data import DataLoader
 from lightning_leaky import EnergyMonitor
 from lightning_leaky.callbacks import _observers
 from lightning_leaky.functional import cost_of_identity, kinetic_energy, objective_weight_decay
+from tests.blocks import Block
 
 WIDTH, DECAY = 6, 0.02
 ENERGIES = ("cost_of_identity", "kinetic_energy")
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-
-
-class Block(nn.Module):
-    """h + tanh(W h)."""
-
-    def __init__(self, width: int = WIDTH) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.linear(hidden).tanh()
 
 
 class Loop(LightningModule):

@@ -11,15 +11,7 @@ from lightning_leaky import measure_path
 from lightning_leaky.paths.block_path import PathFinder, flat_stacks
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.settings import ReadingSettings
-
-
-class Block(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, hidden):
-        return hidden + self.linear(hidden).tanh()
+from tests.blocks import Block
 
 
 class Dropping(nn.Module):
@@ -28,7 +20,7 @@ class Dropping(nn.Module):
     def __init__(self, skipped):
         super().__init__()
         torch.manual_seed(0)
-        self.blocks, self.skipped = nn.ModuleList(Block() for _ in range(5)), skipped
+        self.blocks, self.skipped = nn.ModuleList(Block(8) for _ in range(5)), skipped
 
     def forward(self, hidden):
         for index, block in enumerate(self.blocks):
@@ -80,7 +72,7 @@ def test_what_is_found_does_not_depend_on_which_blocks_a_batch_runs(skipped):
 @pytest.mark.parametrize("skipped", [0, 2, 4])
 def test_a_block_that_returns_its_input_does_nothing_and_is_one_all_the_same(skipped):
     torch.manual_seed(0)
-    model = nn.ModuleDict({"blocks": nn.Sequential(*(Identity() for _ in range(5)))})
+    model = nn.ModuleDict({"blocks": nn.Sequential(*(Identity(8) for _ in range(5)))})
     model.forward = lambda hidden: model["blocks"](hidden)
     model["blocks"][skipped].is_skipped = True
     energies = measure_path(model, BATCHES, ["kinetic_energy"])
@@ -102,8 +94,8 @@ class Distilled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.teacher = nn.Sequential(*(Block() for _ in range(6)))
-        self.student = nn.Sequential(*(Block() for _ in range(3)))
+        self.teacher = nn.Sequential(*(Block(8) for _ in range(6)))
+        self.student = nn.Sequential(*(Block(8) for _ in range(3)))
 
     def forward(self, hidden):
         return self.student(hidden) - self.teacher(hidden)
@@ -187,5 +179,5 @@ def test_a_network_without_blocks_is_told_what_was_seen():
 
 
 def test_a_search_ends_once_every_candidate_has_run():
-    finder = PathFinder(nn.Sequential(Block(), nn.Sequential(nn.Linear(8, 8))))
+    finder = PathFinder(nn.Sequential(Block(8), nn.Sequential(nn.Linear(8, 8))))
     assert not finder.is_done()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_leaky import EnergyMonitor, KNorm, measure_path
+from lightning_leaky import EnergyMonitor, KNorm, Quantity, measure_path
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.reading.observer import PathObserver
@@ -199,6 +199,38 @@ def test_a_reset_forgets_every_batch(make_network):
         observer.drain()
     expected = measure_path(network, [batch], ["cost_of_identity"])
     assert torch.equal(observer.compute()["cost_of_identity"], expected["cost_of_identity"])
+
+
+@pytest.mark.parametrize("failing_layer", range(3))
+def test_a_batch_that_fails_in_one_layer_stays_in_none(failing_layer):
+    """Layers of different samples would be compared: the reading is of what comes afterwards, and that is said."""
+    torch.manual_seed(0)
+    model, odd = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), []
+    batches = [torch.randn(number, 4) for number in (20, 7, 20)]
+
+    def size(previous, current):
+        odd.extend([None] * (len(previous) == 7))
+        if len(previous) == 7 and len(odd) > failing_layer:
+            raise RuntimeError("an odd batch")
+        return previous.abs().sum()[None]
+
+    def read(some):
+        quantity = Quantity("size", lambda sums: sums.own[:, 0], "own", sums=size)
+        settings = ReadingSettings(["cost_of_identity", quantity])
+        observer = PathObserver(model, path_of(model, "*"), settings).attach()
+        for batch in some:
+            observer.arm()
+            model(batch)
+            observer.drain()
+        return observer.compute()
+
+    with pytest.warns(
+        UserWarning, match="an odd batch; some layers have this batch .* so all batches so far are forgot"
+    ):
+        found = read(batches)
+    last = read(batches[2:])
+    for key in ("cost_of_identity", "size"):
+        torch.testing.assert_close(found[key], last[key], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("frozen", ["network.layers", "network"])
