@@ -97,5 +97,5 @@ def _loggers(
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        names = class_names(logger)  # by class, for a stand-in of a disabled logger answers to anything
+        names = class_names(logger)  # by class: the stand-in of a disabled logger answers to any name
         yield from ((kind, logger) for kind in kinds if kind in names)

@@ -44,7 +44,7 @@ class Seen:
 
     @property
     def value(self) -> Tensor | None:
-        """What the tensor held; ``None`` if it was overwritten and there is no copy."""
+        """What the tensor held; ``None`` if it was overwritten and no copy was kept."""
         return self.copy if self.is_overwritten else self.tensor
 
     @property

@@ -78,7 +78,7 @@ class PathFinder:
         return (self._path(), self._run) if self._run else None
 
     def is_done(self) -> bool:
-        """Whether there is no more to find."""
+        """Whether the search has ended."""
         return self._batches_left == 0
 
     def agreed_path(self) -> BlockPath | None:
@@ -105,7 +105,7 @@ class PathFinder:
         return said
 
     def shapes_seen(self, capture: PathCapture) -> str:
-        """Say what passed the candidates, for a message that none of them is a path."""
+        """List what passed the candidates, for the message that no path was found."""
         shapes = zip(self._names, _shapes(capture.passages[0]), strict=True)
         seen = [f"{name}: {pair[0]} to {pair[1]}" for name, pair in shapes if pair]
         more = f" and {len(seen) - _MOST_SHAPES} more" if len(seen) > _MOST_SHAPES else ""

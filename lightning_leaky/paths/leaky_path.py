@@ -50,8 +50,8 @@ class LeakyPath(Protocol):
 def find_leaky_path(model: nn.Module, path: PathChoice | None = None, held: Container[int] | None = None) -> LeakyPath:
     """Return one leaky path of a model: the model itself or one of its descendants.
 
-    Of several that are meant, the one that is trained: with layers that require gradients, and that the optimizers
-    hold, where these are known. A frozen teacher steps aside.
+    If several are meant, it returns the one that is trained: its layers require gradients, and the optimizers hold
+    them, where these are known. A frozen teacher steps aside.
 
     Args:
         model: Where to look.

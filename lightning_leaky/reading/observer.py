@@ -35,7 +35,7 @@ class PathObserver:
         settings: Which quantities, and how.
         decay_of: Tells an optimizer's weight decay of layers, once they are known; its λ, see
             `lightning_leaky.functional.objective_weight_decay`, is added to that of the settings.
-        strict: Whether what cannot be read is an error, and every gradient counts: there is no step to use it.
+        strict: Whether what cannot be read raises an error. Then every gradient counts, whether a step uses it or not.
         held: Ids of the parameters that optimizers hold: a path that is found is one that is trained.
 
     Attributes:

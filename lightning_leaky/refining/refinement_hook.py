@@ -81,8 +81,8 @@ class RefinementHook:
         """Follow the steps of the optimizer that trains the layers from now on.
 
         Args:
-            optimizers: One of them trains all layers. Of one that holds another, as SAM, Lookahead and what
-                ``accelerate.prepare`` returns, the inner one's steps count.
+            optimizers: One of them trains all layers. If it holds another, as SAM, Lookahead and what
+                ``accelerate.prepare`` returns do, the inner one's steps count.
             automatic: Whether to refine in the optimizer's step. Otherwise call `arm` before the forward passes of a
                 step and `end_step` after it; several optimizer steps between the two count as one.
             on_change: Called after layers have changed, to wrap the network in DDP anew, or make a `StepSizeHook` anew;

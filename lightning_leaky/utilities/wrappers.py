@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-# Where a wrapper holds what it wraps, by its class: not all of these packages are there, and attributes mislead, for a
-# wrapper answers for the model inside.
+# Where a wrapper holds what it wraps, by the name of its class. Not all of these packages are installed, and attributes
+# mislead: a wrapper answers for the model inside.
 _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
@@ -28,7 +28,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def place_inside(module: nn.Module) -> str | None:
-    """Name of the child that a wrapper wraps; ``None`` of what is no wrapper."""
+    """Return the name of the child that a wrapper wraps; ``None`` for any other module."""
     places = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__)
     return next((place for place in places if place in module._modules), None)
 

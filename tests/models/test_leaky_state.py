@@ -200,7 +200,7 @@ def test_a_sum_that_is_overwritten_is_refused(inputs):
 
 
 def test_a_context_is_not_taken_for_the_state_where_steps_are_folded(inputs):
-    """context + g(h) looks like a residual block; its residual is no state."""
+    """context + g(h) looks like a residual block, but its residual is not the state."""
 
     class Adds(Branch):
         def forward(self, context, hidden):
