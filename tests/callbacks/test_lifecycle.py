@@ -31,6 +31,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -255,6 +257,22 @@ def checkpoint_blocks(use_reentrant):
     return prepare
 
 
+def parametrize(change):
+    """Have a parametrization compute some weights at every look; spectral norm iterates at each in training."""
+
+    def prepare(module):
+        for block in module.body.blocks:
+            change(block.outer)
+
+    return prepare
+
+
+def make_lazy(module):
+    """Leave some weights to be made in the first forward pass."""
+    for block in module.body.blocks:
+        block.outer = nn.LazyLinear(6)
+
+
 @dataclass(frozen=True)
 class Loop:
     """How a run differs from a plain fit. Trainer settings are made anew for each run: plugins keep state."""
@@ -297,6 +315,10 @@ LOOPS = {
     ),
     "checkpointing": Loop(prepare=checkpoint_blocks(use_reentrant=False)),
     "reentrant checkpointing": Loop(prepare=checkpoint_blocks(use_reentrant=True)),
+    "spectral norm": Loop(prepare=parametrize(parametrizations.spectral_norm)),
+    "weight norm": Loop(prepare=parametrize(parametrizations.weight_norm)),
+    "orthogonal maps": Loop(prepare=parametrize(parametrizations.orthogonal)),
+    "lazy layers": Loop(prepare=make_lazy),
     "accumulation": with_settings(accumulate_grad_batches=2, steps=4),
     "clipping by norm": with_settings(gradient_clip_val=0.1),
     "clipping by value": with_settings(gradient_clip_val=0.01, gradient_clip_algorithm="value"),
@@ -400,7 +422,8 @@ def play(make_trainer, hooks_of, tmp_path, monkeypatch):
             make_leaky(module, "body.blocks.*")
         settings = {"logger": package.loggers.CSVLogger(tmp_path), "log_every_n_steps": 2} | loop.settings()
         trainer = make_trainer(*callbacks, *settings.pop("callbacks", ()), ear, **settings)
-        hooks_before, handler = hooks_of(module), signal.getsignal(signal.SIGINT)
+        lazy = sum(isinstance(one, LazyModuleMixin) for one in module.modules())  # each has a hook until it is made
+        hooks_before, handler = hooks_of(module) - lazy, signal.getsignal(signal.SIGINT)
         if loop.raises is None:
             loop.run(trainer, module)
         else:
