@@ -14,7 +14,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lightning-leaky"
-exclude_patterns = ["_build", "paper/**/*.md"]  # those tables are included by paper.md
+exclude_patterns = ["_build", "paper/**/*.md", "layers/**/*.md"]  # tables, which pages include
 
 # Single backticks in docstrings are code: they name arguments, quantities and classes alike.
 default_role = "code"
@@ -30,11 +30,11 @@ napoleon_use_ivar = True  # attributes of records are documented once, in their 
 nitpick_ignore_regex = [
     (r"py:.*", r"lightning_leaky\..*\._[\w.]+"),  # private bases
     (r"py:.*", r"lightning_leaky\.utilities\..*"),  # bases that no page is about
-    (r"py:.*", r"lightning_leaky\.models\.leaky_residual\.Model"),  # a type variable
+    (r"py:.*", r"lightning_leaky\.(models\.leaky_residual|dropping\.drop)\.Model"),  # type variables
     (r"py:.*", r"(torch|lightning|torchmetrics|matplotlib|collections|typing|numpy|pathlib|pytorch_lightning)\..*"),
     (
         r"py:.*",
-        r"(optional|MapKind|LossReduction|PaddingMask|StateChoice|PathChoice|Form|LayerChoice|Model|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Optimizer|Metric|Axes|Figure|SubFigure|Console|Scale)",
+        r"(optional|MapKind|LossReduction|PaddingMask|StateChoice|PathChoice|Form|LayerChoice|Model|Cost|Order|Action|conditions\.Test|callable|Callable|Any|Literal|Sequence|Tensor|nn\.Module|Optimizer|Metric|Axes|Figure|SubFigure|Console|Scale)",
     ),
 ]
 

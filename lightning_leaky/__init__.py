@@ -3,7 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_leaky.callbacks import EnergyMonitor, PathFigures, ReadingGuide, StepSizeAdapter
+from lightning_leaky.callbacks import (
+    AblationMonitor,
+    EnergyMonitor,
+    LayerAlert,
+    PathFigures,
+    ReadingGuide,
+    StepSizeAdapter,
+)
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
 from lightning_leaky.explain.console import print_layers
 from lightning_leaky.explain.diagnosis import Diagnosis, diagnose
@@ -24,6 +31,7 @@ from lightning_leaky.models import LeakyResidual, LeakyResNet, make_leaky, unmak
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.optim import StepSizeHook
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
+from lightning_leaky.reading.ablate import Ablation, ablate_path
 from lightning_leaky.reading.layout import Layout
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
@@ -31,15 +39,19 @@ from lightning_leaky.reading.settings import ReadingSettings
 
 if TYPE_CHECKING:
     from lightning_leaky.callbacks.layer_refiner import LayerRefiner
+    from lightning_leaky.dropping import drop_layers
     from lightning_leaky.refining import RefinementHook, discretisation_errors, refined_step_sizes
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Ablation",
+    "AblationMonitor",
     "Diagnosis",
     "DigitsDataModule",
     "EnergyMonitor",
     "KNorm",
+    "LayerAlert",
     "LayerRefiner",
     "Layout",
     "LeakyPath",
@@ -58,10 +70,12 @@ __all__ = [
     "StepSizeRule",
     "Summary",
     "TeacherDataModule",
+    "ablate_path",
     "adaptive_step_sizes",
     "cost_of_identity",
     "diagnose",
     "discretisation_errors",
+    "drop_layers",
     "equidistant_step_sizes",
     "find_leaky_path",
     "hamiltonian",
@@ -82,6 +96,7 @@ _LAZY = {
     "LayerRefiner": "lightning_leaky.callbacks.layer_refiner",
     "RefinementHook": "lightning_leaky.refining",
     "discretisation_errors": "lightning_leaky.refining",
+    "drop_layers": "lightning_leaky.dropping",
     "refined_step_sizes": "lightning_leaky.refining",
 }
 

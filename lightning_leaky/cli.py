@@ -1,4 +1,4 @@
-"""Console script `lightning-leaky`: `fit`, `validate`, `test`, `predict` on LightningCLI; `report` and `compare`."""
+"""Console script `lightning-leaky`: `fit` and the like by LightningCLI, and `report`, `compare` and `drop`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.imports import RequirementCache
 
-from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
 from lightning_leaky.report.comparison import table_of
-from lightning_leaky.report.page import name_of
+from lightning_leaky.report.page import content_of, name_of
+from lightning_leaky.utilities.imports import located
 from lightning_leaky.utilities.progress import watched
 
 # Whose code runs before that of a user: an error with no other on its way is about the arguments.
 _NOT_OF_USER = ["lightning_leaky", "lightning", "jsonargparse", "argparse", "yaml", "torch", "fsspec", "contextlib"]
-_OURS = "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs (see --help)."
+_OURS = (
+    "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs, and "
+    "`lightning-leaky drop` of some of its blocks (see --help)."
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
     sys.path.insert(0, os.getcwd())
-    commands = {"report": _report, "compare": _compare}
+    commands = {"report": _report, "compare": _compare, "drop": _drop}
     try:
         if given and given[0] in commands:
             _run(given[0], commands[given[0]], given[1:])
@@ -109,6 +113,8 @@ def write_report(
     max_batches: int | None = None,
     output: str = "report",
     weights_only: bool | None = None,
+    cost: str | None = None,
+    removal_batches: int = 8,
     **settings: Any,
 ) -> None:
     """Read a trained model over a data set, and write ``index.html`` and ``report.json``.
@@ -122,26 +128,31 @@ def write_report(
         max_batches: Read so many batches at most; all by default.
         output: Folder to write index.html and report.json to, made where missing.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
+        cost: Import path of C(outputs, targets), a mean over samples, as ``torch.nn.functional.cross_entropy``; the
+            method ``cost`` of the module by default.
+        removal_batches: On how many batches to measure what leaving blocks out costs, if there is a cost; 0 for none.
         **settings: How to read, as of `ReadingSettings`. A `weight_decay` is for a module that is none of ours, and
-            needs a method ``cost``.
+            needs a cost.
     """
     told = ReadingSettings(**settings)
     module = _load(model, ckpt, weights_only)
     # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
     is_ours = knows_weights(path_of(module, layers, told.effective_depth))
-    cost, decay = getattr(module, "cost", None), getattr(module, "weight_decay", None) if is_ours else None
+    decay = getattr(module, "weight_decay", None) if is_ours else None
+    of_batch = _function("cost", cost) if cost else getattr(module, "cost", None)
     folder = _folder(output)
     report = report_on(
         module,
         watched(_loader(data, split), max_batches),
         title=f"{name_of(module)}, {Path(ckpt).name}",
         facts={"checkpoint": ckpt, "data": f"{type(data).__name__}, {split}"},
+        removal_batches=removal_batches,
         layers=layers,
-        **vars(told) | ({"cost": cost, "weight_decay": told.weight_decay or decay} if callable(cost) else {}),
+        **vars(told) | ({"cost": of_batch, "weight_decay": told.weight_decay or decay} if callable(of_batch) else {}),
     )
     (folder / "report.json").write_text(as_json(report), encoding="utf-8")
     (folder / "index.html").write_text(as_html(report), encoding="utf-8")
-    _say(*paragraphs(report.readings), f"Report: {folder / 'index.html'}")
+    _say(*content_of(report)["diagnosis"], f"Report: {folder / 'index.html'}")
 
 
 def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) -> LightningModule:
@@ -156,6 +167,16 @@ def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) ->
             f"`ckpt` must be a checkpoint of a `model` {model.__name__}, got {ckpt!r}: {reason}."
             f"{'' if isinstance(error, OSError) else remedy}"
         ) from None
+
+
+def _function(name: str, path: str) -> Any:
+    """A function by its import path."""
+    found = located(path)
+    if not callable(found):
+        raise ValueError(
+            f"`{name}` must be the import path of a function, as torch.nn.functional.mse_loss, got {path!r}."
+        )
+    return found
 
 
 def _folder(output: str) -> Path:
@@ -194,6 +215,59 @@ def _compare(args: Sequence[str]) -> None:
         if run.report is not None:
             _say("", f"{run.name}:", *run.report["diagnosis"])
     _say(f"Page: {page}")
+
+
+def _drop(args: Sequence[str]) -> None:
+    parser = _parser("drop", "Take blocks out of a trained model for good, and say what it bought.")
+    parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
+    parser.add_argument("--layers", nargs="+", required=True, help="Names of the blocks that go, or patterns of them.")
+    parser.add_function_arguments(drop_blocks, skip={"ckpt", "layers"})
+    drop_blocks(**parser.instantiate_classes(parser.parse_args(args)))
+
+
+def drop_blocks(
+    ckpt: str,
+    layers: list[str],
+    data: LightningDataModule,
+    model: type[LightningModule],
+    output: str = "smaller.ckpt",
+    weights_only: bool | None = None,
+) -> None:
+    """Write a checkpoint of a trained model without some of its blocks, and print what that bought.
+
+    Args:
+        ckpt: Checkpoint of a LightningModule.
+        layers: Names of the blocks that go, or patterns of them, as of `drop_layers`.
+        data: Data module, by class path; its first validation batch checks the smaller model.
+        model: Class of the LightningModule, with ``save_hyperparameters``.
+        output: Checkpoint to write; it holds no state of an optimizer.
+        weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
+    """
+    from lightning_leaky.dropping import bought, drop_layers, expense_of
+
+    module = _load(model, ckpt, weights_only)
+    batch = next(iter(_loader(data, "val")))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    before, metrics = expense_of(module, batch), _metrics(trainer, module, data)
+    drop_layers(module, layers, batch)
+    after, new = expense_of(module, batch), _metrics(trainer, module, data)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(output)
+    _say(*bought(before, after, metrics, new), f"Checkpoint: {output}")
+
+
+def _metrics(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> dict[str, float]:
+    """What a module logs in validation; nothing if it has no validation step."""
+    if not is_overridden("validation_step", module):
+        return {}
+    found = trainer.validate(module, datamodule=data, verbose=False)
+    return {key: value for one in found for key, value in one.items()}
 
 
 def _say(*lines: str) -> None:

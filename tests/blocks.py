@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_leaky.functional import cost_of_identity
+
 
 class Block(nn.Module):
     """h + tanh(W h)."""
@@ -25,3 +27,13 @@ class Net(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.encoder(inputs))
+
+
+def linear(rows: Tensor) -> Tensor:
+    """The features of blocks without a leak, [A, 1]."""
+    return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
+
+
+def effective_dimension(rows: Tensor) -> Tensor:
+    """The cost of identity that is read of blocks without a leak."""
+    return cost_of_identity(rows, features=linear(rows.double()))

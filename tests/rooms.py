@@ -22,7 +22,7 @@ GROUPS = (
     ("hooks", "metrics"),
     ("paths",),
     ("reading",),
-    ("refining",),
+    ("refining", "dropping"),
     ("models", "optim", "explain"),
     ("report", "callbacks"),
     ("module", "data"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -16,16 +17,21 @@ _MODULES = (energies, rules, options, meshes, convergence, refinement, real_data
 STUDIES = {module.STUDY.name: module.STUDY for module in _MODULES}
 
 
-def main() -> None:
-    """Run the studies that were asked for, one after another."""
-    options = _parser().parse_args()
+def run_studies(studies: Mapping[str, Study], group: str) -> None:
+    """Run the studies of a group that the command line asks for, one after another.
+
+    Args:
+        studies: All of them, by name.
+        group: Name of the folder of ``examples`` with their results, and of the one of ``docs`` with their figures.
+    """
+    options = _parser(studies, group).parse_args()
     matplotlib.use("Agg")
-    for name in options.studies or STUDIES:
-        reduced = ROOT / "runs" / "reduced" / "paper" / name
-        folder = reduced if options.reduced else ROOT / "examples" / "paper" / "results" / name
-        study = STUDIES[name]
+    for name in options.studies or studies:
+        reduced = ROOT / "runs" / "reduced" / group / name
+        folder = reduced if options.reduced else ROOT / "examples" / group / "results" / name
+        study = studies[name]
         results = Results(folder) if options.draw else run(study, folder, options.reduced, options.workers)
-        draw(study, results, reduced if options.reduced else ROOT / "docs" / "paper" / name)
+        draw(study, results, reduced if options.reduced else ROOT / "docs" / group / name)
 
 
 def draw(study: Study, results: Results, folder: Path) -> None:
@@ -41,9 +47,9 @@ def draw(study: Study, results: Results, folder: Path) -> None:
         print(f"\n{name}\n{text}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m examples.paper", description=__doc__)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(STUDIES)}; by default all")
+def _parser(studies: Iterable[str], group: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"python -m examples.{group}", description=__doc__)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(studies)}; by default all")
     parser.add_argument("--reduced", action="store_true", help="small and short: that it runs, not what it finds")
     parser.add_argument("--draw", action="store_true", help="draw from the results that there are")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="settings at a time (%(default)s)")
@@ -51,4 +57,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    run_studies(STUDIES, "paper")

@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_leaky.callbacks import _trainer
+from lightning_leaky.metrics.choice import resolve_quantities
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
-from lightning_leaky.metrics.records import resolve_quantities
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
@@ -56,7 +56,7 @@ def training_observer(
             )
     records = _records(trainer, path, settings, bool(own or decay))
     settings = replace(settings, quantities=records, weight_decay=own)
-    held = held_parameters(*trainer.optimizers)
+    held = _trainer.gradient_decays(trainer)
     return PathObserver(pl_module, path, settings, decay_of=decay_of, held=held).attach()
 
 
@@ -65,7 +65,7 @@ def evaluation_observer(
 ) -> PathObserver | None:
     """Return the observer of whole data sets likewise; ``None`` where nothing can be read without gradients."""
     path = _path_of(trainer, pl_module, layers, settings)
-    records = [record for record in _records(trainer, path, settings, False) if not record.has_momenta]
+    records = [record for record in _records(trainer, path, settings, False) if not record.has_gradients]
     if not records:
         return None
     if _trainer.may_skip_evaluation(trainer):
@@ -96,8 +96,9 @@ def _records(
         has_momenta = has_weights and knows_decay and settings.reads_all_positions
         return resolve_quantities(default_quantities(leaks, has_momenta))
     records = resolve_quantities(settings.quantities)
-    with_weights = [record.key for record in records if record.needs == "weights"]
-    if with_weights and knows_weights(path) and not has_weights:
+    needs = {"parameters", "weights"} if knows_weights(path) else {"parameters"}
+    with_weights = [record.key for record in records if record.needs in needs]
+    if with_weights and _trainer.has_flat_parameters(trainer):
         raise ValueError(
             f"`quantities` cannot include {with_weights} under {type(trainer.strategy).__name__}: they need the "
             "weights, and FSDPStrategy leaves pieces of them (ModelParallelStrategy does not). Leave them out."

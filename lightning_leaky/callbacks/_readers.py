@@ -9,7 +9,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_leaky.callbacks._observers import say_notes
-from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, optimizers_of
+from lightning_leaky.callbacks._trainer import (
+    gradient_scale,
+    is_accumulating,
+    is_due,
+    may_skip_steps,
+    optimizers_of,
+)
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
@@ -32,6 +38,8 @@ class StepReader:
         if is_due(trainer, period):
             if not self._is_collecting:
                 observer.reset()
+                self._num_batches = 0
+            self._num_batches += 1
             self._is_collecting, self._awaited = True, optimizers_of(trainer, observer.path)
             self._version, self._adds_up = self._version_now(), None
             observer.arm(Batch(batch))
@@ -49,7 +57,7 @@ class StepReader:
     def step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Read before an optimizer that holds the layers moves them."""
         if self._is_collecting and optimizer in self._awaited:
-            self._read(trainer, has_step=not self._adds_up)
+            self._read(trainer, has_step=not self._adds_up, optimizer=optimizer)
 
     def end(self, trainer: Trainer) -> None:
         """Add a micro-batch that took no step, read where steps are not heard of, and find the path."""
@@ -61,10 +69,10 @@ class StepReader:
             self.observer.forget()
         say_notes(self.observer, self.said)
 
-    def _read(self, trainer: Trainer, has_step: bool) -> None:
-        """Read what has passed, or leave it out, where momenta are read and belong to no step."""
+    def _read(self, trainer: Trainer, has_step: bool, optimizer: Optimizer | None = None) -> None:
+        """Read what has passed, before an optimizer's step, or leave it out, where momenta belong to no step."""
         self._is_collecting = False
-        is_left_out = not has_step and self.observer.reads_momenta
+        is_left_out = not has_step and self.observer.reads_gradients
         if is_left_out and self.observer.path is not None:
             warn_once(
                 "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is of "
@@ -74,7 +82,21 @@ class StepReader:
             )
         self.observer.drain(None if is_left_out else gradient_scale(trainer))
         with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
-            self.unlogged = self.observer.compute()
+            self.unlogged = self.observer.compute(self._parameter_scale(trainer, optimizer))
+
+    def _parameter_scale(self, trainer: Trainer, optimizer: Optimizer | None) -> float | None:
+        """What multiplied the cost of all micro-batches in the gradients that parameters have; ``None`` if unknown."""
+        if optimizer is None or (may_skip_steps(trainer) and len(self._awaited) > 1):
+            if any(record.needs == "parameters" for record in self.observer.quantities):
+                warn_once(
+                    "EnergyMonitor: quantities of parameters are not read, for their gradients belong to a step of one "
+                    "optimizer of the layers, and none is heard of. Step by Lightning's optimizers.",
+                    "no gradients",
+                    self.said,
+                )
+            return None
+        is_mean = self.observer.settings.loss_reduction == "mean"
+        return gradient_scale(trainer, optimizer) * (self._num_batches if is_mean else 1)
 
     def _version_now(self) -> int:
         """A number that a step changes; 0 as long as the layers are not known."""

@@ -24,6 +24,7 @@ _REFUSED = {
     "XLAFSDPStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
     "SingleDeviceXLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
 }
+_DECAY_BY_GRADIENT = ("SGD", "ASGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
 
 
 def log_period(trainer: Trainer) -> int:
@@ -80,10 +81,14 @@ def is_accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def gradient_scale(trainer: Trainer) -> float:
-    """What Lightning multiplied the loss by before backward: the AMP scale over the number of micro-batches."""
+def gradient_scale(trainer: Trainer, optimizer: Optimizer | None = None) -> float:
+    """What Lightning multiplied the loss by before backward: the AMP scale over the number of micro-batches.
+
+    At the step of an optimizer the gradients of its own parameters are without the AMP scale, unless it unscales them.
+    """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    scale = 1.0 if scaler is None else float(scaler.get_scale())
+    is_unscaled = optimizer is not None and not getattr(optimizer, "_step_supports_amp_scaling", False)
+    scale = 1.0 if scaler is None or is_unscaled else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
 
 
@@ -216,6 +221,22 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
     matrices = [one for one in layers.parameters() if not is_lazy(one) and one.ndim > 1]
     found = {decays.get(id(parameter), 0.0) for parameter in matrices}
     return found.pop() or None if len(found) == 1 else None
+
+
+def gradient_decays(trainer: Trainer) -> dict[int, float]:
+    """What the optimizers add to the gradient, times the parameter, of each that they hold, by id.
+
+    It is NaN where they decay in another way, or in one that is not known: a class is, if torch's own `step` is.
+    """
+    found: dict[int, float] = {}
+    for optimizer in trainer.optimizers:
+        step = type(optimizer).step
+        is_known = step.__module__.startswith("torch.optim.") and step.__qualname__.split(".")[0] in _DECAY_BY_GRADIENT
+        for group in optimizer.param_groups:
+            decay, others = float(group.get("weight_decay", 0.0)), ("decoupled_weight_decay", "maximize")
+            decay = decay if not decay or (is_known and not any(map(group.get, others))) else math.nan
+            found |= {id(parameter): found.get(id(parameter), 0.0) + decay for parameter in group["params"]}
+    return found
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -106,7 +106,17 @@ class ReadingGuide(HookedCallback):
             "optimizer steps between two training readings": _trainer.reading_period(trainer, monitor.every_n_steps),
             "validation and test sets are read": "evaluation" in monitor.observers,
         }
-        shown = ("rtol", "activation", "constant_column", "loss_reduction", "layout", "padding_mask", "form")
+        shown = (
+            "rtol",
+            "features",
+            "constant_column",
+            "loss_reduction",
+            "layout",
+            "padding_mask",
+            "form",
+            "halves",
+            "branches",
+        )
         told = {name: getattr(settings, name) for name in shown}
         return said | told | _trainer.settings_of_others(trainer, *_monitors_of(trainer), self)
 

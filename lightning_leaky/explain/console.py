@@ -41,7 +41,7 @@ def print_layers(readings: Readings, console: Console | None = None, source: str
             2  0.6  ████          33%        1
         Bottleneck: not known, for the cost of identity was not read.
         Rank: no estimate; it takes a Hamiltonian and the cost of identity.
-        Layers: 80% of the work is done in layers 1–2; none is idle.
+        Layers: 80% of the work is done in layers 1–2.
         Trust: the energies are exact; whether training is at an optimum was not read.
     """
     check_rich()
@@ -61,11 +61,11 @@ def print_layers(readings: Readings, console: Console | None = None, source: str
         table.add_column(heading, justify="right")
     if readings.names:
         table.add_column("name", overflow="ellipsis", no_wrap=True)
-    for layer, (work, is_idle) in enumerate(work_of_layers(readings)):
+    for layer, (work, little) in enumerate(work_of_layers(readings)):
         values = [f"{readings[name][layer]:.3g}" for name in headings]
         steps = [f"{float(readings.step_sizes[layer]):.3g}"] if has_steps else []
         cells = [f"{layer + 1}", *steps, _bar(work), *values, *readings.names[layer : layer + 1]]
-        table.add_row(*cells, style="dim" if is_idle else None)
+        table.add_row(*cells, style="dim" if little else None)
     console.print(table)
     console.print(*paragraphs(readings, source), sep="\n", soft_wrap=True)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_leaky.explain.sentences import ranges, sentences_of
 from lightning_leaky.functional import fewest_layers, layer_shares, path_median
 from lightning_leaky.metrics.readings import Readings
 
@@ -24,8 +25,10 @@ _COLLAPSED = 0.5
 _NEARLY_ZERO = 0.05
 # Half of a dimension: estimates of the rank that have crossed by less still round to the same count.
 _CROSSED = 0.5
-# Share of the work that the working layers do together; a layer is idle with a tenth of an equal share of the way.
-_MOST, _IDLE = 0.8, 0.1
+# Share of the work that the working layers do together; with a tenth of an equal share of the way a layer moves little.
+_MOST, _LITTLE = 0.8, 0.1
+# Samples for each dimension: with as many, two halves of Gaussian samples differ by a few per cent.
+_ENOUGH = 5
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,22 @@ class Diagnosis:
     Attributes:
         first: Number of the segment's first layer; all layers are counted from 1 along the whole path.
         diverged: The first layer with a reading that is not finite; ``None`` where all are.
-        leaks: Whether L̃ > 0; the theory of bottlenecks says nothing without a leak.
+        leaks: Whether L̃ > 0.
         dimensions: Cost of identity of the first layer and the least one, the soft count of dimensions; NaN where it
             was not read.
+        widest: The greatest one.
         narrowest: The layer that starts where it is least.
         rank_from_below: Median of −2H/L̃ along the path, by the momentum form where it was read; NaN where neither was.
-        residual: Median criticality residual along the path; NaN where it was not read.
+        residual: Median criticality residual along the path, or that of any block; NaN where neither was read.
         work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
             was not read, and zero where nothing moves.
         working: The fewest layers that do 80 % of the work, in order.
-        idle: Layers with less than a tenth of an equal share of the path's length, in order.
+        moves_little: Layers with less than a tenth of an equal share of the path's length; without a leak, with less
+            than a tenth of the median block influence. What such a layer is worth is measured by `ablate_path`.
+        influences: Block influence of each layer, shape (L,); empty where it was not read.
+        num_samples: How many samples were read, by the layer with the fewest; ``None`` where that is not known.
+        disagreement: By how much the least cost of identity of two halves of the samples differs, as a share of it;
+            NaN where halves were not read.
 
     Example:
         >>> readings = Readings({"cost_of_identity": torch.tensor([9.0, 2.0])}, torch.tensor([0.5, 0.5]), 2.0)
@@ -61,7 +70,11 @@ class Diagnosis:
     residual: float
     work: Tensor
     working: tuple[int, ...]
-    idle: tuple[int, ...]
+    moves_little: tuple[int, ...]
+    widest: float = float("nan")
+    influences: Tensor = field(default_factory=lambda: torch.zeros(0))
+    num_samples: int | None = None
+    disagreement: float = float("nan")
 
     @property
     def trust(self) -> Trust:
@@ -77,11 +90,20 @@ class Diagnosis:
     def has_bottleneck(self) -> bool | None:
         """Whether the path narrows to half of the cost of identity that it begins with, or less.
 
-        ``None`` is no verdict. There is none where training is far from an optimum, and none without a leak.
+        ``None`` is no verdict: the cost of identity was not read, or the training of a path that leaks is far from an
+        optimum.
         """
-        if self.dimensions[1] != self.dimensions[1] or not self.leaks or self.trust == "no":
+        if self.dimensions[1] != self.dimensions[1] or (self.leaks and self.trust == "no"):
             return None
         return self.dimensions[1] <= _NARROW * self.dimensions[0]
+
+    @property
+    def has_enough_samples(self) -> bool | None:
+        """Whether there are five samples for each dimension that was read; ``None`` where either is not known."""
+        dimension = self.dimensions[1] if self.leaks else self.widest
+        if self.num_samples is None or dimension != dimension:
+            return None
+        return self.num_samples >= _ENOUGH * dimension
 
     @property
     def rank_estimates(self) -> tuple[float, float] | None:
@@ -97,54 +119,7 @@ class Diagnosis:
         """Answers to the four questions of a reader."""
         if self.diverged is not None:
             return (f"Diverged: readings are not finite from layer {self.diverged} on, and nothing can be said.",)
-        return (self._of_bottleneck(), self._of_rank(), self._of_work(), self._of_trust())
-
-    def _of_bottleneck(self) -> str:
-        start, least = self.dimensions
-        if least != least:
-            return "Bottleneck: not known, for the cost of identity was not read."
-        if self.has_collapsed:
-            return f"Bottleneck: the path has collapsed; before layer {self.narrowest} no dimension is left."
-        seen = f"the cost of identity goes from {start:.1f} to {least:.1f}, before layer {self.narrowest}"
-        if self.narrowest == self.first:
-            seen = f"the cost of identity is least, {least:.1f}, at the start"
-        if not self.leaks:
-            return f"Bottleneck: not judged without a leak (L̃ = 0); {seen}."
-        if self.has_bottleneck is None:
-            return f"Bottleneck: no verdict yet, training is far from an optimum; {seen}."
-        return f"Bottleneck: {'yes' if self.has_bottleneck else 'no'}; {seen}."
-
-    def _of_rank(self) -> str:
-        below, above = self.rank_from_below, self.dimensions[1]
-        if not self.leaks:
-            return "Rank: no estimate without a leak (L̃ = 0)."
-        if below != below or above != above:
-            return "Rank: no estimate; it takes a Hamiltonian and the cost of identity."
-        written = f"{round(below, 1) + 0.0:.1f} by −2H/L̃, {above:.1f} by the least cost of identity"  # no −0.0
-        if self.rank_estimates is not None:
-            return f"Rank: {written}."
-        if self.trust == "no":
-            return f"Rank: no estimate yet, training is far from an optimum; {written}."
-        if below < 0:
-            return f"Rank: no estimate, L̃ is too small for one; {written}."
-        return f"Rank: no estimate, the two have crossed by too much; {written}."
-
-    def _of_work(self) -> str:
-        if not len(self.work):
-            return "Layers: not known, for the kinetic energy was not read."
-        if self.has_collapsed:
-            return "Layers: there is nothing left to work on."
-        if not self.working:
-            return "Layers: nothing moves, all are idle."
-        idle = f"idle: {ranges(self.idle)}" if self.idle else "none is idle"
-        return f"Layers: {_MOST:.0%} of the work is done in {ranges(self.working)}; {idle}."
-
-    def _of_trust(self) -> str:
-        if self.trust == "unknown":
-            about_it = "" if self.rank_from_below != self.rank_from_below else ", so H says little"
-            return f"Trust: the energies are exact; whether training is at an optimum was not read{about_it}."
-        verdict = {"no": "not yet, far from an optimum", "partly": "a first impression", "yes": "yes"}[self.trust]
-        return f"Trust: {verdict}; the median criticality residual is {self.residual:.2f}."
+        return sentences_of(self)
 
 
 def diagnose(readings: Readings) -> list[Diagnosis]:
@@ -163,7 +138,7 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
         ...     print(sentence)
         Bottleneck: yes; the cost of identity goes from 9.0 to 2.0, before layer 2.
         Rank: no estimate; it takes a Hamiltonian and the cost of identity.
-        Layers: 80% of the work is done in layer 1; idle: layer 2.
+        Layers: 80% of the work is done in layer 1; layer 2 moves little.
         Trust: the energies are exact; whether training is at an optimum was not read.
     """
     parts = readings.split()
@@ -184,11 +159,13 @@ def paragraphs(readings: Readings, source: str = "") -> list[str]:
 
 
 def work_of_layers(readings: Readings) -> list[tuple[float, bool]]:
-    """Of each layer its share of the work of its segment, NaN where that was not read, and whether it is idle."""
+    """Of each layer its share of the work of its segment, NaN where that was not read, and whether it moves little."""
     found: list[tuple[float, bool]] = []
     for part, diagnosis in zip(readings.split(), diagnose(readings), strict=True):
         shares = diagnosis.work.tolist() or [float("nan")] * len(part.step_sizes)
-        found += [(share, number in diagnosis.idle) for number, share in enumerate(shares, start=diagnosis.first)]
+        found += [
+            (share, number in diagnosis.moves_little) for number, share in enumerate(shares, start=diagnosis.first)
+        ]
     return found
 
 
@@ -207,7 +184,11 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
     costs = _costs(part)
     kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
     work, length = layer_shares(kinetic, part.step_sizes[: len(kinetic)])
-    idle = (length < _IDLE / max(1, len(length))).nonzero().flatten().tolist()
+    influences = part.quantities.get("block_influence", torch.zeros(0))
+    if part.effective_depth > 0 or not len(influences):
+        little = length < _LITTLE / max(1, len(length))
+    else:
+        little = influences < _LITTLE * influences.median()
     return Diagnosis(
         first=first,
         diverged=_first_broken(part, first),
@@ -218,7 +199,11 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         residual=_residual(part),
         work=work,
         working=tuple(first + index for index in fewest_layers(work, _MOST)),
-        idle=tuple(first + index for index in idle),
+        moves_little=tuple(first + index for index in little.nonzero().flatten().tolist()),
+        widest=float(costs.max()),
+        influences=influences,
+        num_samples=min(part.num_samples, default=None),
+        disagreement=_disagreement(part),
     )
 
 
@@ -247,14 +232,14 @@ def _costs(part: Readings) -> Tensor:
     return part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
 
 
+def _disagreement(part: Readings) -> float:
+    """Difference of the least cost of identity of two halves of the samples, as a share of their mean."""
+    if len(part.halves) < 2 or "cost_of_identity" not in part.quantities:
+        return float("nan")
+    one, other = (float(half["cost_of_identity"].min()) for half in part.halves)
+    return abs(one - other) / max((one + other) / 2, 1e-12)
+
+
 def _residual(part: Readings) -> float:
-    found = part.quantities.get("criticality_residual")
+    found = part.quantities.get("criticality_residual", part.quantities.get("pontryagin_residual"))
     return float("nan") if found is None else float(path_median(found, part.step_sizes))
-
-
-def ranges(numbers: tuple[int, ...]) -> str:
-    """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
-    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # the same along a run
-    runs = [[number for _, number in run] for _, run in places]
-    written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-    return f"layer{'s' if len(numbers) > 1 else ''} {written}"

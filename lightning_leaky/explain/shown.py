@@ -22,7 +22,7 @@ def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
         return readings["train"], TRAINING
     if train is None or len(train.step_sizes) != len(shown.step_sizes):  # layers have come or gone in between
         return shown, "validation data"
-    momenta = {name: train[name] for name, record in train.records.items() if record.has_momenta}
+    momenta = {name: train[name] for name, record in train.records.items() if record.has_gradients}
     source = f"validation data{f', momenta of {TRAINING}' if momenta else ''}"
     return replace(shown, quantities=shown.quantities | momenta, own=train.own), source
 

@@ -6,6 +6,7 @@ input, and are differentiable wherever the mathematics is. `second_moments` and 
 samples that batches and processes add up.
 """
 
+from lightning_leaky.functional.block_influence import block_influence
 from lightning_leaky.functional.bounds import Bounds, rank_gap_bounds, speed_bounds
 from lightning_leaky.functional.cost_of_identity import (
     cost_of_identity,
@@ -15,7 +16,8 @@ from lightning_leaky.functional.criticality import (
     balancedness_defect,
     criticality_residual,
 )
-from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.features import Activation, features, resolve_activation, resolve_features
+from lightning_leaky.functional.first_order import first_order
 from lightning_leaky.functional.hamiltonian import (
     bottleneck_rank,
     energy_hamiltonian,
@@ -42,7 +44,9 @@ from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
 from lightning_leaky.functional.path_median import path_median
+from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian, pontryagin_residual
 from lightning_leaky.functional.projection import path_projection, principal_coordinate
+from lightning_leaky.functional.relative_speed import relative_distance, relative_speed
 from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
 from lightning_leaky.functional.spectrum import (
     singular_values,
@@ -79,6 +83,7 @@ __all__ = [
     "SwitchesRule",
     "adaptive_step_sizes",
     "balancedness_defect",
+    "block_influence",
     "bottleneck_rank",
     "cap_step_sizes",
     "check_step_sizes",
@@ -89,6 +94,7 @@ __all__ = [
     "equidistant_step_sizes",
     "features",
     "fewest_layers",
+    "first_order",
     "hamiltonian",
     "hamiltonian_spread",
     "irregular_step_sizes",
@@ -106,12 +112,17 @@ __all__ = [
     "path_length",
     "path_median",
     "path_projection",
+    "pontryagin_hamiltonian",
+    "pontryagin_residual",
     "potential_energy",
     "principal_coordinate",
     "rank_gap_bounds",
+    "relative_distance",
     "relative_distances",
     "relative_gamma",
+    "relative_speed",
     "resolve_activation",
+    "resolve_features",
     "resolve_rule",
     "second_moments",
     "singular_values",

@@ -24,6 +24,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _both_signs(representation: Tensor) -> Tensor:
+    """[relu(A), relu(−A)], from which A can be put together again."""
+    return torch.cat([torch.relu(representation), torch.relu(-representation)], dim=-1)
+
+
+_FEATURES = {**_ACTIVATIONS, "linear": torch.clone, "crelu": _both_signs}
+
+
 def resolve_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
     """Return the function that an activation names.
 
@@ -44,26 +52,46 @@ def resolve_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[activation]
 
 
+def resolve_features(name: Activation) -> Callable[[Tensor], Tensor]:
+    """Return the function that the name of features stands for, without their constant column.
+
+    Args:
+        name: ``"linear"`` for A itself, ``"crelu"`` for ``[relu(A), relu(−A)]``, the name of an activation, or a
+            function from shape (N, w) to (N, d).
+
+    Raises:
+        ValueError: If the name is not known.
+
+    Example:
+        >>> resolve_features("crelu")(torch.tensor([[-1.0, 2.0]]))
+        tensor([[0., 2., 1., 0.]])
+    """
+    if callable(name):
+        return name
+    if name not in _FEATURES:
+        raise ValueError(f"`features` must be one of {sorted(_FEATURES)} or a function, got {name!r}.")
+    return _FEATURES[name]
+
+
 def features(representation: Tensor, activation: Activation = "relu", constant_column: bool = True) -> Tensor:
-    """Features of a representation: ``σ(A) = [relu(A), 1]`` (arXiv 2405.17573, section 1).
+    """Features of a representation: by default ``σ(A) = [relu(A), 1]`` (arXiv 2405.17573, section 1).
 
     Args:
         representation: A, shape (..., N, w).
-        activation: Entrywise nonlinearity, a name or a function.
+        activation: A name that `resolve_features` knows, or a function.
         constant_column: Append the column of ones that carries the bias.
 
     Returns:
-        σ(A), shape (..., N, w + 1), or (..., N, w) without the constant column.
+        σ(A), shape (..., N, w + 1), or (..., N, w) without the constant column; ``"crelu"`` has 2w in place of w.
 
     Raises:
-        ValueError: If the activation's name is not known.
+        ValueError: If the name is not known.
 
     Example:
         >>> features(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1.]])
     """
-    function = activation if callable(activation) else resolve_activation(activation)
-    activated = function(representation)
+    activated = resolve_features(activation)(representation)
     return torch.cat([activated, torch.ones_like(activated[..., :1])], dim=-1) if constant_column else activated
 
 

@@ -8,7 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional._checks import check_non_negative, implements, widen
+from lightning_leaky.functional._checks import check_non_negative, check_positive, implements, widen
+from lightning_leaky.functional.features import Activation, features, resolve_features
+from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_moments
+from lightning_leaky.functional.moments import feature_products, inner_products, split_moments
+from lightning_leaky.functional.relative_speed import relative_speed_of
 from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 
 
@@ -94,7 +98,53 @@ class SwitchesRule:
         return rates + self.floor * rates.mean()
 
 
-RULES: dict[str, StepSizeRule] = {"relative_distance": RelativeDistanceRule(), "switches": SwitchesRule()}
+@dataclass(frozen=True)
+class RelativeSpeedRule:
+    """The relative distance in the norm of the energies, ``c_l = ‖V_l‖_K / ‖A_{l−1}‖_K`` [ours]; see `relative_speed`.
+
+    It sums second moments, ``8 (d² + 2dw)`` bytes a layer.
+
+    Args:
+        gamma_rel: γ0 of the stabiliser γ = γ0 ‖K‖_op.
+        features: Features σ(A), as of `resolve_features`; ``"linear"`` suits blocks without a leak.
+
+    Raises:
+        ValueError: If γ0 is not positive, or the features are not known.
+
+    Example:
+        >>> rule = RelativeSpeedRule()
+        >>> sums = rule.sums(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+        >>> rule.distances(sums[None], torch.tensor([0.5]), effective_depth=1.0)
+        tensor([0.4000], dtype=torch.float64)
+    """
+
+    gamma_rel: float = 1e-3
+    features: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        check_positive("gamma_rel", self.gamma_rel)
+        resolve_features(self.features)
+
+    def sums(self, previous: Tensor, current: Tensor) -> Tensor:
+        """Second moments of A and of its step, with their inner products in a last row."""
+        start, moved = widen(previous), widen(current) - widen(previous)
+        products = feature_products(features(start, self.features), [start, moved])
+        row = products.new_zeros(1, products.shape[-1])
+        row[0, :4] = inner_products([start, moved]).flatten()
+        return torch.cat([products, row])
+
+    def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
+        """Relative speeds per unit of p."""
+        moments = split_moments(sums[..., :-1, :], sums[..., -1, :4].reshape(-1, 2, 2))
+        products = k_inner_products_from_moments(moments, KNorm(gamma_rel=self.gamma_rel))
+        return relative_speed_of(products) / step_sizes.to(products)
+
+
+RULES: dict[str, StepSizeRule] = {
+    "relative_distance": RelativeDistanceRule(),
+    "switches": SwitchesRule(),
+    "relative_speed": RelativeSpeedRule(),
+}
 """The named rules."""
 
 
@@ -102,7 +152,8 @@ def resolve_rule(rule: str | StepSizeRule) -> StepSizeRule:
     """Return the rule that a name stands for.
 
     Args:
-        rule: ``"relative_distance"`` (the paper's), ``"switches"`` (ours), or any `StepSizeRule`.
+        rule: ``"relative_distance"`` (the paper's), ``"switches"`` or ``"relative_speed"`` (ours), or any
+            `StepSizeRule`.
 
     Raises:
         ValueError: If the name is not known, or the object is no rule.

@@ -15,6 +15,7 @@ from lightning_leaky.hooks.layer_hooks import LayerHooks, several_states, unread
 from lightning_leaky.hooks.padding import GivenMask
 from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.hooks.steps import block_of
 from lightning_leaky.hooks.structures import without_nesting
 
 
@@ -49,12 +50,13 @@ class Passage:
         """Whether a layer ran in it."""
         return bool(self.afters[index])
 
-    def of(self, indices: Sequence[int]) -> Passage:
-        """Return this pass through some of the layers."""
+    def of(self, takers: Sequence[int], indices: Sequence[int]) -> Passage:
+        """Return this pass through some of the layers, each with the A_{l−1} of another."""
         part, places = Passage(len(indices)), {index: place for place, index in enumerate(indices)}
         for name, values in vars(self).items():
             if isinstance(values, list):
-                setattr(part, name, [values[index] for index in indices])
+                chosen = takers if name in ("befores", "previous") else indices
+                setattr(part, name, [values[index] for index in chosen])
         # Those of other layers say that a step uses the pass.
         part.arrived = {(places.get(index, -1), number): one for (index, number), one in self.arrived.items()}
         return part
@@ -76,6 +78,7 @@ class PathCapture(LayerHooks):
 
     Attributes:
         is_search: Whether a path is looked for among the layers.
+        numbers: Which of the tensors that may be A_{l−1} and A_l are, of each layer, as `settle` last decided.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class PathCapture(LayerHooks):
     ) -> None:
         super().__init__(layers, model, state)
         self.gradients_wanted, self.is_search = gradients, False
-        self.step_gradients = StepGradients(self.layers, counts_all)
+        self.numbers = dict[int, tuple[int, int]]()
+        blocks = list(dict.fromkeys(map(block_of, self.layers)))
+        self.step_gradients = StepGradients(blocks, counts_all)
         self.clear()
 
     def arm(self) -> None:
@@ -129,9 +134,10 @@ class PathCapture(LayerHooks):
         """How often each layer ran; in compiled code, whether it did."""
         return [sum(passage.ran(index) for passage in self._passes) for index in range(len(self.layers))]
 
-    def take(self, other: PathCapture, indices: Sequence[int]) -> None:
-        """Take over what another capture has seen of some of its layers, which are this one's."""
-        self._passes = [passage.of(indices) for passage in other._passes]
+    def take(self, other: PathCapture, places: Sequence[int] | Sequence[tuple[int, int]]) -> None:
+        """Take over what another capture has seen: each layer's place there, or those of its A_{l−1} and its A_l."""
+        takers, indices = zip(*((one, one) if isinstance(one, int) else one for one in places), strict=True)
+        self._passes = [passage.of(takers, indices) for passage in other._passes]
         self._first = self._passes[0]
         were_given = {one.module for one in other.padding.receivers if one.was_given}
         for receiver in self.padding.receivers:
@@ -146,6 +152,7 @@ class PathCapture(LayerHooks):
                 if before is None or after is None or before >= max(len(taken), 1) or after >= max(len(returned), 1):
                     self._unread[index] = several_states(len(taken), len(returned))
                     continue
+                self.numbers[index] = before, after
                 if returned:
                     passage.previous[index] = self._dense(passage, index, taken[before], "input")
                     passage.current[index] = self._dense(passage, index, returned[after], "output")
@@ -157,7 +164,8 @@ class PathCapture(LayerHooks):
         """Say whose padding mask is taken for layers that are given none themselves, and which one is not."""
         watch, found = self.padding, dict[tuple[str, str], bool]()
         for index, given in enumerate(self.passages[0].masks):
-            if given is not None and (receiver := watch.ways[index][given.place].module) is not self.layers[index]:
+            block = block_of(self.layers[index])
+            if given is not None and (receiver := watch.ways[index][given.place].module) is not block:
                 found[type(receiver).__name__, given.argument] = watch.is_of_others(index, given)
         return [
             f"Padding is read: {receiver} handed its `{argument}` to other modules only. If it is the layers' too, say "
@@ -177,9 +185,11 @@ class PathCapture(LayerHooks):
                 # Of two that come in and go out, one may be matched by chance.
                 if len(same) == 1 and 1 in (len(passage.afters[first]), len(passage.befores[second])):
                     afters[first], befores[second] = same[0]
-            # The ends, as their neighbours.
+            # The ends, as their neighbours; the last step of a block as that of another.
             befores[0] = befores[:2][-1] if befores[0] is None else befores[0]
-            afters[-1] = afters[-2:][0] if afters[-1] is None else afters[-1]
+            many = len(passage.afters[-1])
+            alike = [after for after, one in zip(afters, passage.afters, strict=True) if len(one) == many]
+            afters[-1] = alike[-2:][0] if afters[-1] is None else afters[-1]
         return list(zip(befores, afters, strict=True))
 
     def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
@@ -232,5 +242,6 @@ class PathCapture(LayerHooks):
         return tensor
 
     def __getstate__(self) -> dict[str, Any]:
-        first, gradients = Passage(len(self.layers)), StepGradients(self.layers, self.step_gradients.counts_all)
+        gradients = StepGradients(self.step_gradients.layers, self.step_gradients.counts_all)
+        first = Passage(len(self.layers))
         return {**super().__getstate__(), "_first": first, "_passes": [first], "step_gradients": gradients}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -85,6 +86,16 @@ def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
             f"graph of its own: torch stops compiling after {limit}, with an error where `fullgraph=True`. Use "
             f"`torch.compile(layer)`, compile the network, or set torch._dynamo.config.recompile_limit = {2 * count}."
         )
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run what is compiled eagerly: compiled code knows no hooks registered late, and fuses what hooks do not stop."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes seconds; where nobody has, nothing is compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def forget_compiled_code() -> None:

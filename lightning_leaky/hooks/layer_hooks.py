@@ -14,12 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_leaky.hooks.compiled import forget_compiled_code, number_of, warn_of_recompilation
 from lightning_leaky.hooks.padding import PaddingWatch
 from lightning_leaky.hooks.seen import Seen, has_values
-from lightning_leaky.hooks.state import StateChoice, state_candidates, state_place
+from lightning_leaky.hooks.state import StateChoice, state_candidates
+from lightning_leaky.hooks.steps import Span, Step, block_of, ends_of, place_in, taken
 from lightning_leaky.hooks.structures import tensors_of
-
-
-class Span(nn.Sequential):
-    """Modules that a model calls one after another, read as one layer; nobody calls this one."""
 
 
 class LayerHooks:
@@ -45,8 +42,8 @@ class LayerHooks:
         self.layers = list(layers)
         self.armed = False
         self.on_pass: Callable[[], None] | None = None
-        self.padding = PaddingWatch(model, self.layers)
-        self._places = [state_place(layer, state) for layer in self.layers]
+        self.padding = PaddingWatch(model, list(map(block_of, self.layers)))
+        self._places = [place_in(layer, state) for layer in self.layers]
         self._handles: list[RemovableHandle] = []
         self._copies_all, self._copied = True, set[int]()
         self._number = number_of(self)
@@ -59,10 +56,7 @@ class LayerHooks:
             for one in self.padding.receivers:
                 self._handles.append(one.module.register_forward_pre_hook(one.enter, with_kwargs=True))
             for index, layer in enumerate(self.layers):
-                enter, leave = partial(self._enter, index), partial(self._leave, index)
-                first, last = (layer[0], layer[-1]) if isinstance(layer, Span) else (layer, layer)
-                self._handles.append(first.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(last.register_forward_hook(leave, with_kwargs=True))
+                self._handles += self._hooks_on(index, layer)
             for one in self.padding.receivers:  # last: a layer that is left still has its mask
                 self._handles.append(one.module.register_forward_hook(one.leave))
             warn_of_recompilation(self.layers)
@@ -85,15 +79,23 @@ class LayerHooks:
         """Forget what has passed."""
         self._unread: dict[int, str] = {}
         self._entered: dict[int, list[tuple[Tensor, Seen]]] = {}
-        self._span_inputs: dict[int, tuple[Any, ...]] = {}
+        self._inputs: dict[int, Sequence[Any]] = {}  # of layers that begin with one module and end with another
 
     def copy_less(self) -> None:
         """Copy only what is known to be overwritten from now on: what the layers do in place has been seen."""
         self._copies_all = False
 
+    def _hooks_on(self, index: int, layer: nn.Module) -> list[RemovableHandle]:
+        """Register the hooks on one layer."""
+        enter, leave = partial(self._enter, index), partial(self._leave, index)
+        first, last, ends_before = ends_of(layer)
+        register = last.register_forward_pre_hook if ends_before else last.register_forward_hook
+        return [first.register_forward_pre_hook(enter, with_kwargs=True), register(leave, with_kwargs=True)]
+
     def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.armed and isinstance(self.layers[index], Span):
-            self._span_inputs[index] = args
+        layer = self.layers[index]
+        if self.armed and isinstance(layer, (Span, Step)):
+            self._inputs[index] = taken(args, kwargs) if isinstance(layer, Step) else args
         if torch.compiler.is_compiling():
             return
         if index == 0 and self.on_pass is not None and module.training:
@@ -104,11 +106,16 @@ class LayerHooks:
                 inputs = [one for one in tensors_of((args, kwargs)) if has_values(one)]
                 self._entered[index] = [(one, Seen(one, self._copies(index))) for one in inputs]
 
-    def _leave(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
+    ) -> None:
         if not self.armed:
             return
-        if isinstance(self.layers[index], Span):
-            args, kwargs = self._span_inputs.pop(index, ()), {}
+        layer = self.layers[index]
+        if isinstance(layer, Step) and layer.then is not None:
+            output = taken(args, kwargs)
+        if isinstance(layer, (Span, Step)):
+            args, kwargs = tuple(self._inputs.pop(index, ())), {}
         if torch.compiler.is_compiling():
             befores, afters = state_candidates(self._places[index], args, kwargs, output)
             if befores and afters:
@@ -170,7 +177,7 @@ class LayerHooks:
         self._number = number_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        emptied: dict[str, Any] = {"_unread": {}, "_entered": {}, "_span_inputs": {}, "_handles": []}
+        emptied: dict[str, Any] = {"_unread": {}, "_entered": {}, "_inputs": {}, "_handles": []}
         return {**self.__dict__, **emptied, "armed": False, "on_pass": None}
 
 

@@ -18,9 +18,14 @@ def tensors_of(value: Any) -> list[Tensor]:
         >>> [len(tensor) for tensor in tensors_of((torch.ones(2), {"mask": None, "hidden": torch.ones(3)}))]
         [2, 3]
     """
+    return [one for one in all_tensors_of(value) if one.is_floating_point() and one.layout == torch.strided]
+
+
+def all_tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a structure, in order."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() and value.layout == torch.strided else []
-    return [tensor for part in parts_of(value).values() for tensor in tensors_of(part)]
+        return [value]
+    return [tensor for part in parts_of(value).values() for tensor in all_tensors_of(part)]
 
 
 def parts_of(value: Any) -> dict[Any, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.criticality import criticality_residual_of
+from lightning_leaky.functional.first_order import first_order_sums
 from lightning_leaky.functional.k_norm import k_inner_products_from_moments
 from lightning_leaky.functional.moments import (
     MomentumMoments,
@@ -43,6 +44,7 @@ class Accumulator(SumMetric):
     feature_products: Tensor
     inner: Tensor
     second_moment: Tensor
+    first_order: Tensor
     features_momentum: Tensor
     momentum_sums: Tensor
 
@@ -88,20 +90,31 @@ class Accumulator(SumMetric):
         if self.recipe.has_spectrum:
             self.second_moment[index] += layer.previous.mT @ layer.previous
         if layer.momentum is not None:
-            products, *sums = momentum_moments_of(layer.features, layer.previous, layer.momentum)
-            self.features_momentum[index] += products
-            # 0 where the loss is a sum: a MetricCollection merges metrics whose states are equal.
-            count = len(layer.momentum) if self.recipe.loss_reduction == "mean" else 0
-            self.momentum_sums[index] += torch.stack([*sums, sums[0].new_tensor(count)])
+            self._add_momentum(index, layer, layer.momentum)
         if self.recipe.has_own:
             for name, own in self.recipe.own_sums(layer.previous, layer.current).items():
                 getattr(self, name)[index] += own
 
+    def _add_momentum(self, index: int, layer: LayerBatch, momentum: Tensor) -> None:
+        # 0 where the loss is a sum: a MetricCollection merges metrics whose states are equal.
+        count = momentum.new_tensor([len(momentum) if self.recipe.loss_reduction == "mean" else 0])
+        if self.recipe.has_first_order:
+            sums = first_order_sums(-momentum, layer.previous, layer.current)
+            self.first_order[index] += torch.cat([sums, count])
+        if self.recipe.has_momenta:
+            products, *scalars = momentum_moments_of(layer.features, layer.previous, momentum)
+            self.features_momentum[index] += products
+            self.momentum_sums[index] += torch.cat([torch.stack(scalars), count])
+
     def momentum_moments(self) -> MomentumMoments:
         """Momentum moments of the whole data set, of all layers."""
         inner, square, count = self.momentum_sums.unbind(-1)
-        total = count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
+        total = self._total(count)
         return MomentumMoments(self.features_momentum / total[:, None, None], inner / total, square / total**2)
+
+    def _total(self, count: Tensor) -> Tensor:
+        """What to divide sums of gradients by, that of the whole data set then being of its loss."""
+        return count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
 
     def sums(self, weights: Weights = None) -> dict[str, Tensor]:
         """Return what `Sums` holds of the whole data set, by name."""
@@ -112,6 +125,8 @@ class Accumulator(SumMetric):
             found["products"] = torch.stack([k_inner_products_from_moments(layer, norm) for layer in layers])
         if self.recipe.has_spectrum:
             found["singular_values"] = singular_values_from_moments(self.second_moment)
+        if self.recipe.has_first_order:
+            found["first_order"] = self.first_order[:, :2] / self._total(self.first_order[:, 2:])
         if self.recipe.has_momenta:
             moments = self.momentum_moments()
             found["features_momentum_square"] = inner_product(moments.features_momentum, moments.features_momentum)

@@ -50,7 +50,7 @@ class LayerStore:
     @property
     def num_matrices(self) -> int:
         """How many matrices of a layer are kept."""
-        return 3 if self.recipe.has_momenta else 2
+        return 3 if self.recipe.has_gradients else 2
 
     @property
     def samples_in_bytes(self) -> int:
@@ -71,20 +71,26 @@ class LayerStore:
         ]
         self._sums().add(self.step_sizes.tolist(), previous, current, *scaled)
 
-    def values(self, weights: Weights = None, failures: dict[str, Exception] | None = None) -> dict[str, Tensor]:
+    def values(
+        self,
+        weights: Weights = None,
+        failures: dict[str, Exception] | None = None,
+        parameters: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Return every quantity by key, each of shape (L,), over the samples of all processes: a collective."""
         rho = self.step_sizes.to(self.device, _WIDE)
+        given = {} if parameters is None else {"parameters": parameters.to(rho)}
         if self.is_summing:
             accumulator = self._sums()
             with accumulator.sync_context(dist_sync_fn=accumulator.dist_sync_fn):
-                return self.recipe.values(accumulator.sums(weights), rho, failures)
+                return self.recipe.values(accumulator.sums(weights) | given, rho, failures)
         samples = gathered(self._samples())
         each = [
             sums_of_samples(layer, self.recipe, None if weights is None else weights[index])
             for index, layer in enumerate(self._layers_of(samples))
         ]
         stacked = {name: torch.stack([one[name] for one in each]) for name in each[0]}
-        return self.recipe.values(stacked, rho, failures)
+        return self.recipe.values(stacked | given, rho, failures)
 
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all that come until the next reset."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class PathReader:
         widths: The width and the number of layers of each store.
         recipe: What to read, and how.
         form: ``"auto"``, or the form to take.
+        halves: Whether to read the two halves of each batch by themselves too: as much work again, and memory.
 
     Attributes:
         moments_in_bytes: What second moments take, in all.
@@ -51,7 +53,9 @@ class PathReader:
         tensor([0.5000], dtype=torch.float64)
     """
 
-    def __init__(self, widths: Sequence[tuple[int, int]], recipe: Recipe, form: Form = "auto") -> None:
+    def __init__(
+        self, widths: Sequence[tuple[int, int]], recipe: Recipe, form: Form = "auto", halves: bool = False
+    ) -> None:
         if not widths or min(map(min, widths)) < 1:
             raise ValueError(f"`widths` must hold widths and numbers of layers of at least 1, got {list(widths)}.")
         self.recipe = recipe
@@ -62,6 +66,10 @@ class PathReader:
         self.step_sizes = torch.zeros(0, dtype=torch.float64)
         self.is_empty = True
         self.failures: dict[str, Exception] = {}
+        self._num_samples = torch.zeros(sum(length for _, length in widths), dtype=torch.int64)
+        # Gradients are of the whole batch.
+        alone = [record for record in recipe.records if not record.has_gradients] if halves else []
+        self._halves = [PathReader(widths, replace(recipe, quantities=alone), form) for _ in range(2) if alone]
 
     def expect(self, step_sizes: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Say what batches are like; a process that may have none is told.
@@ -77,6 +85,8 @@ class PathReader:
             store.step_sizes = self.step_sizes[part]
             store.device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
             store.dtype = torch.promote_types(dtype, torch.float32)
+        for half in self._halves:
+            half.expect(step_sizes, device, dtype)
 
     def room(self, dtype: torch.dtype) -> int | None:
         """How many rows another batch may have on this process, if all have as many; ``None`` for any number.
@@ -93,7 +103,7 @@ class PathReader:
         kept = sum(store.samples_in_bytes for store in self.stores)  # all processes gather those of all
         left = MEMORY_LIMIT // num_processes() - kept
         rows = max(left // (torch.promote_types(dtype, torch.float32).itemsize * width), 1 if self.is_empty else 0)
-        return None if self.recipe.has_momenta and rows > 0 else rows
+        return None if self.recipe.has_gradients and rows > 0 else rows
 
     def update(
         self,
@@ -115,9 +125,9 @@ class PathReader:
                 layer's sums fail (a quantity of your own, the memory): then all batches are forgotten.
         """
         groups = {"previous": previous, "current": current}
-        if self.recipe.has_momenta:
+        if self.recipe.has_gradients:
             if momenta is None:
-                wanted = [record.key for record in self.recipe.records if record.has_momenta]
+                wanted = [record.key for record in self.recipe.records if record.has_gradients]
                 raise ValueError(f"`momenta` must be given to read {wanted}, got None.")
             groups["momenta"] = momenta
         check_layers([store.width for store in self.stores for _ in range(store.num_layers)], **groups)
@@ -138,22 +148,36 @@ class PathReader:
                 "are forgotten."
             ) from error
         self.is_empty = False
+        self._num_samples += torch.tensor(list(map(len, current)))
+        for number, half in enumerate(self._halves):
+            starts, ends = ([rows.tensor_split(2)[number] for rows in side] for side in (previous, current))
+            half.update(starts, ends, step_sizes)
 
-    def compute(self, names: Sequence[str] = (), weights: Weights = None) -> Readings:
+    def compute(self, names: Sequence[str] = (), weights: Weights = None, parameters: Tensor | None = None) -> Readings:
         """Return the readings; under torch.distributed a collective that every process must join.
 
         Args:
             names: Names of the layers.
             weights: W_1, …, W_L, each of shape (w, d), the same on every process; without them there is no criticality
                 residual. One layer at a time is asked for, as sharded weights need.
+            parameters: `Sums.parameters` of the layers of all segments, shape (L, 3), likewise; without them there is
+                no quantity that needs them.
         """
         self._agree_on_forms()
         self.failures = {}
         known = weights if self.recipe.needs_weights else None
-        parts = [store.values(None if known is None else known[part], self.failures) for store, part in self._parts()]
+        parts = [
+            store.values(
+                None if known is None else known[part],
+                self.failures,
+                None if parameters is None else parameters[part],
+            )
+            for store, part in self._parts()
+        ]
         # One transfer from the device, of all of them.
         rows = torch.cat([torch.stack(list(part.values())) for part in parts], dim=1).to("cpu", torch.float64)
         lengths = tuple(store.num_layers for store in self.stores)
+        num_samples = summed(self._num_samples.to(self.stores[0].device))
         return Readings(
             dict(zip(parts[0], rows, strict=True)),
             self.step_sizes,
@@ -161,11 +185,16 @@ class PathReader:
             tuple(names),
             lengths if len(lengths) > 1 else (),
             tuple(record for record in self.recipe.records if QUANTITIES.get(record.key) is not record),
+            tuple(num_samples.tolist()),
+            tuple(half.compute().quantities for half in self._halves),
         )
 
     def reset(self) -> None:
         """Forget every batch."""
         self.is_empty = True
+        self._num_samples.zero_()
+        for half in self._halves:
+            half.reset()
         for store in self.stores:
             store.reset()
 

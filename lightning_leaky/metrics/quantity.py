@@ -9,7 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Need: TypeAlias = Literal["representation", "energies", "spectrum", "momenta", "weights", "own"]
+Need: TypeAlias = Literal[
+    "representation", "energies", "spectrum", "gradients", "parameters", "momenta", "weights", "own"
+]
 """Which sums over samples a quantity is computed from; see `Sums`."""
 
 WORK = "Which layers do the work?"
@@ -27,6 +29,8 @@ class Sums:
         effective_depth: L̃.
         products: ⟨M_i, M_j⟩_K, shape (L, k, k), of A and ∂_pA; of A alone for needs of ``"representation"``.
         singular_values: Those of A, largest first, shape (L, n).
+        first_order: Σ_i ⟨∂C/∂A_l, A_{l−1} − A_l⟩_i over samples, and Σ_i of absolute values, shape (L, 2).
+        parameters: (d/2)‖θ_l‖², ‖dθ_l + ∂C/∂θ_l‖² and ‖dθ_l‖² of the parameters of a layer, shape (L, 3).
         features_momentum_square: ‖Bᵀσ(A)‖²_F, shape (L,).
         momentum_representation: tr(BᵀA), shape (L,).
         momentum_square: ‖B‖²_F, shape (L,).
@@ -43,6 +47,8 @@ class Sums:
     effective_depth: float
     products: Tensor = _ABSENT
     singular_values: Tensor = _ABSENT
+    first_order: Tensor = _ABSENT
+    parameters: Tensor = _ABSENT
     features_momentum_square: Tensor = _ABSENT
     momentum_representation: Tensor = _ABSENT
     momentum_square: Tensor = _ABSENT
@@ -88,13 +94,14 @@ class Quantity:
         key: First part of its log keys, as ``"cost_of_identity"``.
         compute: The values, shape (L,), from the sums of a data set; see `Sums`.
         needs: Which sums: ``"representation"`` or ``"energies"`` (`Sums.products` of A, or of A and ∂_pA),
-            ``"spectrum"`` (`Sums.singular_values`), ``"momenta"``, ``"weights"`` (momenta and `Sums.residual`), or
+            ``"spectrum"`` (`Sums.singular_values`), ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients
+            and `Sums.parameters`), ``"momenta"`` (gradients and λ), ``"weights"`` (momenta and `Sums.residual`), or
             ``"own"``.
         sums: Where they are its own: sums over samples, of any shape, from A_{l−1} and A_l of one layer, each of shape
             (N, w) in float64. Those of batches and processes are added up.
         title: Its name, in charts; the key by default.
         formula: In plain text.
-        unit: ``"energy"``, or ``"–"`` for none.
+        unit: ``"energy"``, ``"cost"``, or ``"–"`` for none.
         says: What a reader learns from it, in a line.
         summaries: Numbers for the whole path.
         category: Category of its chart in TensorBoard's custom scalars.
@@ -140,8 +147,13 @@ class Quantity:
             object.__setattr__(self, "title", self.key)
 
     @property
-    def has_momenta(self) -> bool:
+    def has_gradients(self) -> bool:
         """Whether it is computed from gradients, so that it is read in training only."""
+        return self.needs in ("gradients", "parameters", "momenta", "weights")
+
+    @property
+    def has_momenta(self) -> bool:
+        """Whether it is computed from momenta, which are gradients divided by λ."""
         return self.needs in ("momenta", "weights")
 
     def label(self) -> str:

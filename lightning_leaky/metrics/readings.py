@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,9 @@ class Readings:
             block of a stage of a convolutional network does, are not read and split the path: step-sizes and positions
             run through all segments, summaries are per segment. Empty for a path in one piece.
         own: Records of the quantities that are not of this package.
+        num_samples: How many samples each layer was read from, L numbers, or none where that is not known.
+        halves: Quantities of two halves of the samples by name, where they were read: how far they disagree is how far
+            the reading can be trusted as one of other samples.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -41,6 +44,8 @@ class Readings:
     names: tuple[str, ...] = ()
     segments: tuple[int, ...] = ()
     own: tuple[Quantity, ...] = ()
+    num_samples: tuple[int, ...] = ()
+    halves: tuple[Mapping[str, Tensor], ...] = ()
 
     @property
     def positions(self) -> Tensor:
@@ -101,10 +106,18 @@ class Readings:
         lengths = list(self.segments)
         if not lengths:
             return [self]
-        columns = {name: torch.split(values, lengths) for name, values in self.quantities.items()}
+        parts = [_split(columns, lengths) for columns in (self.quantities, *self.halves)]
+        ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
         return [
-            Readings({name: parts[index] for name, parts in columns.items()}, rho, self.effective_depth, own=self.own)
-            for index, rho in enumerate(torch.split(self.step_sizes, lengths))
+            Readings(
+                parts[0][index],
+                rho,
+                self.effective_depth,
+                own=self.own,
+                num_samples=self.num_samples[end - len(rho) : end],
+                halves=tuple(half[index] for half in parts[1:]),
+            )
+            for index, (rho, end) in enumerate(zip(torch.split(self.step_sizes, lengths), ends, strict=True))
         ]
 
     @property
@@ -149,6 +162,12 @@ class Readings:
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
         ]
         return "\n".join(lines)
+
+
+def _split(columns: Mapping[str, Tensor], lengths: list[int]) -> list[dict[str, Tensor]]:
+    """Columns of each segment."""
+    parts = {name: torch.split(values, lengths) for name, values in columns.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(len(lengths))]
 
 
 def layer_key(index: int, num_layers: int) -> str:

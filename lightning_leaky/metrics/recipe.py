@@ -14,9 +14,9 @@ from torch import Tensor
 from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import features
 from lightning_leaky.functional.k_norm import KNorm
+from lightning_leaky.metrics.choice import plain_quantities, resolve_quantities
 from lightning_leaky.metrics.layer_batch import FeatureMap
 from lightning_leaky.metrics.quantity import Quantity, Sums
-from lightning_leaky.metrics.records import plain_quantities, resolve_quantities
 
 LossReduction: TypeAlias = Literal["mean", "sum"]
 """How a cost runs over the samples of a batch."""
@@ -26,6 +26,7 @@ Weights: TypeAlias = Sequence[Tensor] | Tensor | None
 
 _DEFAULT = KNorm()
 OWN = "own_"
+_GIVEN = {"weights": "residual", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
         k_norm: Which K-norm.
         feature_map: From representations, shape (N, w), to features σ(A), shape (N, d).
         loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
+        weight_decay: λ that momenta are made with; any number where only gradients are read.
 
     Raises:
         ValueError: If a quantity is not known, or another argument is out of range.
@@ -52,6 +54,7 @@ class Recipe:
     k_norm: KNorm = _DEFAULT
     feature_map: FeatureMap = features
     loss_reduction: LossReduction = "mean"
+    weight_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_non_negative("effective_depth", self.effective_depth)
@@ -75,8 +78,18 @@ class Recipe:
         return self._has("spectrum")
 
     @cached_property
+    def has_gradients(self) -> bool:
+        """Whether a batch comes with its momenta."""
+        return any(record.has_gradients for record in self.records)
+
+    @cached_property
+    def has_first_order(self) -> bool:
+        """Whether momenta are needed along the step of their layer."""
+        return self._has("gradients") or self.needs_parameters
+
+    @cached_property
     def has_momenta(self) -> bool:
-        """Whether momenta are needed."""
+        """Whether momenta are needed beside their features."""
         return any(record.has_momenta for record in self.records)
 
     @cached_property
@@ -88,6 +101,11 @@ class Recipe:
     def needs_weights(self) -> bool:
         """Whether weights are needed."""
         return self._has("weights")
+
+    @cached_property
+    def needs_parameters(self) -> bool:
+        """Whether the parameters of layers and their gradients are needed."""
+        return self._has("parameters")
 
     def share(self, momentum: Tensor) -> int:
         """What to multiply the momenta of a batch by, so that those of batches add up; and to divide their sum by.
@@ -105,6 +123,8 @@ class Recipe:
             found |= {"feature_products": (size, size + count * width), "inner": (count, count)}
         if self.has_spectrum:
             found["second_moment"] = (width, width)
+        if self.has_first_order:
+            found["first_order"] = (3,)  # and the number of samples
         if self.has_momenta:  # beside the products, tr(BᵀA), ‖B‖² and the number of samples
             found |= {"features_momentum": (size, width), "momentum_sums": (3,)}
         return found | {name: tuple(own.shape) for name, own in self.own_sums(one, one).items()}
@@ -127,16 +147,19 @@ class Recipe:
     def values(
         self, sums: Mapping[str, Tensor], step_sizes: Tensor, failures: dict[str, Exception] | None = None
     ) -> dict[str, Tensor]:
-        """Every quantity by key, each of shape (L,), from the fields of `Sums`; without weights no residual.
+        """Every quantity by key, each of shape (L,), from the fields of `Sums`; none of weights that are not known.
 
         One that cannot be computed reads NaN and is noted in `failures`, where they are given: one process that raised
         would leave the others in their next collective.
         """
         names = {field.name for field in fields(Sums)} & set(sums)
-        common = Sums(step_sizes, self.effective_depth, **{name: sums[name] for name in names})
+        known_sums = {name: sums[name] for name in names}
+        if self.has_first_order:
+            known_sums["first_order"] = self.weight_decay * known_sums["first_order"]  # B = −(1/λ) ∂C/∂A
+        common = Sums(step_sizes, self.effective_depth, **known_sums)
         found = {}
         for record in self.records:
-            if record.needs != "weights" or "residual" in names:
+            if _GIVEN.get(record.needs) in (None, *names):
                 known = common if record.sums is None else replace(common, own=sums[f"{OWN}{record.key}"])
                 try:
                     found[record.key] = record.compute(known)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from lightning_leaky.functional.block_influence import block_influence_of, cosine_sums
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import (
     energy_hamiltonian_of,
@@ -16,9 +17,11 @@ from lightning_leaky.functional.hamiltonian import (
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.path_median import path_median
+from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian_of, pontryagin_residual_of
+from lightning_leaky.functional.relative_speed import relative_speed_of
 from lightning_leaky.functional.spectrum import stable_rank_of
+from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 from lightning_leaky.metrics.quantity import Quantity, Summary
-from lightning_leaky.utilities.imports import located
 
 BOTTLENECK = "Is there a bottleneck?"
 TRUST = "Can the reading be trusted?"
@@ -59,6 +62,8 @@ _LEAST_COST = Summary(
     chart=(BOTTLENECK, "least cost of identity"),
 )
 
+_GREATEST = Summary("max", "Greatest over the layers.", lambda values, step_sizes, depth: values.amax())
+
 _RECORDS = (
     Quantity(
         "cost_of_identity",
@@ -78,10 +83,67 @@ _RECORDS = (
         title="kinetic energy",
         formula="‖∂_pA‖²_K / (2L̃)",
         unit="energy",
-        says="How much a layer works. Near 0 it is idle: the representation passes as it is.",
+        says="How much a layer works. Near 0 the representation passes as it is.",
         heading="kinetic",
         heat_map="log",
         default="all",
+    ),
+    Quantity(
+        "relative_speed",
+        lambda sums: relative_speed_of(sums.products, sums.step_sizes),
+        title="relative speed",
+        formula="‖A_l − A_{l−1}‖_K / ‖A_{l−1}‖_K",
+        says="How far a layer moves the representation, measured by the representation itself.",
+    ),
+    Quantity(
+        "block_influence",
+        lambda sums: block_influence_of(sums.own),
+        "own",
+        sums=cosine_sums,
+        title="block influence",
+        formula="1 − mean cos(A_{l−1}, A_l)",
+        says="How far a layer turns the representation of a sample. Near 0 it only scales it.",
+        heading="influence",
+        heat_map="log",
+        default="all",
+    ),
+    Quantity(
+        "relative_distance",
+        lambda sums: relative_distances_of(sums.own.mT, sums.step_sizes.new_ones(())),
+        "own",
+        sums=distance_squares,
+        title="relative distance",
+        formula="‖A_l − A_{l−1}‖_F / ‖A_l‖_F",
+        says="How much of what a layer hands on is its own work.",
+    ),
+    Quantity(
+        "first_order",
+        lambda sums: sums.first_order[:, 1],
+        "gradients",
+        title="first-order score",
+        formula="Σ_i abs⟨∂C/∂A_l, A_{l−1} − A_l⟩_i",
+        unit="cost",
+        says="What leaving the layer out would cost, to first order, if no sample gained by it.",
+    ),
+    Quantity(
+        "pontryagin_hamiltonian",
+        lambda sums: pontryagin_hamiltonian_of(sums.first_order[:, 0], sums.parameters[:, 0], sums.step_sizes),
+        "parameters",
+        title="Hamiltonian of any block",
+        formula="(⟨P_l, A_l − A_{l−1}⟩ − (d/2) ‖θ_l‖²) / ρ_l",
+        unit="cost",
+        says="Constant along the path of an optimum of many equal steps, whatever a block computes.",
+        summaries=(replace(_OF_A_HAMILTONIAN[-1], chart=(TRUST, "spread of any block's Hamiltonian"), unit="cost"),),
+    ),
+    Quantity(
+        "pontryagin_residual",
+        lambda sums: pontryagin_residual_of(*sums.parameters[:, 1:].unbind(-1)),
+        "parameters",
+        title="residual of any block",
+        formula="‖dθ + ∂C/∂θ‖ / ‖dθ‖",
+        says="Near 0 the Hamiltonian of any block can be trusted; near 1 the cost says nothing of the weights.",
+        summaries=(_GREATEST,),
+        category=TRUST,
     ),
     Quantity(
         "potential_energy",
@@ -160,7 +222,7 @@ _RECORDS = (
         title="criticality residual",
         formula="‖W − L̃Bᵀσ(A)‖ / ‖W‖",
         says="Near 0 the Hamiltonian can be trusted, near 1 it says nothing yet: training is far from an optimum.",
-        summaries=(Summary("max", "Greatest over the layers.", lambda values, step_sizes, depth: values.amax()),),
+        summaries=(_GREATEST,),
         category=TRUST,
         heading="residual",
         default="weights",
@@ -209,31 +271,6 @@ STEP_SIZE = Quantity(
 """What `StepSizeAdapter` logs of each layer: explained and charted, but not read."""
 
 
-def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, ...]:
-    """Return the records of some quantities: ours in their own order, then others as they come.
-
-    Args:
-        quantities: Keys of `QUANTITIES`, records, or their import paths.
-
-    Raises:
-        ValueError: If there are none, one is not known, or two have the same key.
-
-    Example:
-        >>> [record.key for record in resolve_quantities(["stable_rank", "cost_of_identity"])]
-        ['cost_of_identity', 'stable_rank']
-    """
-    if isinstance(quantities, str):
-        raise ValueError(f"`quantities` must be a list of names, got the string {quantities!r}; put it in brackets.")
-    if not quantities:
-        raise ValueError(f"`quantities` must be chosen from {list(QUANTITIES)}, got none.")
-    found = list(dict.fromkeys(map(_resolved, quantities)))
-    keys = [record.key for record in found]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"`quantities` must have different keys, got {keys}; rename those of your own.")
-    order = list(QUANTITIES)
-    return tuple(sorted(found, key=lambda record: order.index(record.key) if record.key in order else len(order)))
-
-
 def records_at(records: Iterable[Quantity], effective_depth: float) -> dict[str, Quantity]:
     """Return what to show of a path with this L̃, by key: without a leak no ranks, and nothing that is then empty."""
     if effective_depth > 0:
@@ -241,20 +278,3 @@ def records_at(records: Iterable[Quantity], effective_depth: float) -> dict[str,
     said = {record: _WITHOUT_LEAK.get(record.key, {}) if record in _RECORDS else {} for record in records}
     held = [replace(record, **changes) for record, changes in said.items() if changes is not None]
     return {one.key: replace(one, summaries=tuple(s for s in one.summaries if not s.needs_leak)) for one in held}
-
-
-def plain_quantities(quantities: Sequence[str | Quantity]) -> tuple[str | Quantity, ...]:
-    """Return quantities with the records of this package as keys: a copy for another process pickles none of them."""
-    return tuple(one.key if isinstance(one, Quantity) and QUANTITIES.get(one.key) is one else one for one in quantities)
-
-
-def _resolved(quantity: str | Quantity) -> Quantity:
-    if isinstance(quantity, Quantity):
-        return quantity
-    record = (QUANTITIES.get(quantity) or located(quantity)) if isinstance(quantity, str) else None
-    if not isinstance(record, Quantity):
-        raise ValueError(
-            f"`quantities` must be chosen from {list(QUANTITIES)}, or be records, or their import paths, got "
-            f"{quantity!r}."
-        )
-    return record

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional.criticality import criticality_residual_of
+from lightning_leaky.functional.first_order import first_order_sums
 from lightning_leaky.functional.k_norm import inner_products_of
 from lightning_leaky.functional.moments import (
     features_momentum_square_of,
@@ -40,7 +41,11 @@ def sums_of_samples(layer: LayerBatch, recipe: Recipe, weight: Tensor | None = N
     if recipe.has_spectrum:
         found["singular_values"] = singular_values_by_smaller_side(start.to(wide))
     found = {name: torch.where(finite, value, torch.nan) for name, value in found.items()}
-    return found if layer.momentum is None else found | _momentum_sums(layer, layer.momentum, recipe, weight)
+    if layer.momentum is not None and recipe.has_first_order:
+        found["first_order"] = first_order_sums(-layer.momentum, layer.previous.to(wide), layer.current.to(wide))
+    if layer.momentum is not None and recipe.has_momenta:
+        found |= _momentum_sums(layer, layer.momentum, recipe, weight)
+    return found
 
 
 def _momentum_sums(layer: LayerBatch, momentum: Tensor, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ class AdaptationSettings(Rhythm):
         start_step: First optimizer step (counted from 1) after which to adapt.
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
-        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, or a rule of your own,
-            see `lightning_leaky.functional.StepSizeRule`.
+        rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, ``"relative_speed"``, or
+            a rule of your own, see `lightning_leaky.functional.StepSizeRule`.
         move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
             takes what stands where it now is, with its part of the optimizer's state. [ours]
         scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.

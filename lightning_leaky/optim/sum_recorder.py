@@ -136,9 +136,11 @@ class SumRecorder(LayerHooks):
     @torch.no_grad()
     def _room_for_sums(self, device: torch.device) -> Tensor | None:
         """Zeros of the shape of the sums, where that does not depend on the width."""
-        one = torch.zeros(1, 1, dtype=working_dtype(device), device=device)
+        narrow, wide = (torch.zeros(1, width, dtype=working_dtype(device), device=device) for width in (1, 2))
         try:
-            sums = self.rule.sums(one, one)
+            sums, others = self.rule.sums(narrow, narrow), self.rule.sums(wide, wide)
+            if sums.shape != others.shape:
+                return None
             return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
         except Exception:  # a user's rule may refuse a single column: its sums are made when it sees a layer
             return None

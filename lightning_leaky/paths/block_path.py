@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
 from lightning_leaky.hooks.capture import Passage, PathCapture
-from lightning_leaky.hooks.layer_hooks import Span
+from lightning_leaky.hooks.steps import Span
 from lightning_leaky.hooks.structures import shape_of
 from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path, leaky_paths
@@ -104,12 +104,20 @@ class PathFinder:
             said += f" {len(left)} more of this class are not read, as {_pattern(left[0])!r}: name them by `layers`."
         return said
 
-    def shapes_seen(self, capture: PathCapture) -> str:
+    def _shapes_seen(self, capture: PathCapture) -> str:
         """List what passed the candidates, for the message that no path was found."""
         shapes = zip(self._names, _shapes(capture.passages[0]), strict=True)
         seen = [f"{name}: {pair[0]} to {pair[1]}" for name, pair in shapes if pair]
         more = f" and {len(seen) - _MOST_SHAPES} more" if len(seen) > _MOST_SHAPES else ""
         return "; ".join(seen[:_MOST_SHAPES]) + more or "none with parameters ran"
+
+    def complaint(self, capture: PathCapture) -> str:
+        """Say that no path was found, what passed the candidates, and what to do."""
+        return (
+            "No layers are read: `layers` is None, and no two blocks of one class that keep the shape follow one "
+            f"another in the first batch. Modules that ran: {self._shapes_seen(capture)}. Name the layers, as in "
+            'EnergyMonitor("encoder.layers.*"), or wrap what belongs together in modules of one class.'
+        )
 
     def _path(self) -> BlockPath:
         return BlockPath([self.candidates[index] for index in self._run], self.effective_depth)

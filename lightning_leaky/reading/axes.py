@@ -31,9 +31,9 @@ def axes_told(blocks: Iterable[tuple[nn.Module, Size]]) -> str | None:
     num_axes = 0
     for block, shape in blocks:
         num_axes = len(shape)
-        is_of_torch = isinstance(block, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
-        tokens_first = tokens_first or (is_of_torch and not getattr(block.self_attn, "batch_first", True))
         for module in block.modules():
+            is_of_torch = isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+            tokens_first = tokens_first or (is_of_torch and not getattr(module.self_attn, "batch_first", True))
             first, last = _lengths(module)
             tells_first, tells_last = tells_first or shape[1] in first, tells_last or shape[-1] in last
     if tells_first == tells_last or num_axes not in _CHANNELS_LAST:

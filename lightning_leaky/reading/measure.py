@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice
+from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
@@ -38,11 +41,11 @@ def measure_path(
         batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given. Inputs that
             are a dictionary are passed by keyword.
         quantities: Which readings, as of `ReadingSettings`; all of this package that can be read by default.
-        cost: C(outputs, targets), a mean over the samples of its batch, for the momentum readings.
-        weight_decay: λ > 0, for the momentum readings.
+        cost: C(outputs, targets), a mean over the samples of its batch, for the readings of gradients and momenta.
+        weight_decay: λ > 0, for the momentum readings and the Hamiltonian of any block, as of `ReadingSettings`.
         layers: Which layers, as of `EnergyMonitor`.
         progress: Whether to show a bar of the batches, in a terminal.
-        **settings: How to read, as of `ReadingSettings`.
+        **settings: How to read, as of `ReadingSettings`; `halves` is true by default.
 
     Returns:
         The readings.
@@ -59,16 +62,21 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
-    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **settings)
+    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{"halves": True, **settings})
     path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:
-        has_momenta = cost is not None and bool(weight_decay) and chosen.reads_all_positions
-        chosen = chosen.reading(readable_quantities(path, has_momenta))
+        has_gradients = cost is not None and chosen.reads_all_positions
+        keys = readable_quantities(path, has_gradients, has_gradients and bool(weight_decay))
+        of_parameters = [key for key in keys if QUANTITIES[key].needs == "parameters"]
+        reader, modules = ParameterReader(None, adds_up=False, is_measured=True), model if path is None else path.layers
+        if chosen.branches or reader.why_not(of_parameters, modules, weight_decay):
+            keys = [key for key in keys if key not in of_parameters]
+        chosen = chosen.reading(keys)
     observer = PathObserver(model, path, chosen, strict=True)
-    if observer.reads_momenta and cost is None:
-        wanted = [record.key for record in observer.quantities if record.has_momenta]
+    if observer.reads_gradients and cost is None:
+        wanted = [record.key for record in observer.quantities if record.has_gradients]
         raise ValueError(f"`cost` must be given to read {wanted}, got None.")
-    _run_batches(observer, model, watched(batches) if progress else batches, cost if observer.reads_momenta else None)
+    read_batches(observer, model, watched(batches) if progress else batches, cost if observer.reads_gradients else None)
     readings = observer.compute()
     if readings is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
@@ -102,30 +110,42 @@ def sample_path(
     chosen = ReadingSettings(["cost_of_identity"], **settings)
     observer = PathObserver(model, path_of(model, layers, chosen.effective_depth), chosen, strict=True)
     observer.num_shown = num_samples
-    _run_batches(observer, model, [batch], cost=None)
+    read_batches(observer, model, [batch], cost=None)
     return observer.samples
 
 
-def _run_batches(
-    observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
-) -> None:
-    """Run batches through a model in evaluation mode, and its observer with them."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a model run in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    observer.attach()
     try:
-        for batch in batches:
-            inputs, targets = _inputs_and_targets(batch)
-            observer.arm(Batch(inputs, targets=targets))
-            _run_batch(observer, model, inputs, targets, cost)
-            observer.drain()
+        yield
     finally:
-        observer.detach()
         for module, was_training in modes.items():  # parts may have modes of their own, as a frozen batch norm
             module.training = was_training
 
 
-def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+def read_batches(
+    observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
+) -> None:
+    """Run batches through a model in evaluation mode, and its observer with them."""
+    observer.attach()
+    reads_parameters = any(record.needs == "parameters" for record in observer.quantities)
+    try:
+        with evaluating(model):
+            for given in batches:
+                inputs, targets = inputs_and_targets(given)
+                batch = Batch(inputs, None, targets, {} if reads_parameters else None)
+                observer.arm(batch)
+                _run_batch(observer, model, batch, cost)
+                observer.drain()
+    finally:
+        observer.detach()
+
+
+def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """Take a batch apart: a pair, or inputs alone."""
     if not isinstance(batch, (tuple, list)):
         return batch, None
     if len(batch) not in (1, 2):
@@ -133,10 +153,16 @@ def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1] if len(batch) == 2 else None
 
 
+def run_model(model: nn.Module, inputs: Any) -> Any:
+    """Return a model's outputs; inputs that are a dictionary are passed by keyword."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
 def _run_batch(
-    observer: PathObserver, model: nn.Module, inputs: Any, targets: Any, cost: Callable[[Any, Any], Tensor] | None
+    observer: PathObserver, model: nn.Module, batch: Batch, cost: Callable[[Any, Any], Tensor] | None
 ) -> None:
     """Run a batch forward and, where there is a cost, backward."""
+    inputs = batch.data
     named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
     for name, value in named.items():
@@ -145,15 +171,18 @@ def _run_batch(
     possible = [*named.values(), *model.parameters()]
     sources = [source for source in possible if isinstance(source, Tensor) and source.requires_grad]
     with torch.set_grad_enabled(cost is not None):
-        outputs = model(**named) if isinstance(inputs, Mapping) else model(named[""])
+        outputs = run_model(model, named if isinstance(inputs, Mapping) else named[""])
         if cost is not None:
-            _run_backward(observer, cost(outputs, targets), sources)
+            gradients = _run_backward(observer, cost(outputs, batch.targets), sources)
+            if batch.gradients is not None:
+                found = zip(map(id, sources), gradients, strict=True)
+                batch.gradients.update({source: one for source, one in found if one is not None})
 
 
-def _run_backward(observer: PathObserver, cost: Tensor, sources: Sequence[Tensor]) -> None:
-    """Run backward and leave every `.grad` as it was."""
+def _run_backward(observer: PathObserver, cost: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Run backward, leave every `.grad` as it was, and return the gradients."""
     try:
-        torch.autograd.grad(cost, sources, allow_unused=True, retain_graph=True)
+        return torch.autograd.grad(cost, sources, allow_unused=True, retain_graph=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error):
             raise
@@ -164,6 +193,7 @@ def _run_backward(observer: PathObserver, cost: Tensor, sources: Sequence[Tensor
             source.grad = None
         try:
             cost.backward()  # type: ignore[no-untyped-call]
+            return [source.grad for source in sources]
         finally:
             for source, gradient in kept:
                 source.grad = gradient

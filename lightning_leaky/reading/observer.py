@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lightning_leaky.functional.step_sizes import normalise_step_sizes
+from lightning_leaky.hooks.branch_capture import BranchCapture
 from lightning_leaky.hooks.capture import PathCapture
+from lightning_leaky.hooks.skipped import SkippedBlocks
+from lightning_leaky.metrics.choice import resolve_quantities
 from lightning_leaky.metrics.path_reader import PathReader
+from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
-from lightning_leaky.metrics.records import resolve_quantities
-from lightning_leaky.paths.block_path import BlockPath, PathFinder
+from lightning_leaky.paths.block_path import BlockPath
+from lightning_leaky.paths.branches import path_or_finder
 from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
+from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.segmentation import Segmentation
@@ -36,7 +41,8 @@ class PathObserver:
         decay_of: Tells an optimizer's weight decay of layers, once they are known; its λ, see
             `lightning_leaky.functional.objective_weight_decay`, is added to that of the settings.
         strict: Whether what cannot be read raises an error. Then every gradient counts, whether a step uses it or not.
-        held: Ids of the parameters that optimizers hold: a path that is found is one that is trained.
+        held: Ids of the parameters that optimizers hold: a path that is found is one that is trained. A mapping tells
+            what they add to the gradient of each, see `Decays`.
 
     Attributes:
         quantities: Records of what is read.
@@ -61,33 +67,42 @@ class PathObserver:
     ) -> None:
         self.path, self.settings, self.strict = path, settings, strict
         self._model, self._decay_of = model, decay_of
+        self._parameters = ParameterReader(held if isinstance(held, Mapping) else None, decay_of is not None, strict)
         self._optimizer_weight_decay = None if path is None or decay_of is None else decay_of(path.layers)
         self.quantities = resolve_quantities(settings.quantities or ())
         if path is not None or decay_of is None:
             check_quantities_of(path, settings, settings.weight_decay or self._optimizer_weight_decay)
-        self.reads_momenta = any(record.has_momenta for record in self.quantities)
+            self._parameters.check(self.quantities, model if path is None else path.layers, settings.weight_decay)
+        self.reads_gradients = any(record.has_gradients for record in self.quantities)
         self._has_weights = knows_weights(path)  # a path that is found has none
         self.notes: list[str] = []
         self.num_shown = 0
         self.samples: list[PathSample] = []
-        self._finder: PathFinder | None = None
-        if path is None:
-            self._finder = PathFinder(model, settings.effective_depth, held)
-            layers = self._finder.candidates
-        else:
-            layers = list(path.layers)
-        self._watched = self._watch(layers)
-        self.capture.is_search = path is None
+        self.path, self._finder = path_or_finder(model, path, settings.branches, settings.effective_depth, held)
+        layers = [] if self.path is None else list(self.path.layers)
+        self._watched = self._watch(layers if self._finder is None else self._finder.candidates)
+        self.capture.is_search = self.path is None
         self._reader: PathReader | None = None
         self._batch = Batch()
         self.said: set[str] = set()
-        self._step_sizes = torch.zeros(0) if path is None else step_sizes_of(path)
+        self._step_sizes = torch.zeros(0) if self.path is None else step_sizes_of(self.path)
 
     @property
     def weight_decay_read(self) -> float | None:
         """λ that momenta are read with; ``None`` where none are, and before the path is known."""
-        is_known = self.reads_momenta and self._watched.segmentation.is_known
+        is_known = self._has_momenta and self._watched.segmentation.is_known
         return self._weight_decay(self.path) if is_known and self.path is not None else None
+
+    def skipping(self) -> SkippedBlocks:
+        """Return hooks that skip the layers that are read, once a batch has passed."""
+        read, numbers = self._watched.segmentation.layers, self.capture.numbers
+        state = None if self.path is None else self.settings.state_of(self.path)
+        names = [self._watched.names[index] for index in read]
+        return SkippedBlocks(self._layers_read(), names, state, [numbers[index] for index in read])
+
+    @property
+    def _has_momenta(self) -> bool:
+        return any(record.has_momenta for record in self.quantities)
 
     @property
     def capture(self) -> PathCapture:
@@ -143,10 +158,11 @@ class PathObserver:
         if self._reader is not None:
             self._reader.reset()
 
-    def compute(self) -> Readings | None:
+    def compute(self, parameter_scale: float | None = None) -> Readings | None:
         """Return the readings of all batches since the last reset, or ``None`` if no process has read one.
 
-        Under torch.distributed every process must call it: one without a batch joins the others.
+        Under torch.distributed every process must call it: one without a batch joins the others. Before a step
+        `parameter_scale` is what multiplied the cost in the parameters' `.grad`; else no quantity of these is read.
         """
         found = None if self._finder is None else self._finder.agreed_path()
         if found is not None:  # the path of the first of all processes; one that found another gives up its own sums
@@ -166,7 +182,8 @@ class PathObserver:
             reader.expect(self._step_sizes_read(), device, self._watched.segmentation.dtype)
         layers = self._watched.segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None
-        readings = reader.compute([self._watched.names[index] for index in layers], weights)
+        known = self._parameters.sums(self._layers_read(), self.settings, self.path, reader.step_sizes, parameter_scale)
+        readings = reader.compute([self._watched.names[index] for index in layers], weights, known)
         for key, error in reader.failures.items():
             self._complain(f"Quantity {key!r} reads NaN: {str(error) or repr(error)}", error)
         return readings
@@ -178,18 +195,14 @@ class PathObserver:
             return
         found = finder.find(candidates)
         if found is None:
-            shapes = finder.shapes_seen(candidates)
+            message = finder.complaint(candidates)
             if finder.is_done():
                 candidates.detach()
-            self._complain(
-                "No layers are read: `layers` is None, and no two blocks of one class that keep the shape follow one "
-                f"another in the first batch. Modules that ran: {shapes}. Name the layers, as in "
-                'EnergyMonitor("encoder.layers.*"), or wrap what belongs together in modules of one class.',
-            )
+            self._complain(message)
             return
-        path, run = found
+        path, places = found
         self._take_path(path)
-        self.capture.take(candidates, run)
+        self.capture.take(candidates, places)
         self.notes.append(finder.note())
 
     def _take_path(self, path: BlockPath) -> None:
@@ -199,25 +212,27 @@ class PathObserver:
         self.capture.attach()
         self._step_sizes = step_sizes_of(path)
         self._optimizer_weight_decay = None if self._decay_of is None else self._decay_of(path.layers)
-        if self.reads_momenta and not self._weight_decay(path):
-            momenta = [record.key for record in self.quantities if record.has_momenta]
-            self._warn(
-                f"{momenta} are not read: the layers that were found have no one weight decay. Give `weight_decay`."
-            )
-            self.quantities = tuple(record for record in self.quantities if not record.has_momenta)
-            self.settings, self.reads_momenta = self.settings.reading(self.quantities), False
+        if self._has_momenta and not self._weight_decay(path):
+            momenta = [record for record in self.quantities if record.has_momenta]
+            why = "are not read: the layers that were found have no one weight decay. Give `weight_decay`."
+            self._leave_out(momenta, f"{[record.key for record in momenta]} {why}")
+        try:
+            self._parameters.check(self.quantities, path.layers, self.settings.weight_decay)
+        except ValueError as error:
+            self._leave_out([record for record in self.quantities if record.needs == "parameters"], str(error))
+
+    def _leave_out(self, records: list[Quantity], why: str) -> None:
+        self._warn(why)
+        self.quantities = tuple(record for record in self.quantities if record not in records)
+        self.settings = self.settings.reading(self.quantities)
+        self.reads_gradients = any(record.has_gradients for record in self.quantities)
 
     def _read(self, path: LeakyPath, gradient_scale: float) -> None:
         """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
         passed = self._watched.passed(self._batch, self._warn)
         self.notes, self._watched.notes = [*self.notes, *self._watched.notes], []
         self._add(path, passed, gradient_scale)
-        if self.num_shown:
-            self.samples = []
-            try:
-                self.samples = passed.samples(self.num_shown)
-            except Exception as error:  # what goes wrong here must not spoil the reading
-                self._warn(f"No samples of a batch are kept for pictures: {error}")
+        self.samples = passed.samples(self.num_shown, self._warn) if self.num_shown else self.samples
 
     def _add(self, path: LeakyPath, passed: PassedBatch, gradient_scale: float) -> None:
         """Add as much of a batch as there is room for."""
@@ -231,13 +246,20 @@ class PathObserver:
             if room == 0:
                 return
             previous, current = passed.at_most(room)
-        momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_momenta else None
+        momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_gradients else None
         reader.update(previous, current, self._step_sizes_read(), momenta)
+        if passed.batch.gradients is not None:
+            self._parameters.add(self._layers_read(), passed.batch.gradients, list(map(reader.recipe.share, current)))
 
     def _weight_decay(self, path: LeakyPath) -> float:
-        """λ that momenta are read with."""
+        """λ that momenta are read with, 1 if only gradients are read."""
+        if not self._has_momenta:
+            return 1.0
         num_layers = len(self._watched.segmentation.layers) or len(path.layers)
         return momentum_weight_decay(self.settings, path, num_layers, self._optimizer_weight_decay)
+
+    def _layers_read(self) -> list[nn.Module]:
+        return [self.capture.layers[index] for index in self._watched.segmentation.layers]
 
     def _step_sizes_read(self) -> Tensor:
         """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""
@@ -245,8 +267,10 @@ class PathObserver:
 
     def _reader_of(self, path: LeakyPath) -> PathReader:
         if self._reader is None:
-            recipe = self.settings.recipe(path)
-            self._reader = PathReader(self._watched.segmentation.widths, recipe, self.settings.form)
+            recipe = self.settings.recipe(path, self._weight_decay(path))
+            self._reader = PathReader(
+                self._watched.segmentation.widths, recipe, self.settings.form, self.settings.halves
+            )
             if self._reader.form == "samples":
                 self.notes.append(
                     "The samples themselves are kept, in the N × N form: second moments would take "
@@ -255,8 +279,10 @@ class PathObserver:
         return self._reader
 
     def _watch(self, layers: list[nn.Module]) -> WatchedLayers:
-        state = None if self.path is None else self.settings.state_of(self.path)  # candidates may have no such argument
-        return WatchedLayers(self._model, layers, self.settings, self.reads_momenta, self.strict, state)
+        is_known = self.path is not None or bool(self.settings.branches)  # candidates may have no such argument
+        state = self.settings.state_of(self.path) if is_known else None
+        kind = BranchCapture if self.path is None and self.settings.branches else PathCapture
+        return WatchedLayers(self._model, layers, self.settings, self.reads_gradients, self.strict, state, kind)
 
     def _complain(self, message: str, cause: Exception | None = None) -> None:
         if self.strict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,11 +24,13 @@ class Batch(NamedTuple):
         data: What passes, to know its padding.
         fresh: Which of its samples are no repeats, see `Layout.rows`; ``None`` for all.
         targets: What belongs to it, where the batch is inputs alone; for the labels of pictures.
+        gradients: ∂C/∂θ of its cost by id of the parameter, where they are read; here they are put.
     """
 
     data: Any = None
     fresh: Tensor | None = None
     targets: Any = None
+    gradients: dict[int, Tensor] | None = None
 
 
 class PassedBatch:
@@ -74,8 +76,18 @@ class PassedBatch:
         """Return B_l = −(1/λ) ∂C/∂A_l of each layer; NaN of the shape of a matrix where no gradient came."""
         return _stacked([self._momenta_of(passage, weight_decay) for passage in self.passages])
 
-    def samples(self, most: int) -> list[PathSample]:
-        """Return a few rows of the first pass on their way, with their labels, one entry a segment."""
+    def samples(self, most: int, say: Callable[[str | None], None]) -> list[PathSample]:
+        """Return a few rows of the first pass on their way, with their labels, one entry a segment.
+
+        There are none where that fails, and `say` is called with why: it must not spoil the reading.
+        """
+        try:
+            return self._samples(most)
+        except Exception as error:
+            say(f"No samples of a batch are kept for pictures: {error}")
+            return []
+
+    def _samples(self, most: int) -> list[PathSample]:
         layout, passage = self.layout.limited(most), self.passages[0]
         batch = self.batch.data if self.batch.targets is None else (self.batch.data, self.batch.targets)
         known, labels = labels_of(batch), dict[int, Tensor | None]()

@@ -6,15 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from lightning_leaky.functional._checks import check_non_negative, check_positive
-from lightning_leaky.functional.features import Activation, features, resolve_activation
+from lightning_leaky.functional.features import Activation, features, resolve_features
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.functional.leak import objective_weight_decay
+from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.metrics.choice import plain_quantities, resolve_quantities
 from lightning_leaky.metrics.layer_store import Form, check_form
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.recipe import LossReduction, Recipe, check_loss_reduction
-from lightning_leaky.metrics.records import QUANTITIES, plain_quantities, resolve_quantities
+from lightning_leaky.metrics.records import QUANTITIES
+from lightning_leaky.paths.branches import BranchChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 
@@ -26,7 +30,7 @@ class ReadingOptions:
     gamma: float | None = None
     gamma_rel: float = 1e-3
     rtol: float = 1e-5
-    activation: Activation | None = None
+    features: Activation | None = None
     constant_column: bool | None = None
     weight_decay: float | None = None
     effective_depth: float = 0.0
@@ -34,7 +38,9 @@ class ReadingOptions:
     layout: Layout | None = None
     padding_mask: PaddingMask = GIVEN
     state: StateChoice = None
+    branches: BranchChoice = False
     form: Form = "auto"
+    halves: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,13 @@ class ReadingSettings(ReadingOptions):
         gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
         rtol: Relative cut-off of the raw form.
-        activation: Entrywise nonlinearity of the features σ(A), a name or a function; ``None`` takes that of the path
-            where it says so, as a `LeakyResNet` does, and relu elsewhere.
-        constant_column: Whether σ(A) ends with a column of ones; ``None`` takes what the path says, else true.
-        weight_decay: λ > 0 of the objective, for the momentum readings.
+        features: Features σ(A) of a layer: ``"relu"``, the paper's, ``"linear"``, A itself, ``"crelu"``, both signs of
+            A, another activation by name, or a function from shape (N, w) to (N, d). ``None`` takes the activation of
+            the path where it says so, as a `LeakyResNet` does; else relu on a path that leaks, and linear on others.
+        constant_column: Whether a column of ones follows them; ``None`` takes what the path says, else true.
+        weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖², for the momentum readings, the Hamiltonian of
+            any block and its residual. These read it of all trainable parameters θ_l of a block; W_l is θ_l/ρ_l where
+            the parameters are no W_l. In training it is a term of the loss, or says what an optimizer's decay comes to.
         effective_depth: L̃ ≥ 0 of layers that are no leaky path's; a leaky path knows its own.
         loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
         layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
@@ -62,11 +71,16 @@ class ReadingSettings(ReadingOptions):
         state: Which tensor is the state, where a layer takes or returns several of its shape: an argument by name or
             position, a pair of an argument and an output (its number, key or attribute), ``"sum"`` of all (hidden and
             residual), or a function of either side. ``None`` takes what one layer hands on to the next.
+        branches: Whether the branches of each block (attention, MLP) are layers of their own. True finds, in the first
+            batch, the states between them. Names of modules in each block, as ``("norm1", "norm2")``, say it: each
+            takes a state, and the last branch ends with the block.
         form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
             rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
             ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
             while those of all processes are at most w and then sums moments, or, where moments would take more than
             1 GiB, keeps as many samples as fill it, which is said once.
+        halves: Whether to read two halves of the samples by themselves too, for as much work again: by how much they
+            differ is how far a reading would be another with other samples.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -83,8 +97,8 @@ class ReadingSettings(ReadingOptions):
         if self.quantities is not None:
             resolve_quantities(self.quantities)
             object.__setattr__(self, "quantities", plain_quantities(self.quantities))
-        if self.activation is not None:
-            resolve_activation(self.activation)
+        if self.features is not None:
+            resolve_features(self.features)
         if self.weight_decay is not None:
             check_positive("weight_decay", self.weight_decay)
         check_non_negative("effective_depth", self.effective_depth)
@@ -111,29 +125,37 @@ class ReadingSettings(ReadingOptions):
         """Return these settings with other quantities."""
         return replace(self, quantities=tuple(quantities))
 
-    def state_of(self, path: LeakyPath) -> StateChoice:
+    def state_of(self, path: LeakyPath | None) -> StateChoice:
         """Which tensor of a layer is its state: as told, or as the path says."""
         return getattr(path, "state", None) if self.state is None else self.state
 
-    def recipe(self, path: LeakyPath) -> Recipe:
-        """What is computed of a path, and how."""
-        activation = getattr(path, "activation", "relu") if self.activation is None else self.activation
+    def recipe(self, path: LeakyPath, weight_decay: float = 1.0) -> Recipe:
+        """What is computed of a path, and how, from momenta with this λ."""
+        # A block of a network without a leak reads A through a normalisation, not through a ReLU.
+        usual = "relu" if path.effective_depth > 0 else "linear"
+        chosen = getattr(path, "activation", usual) if self.features is None else self.features
         constant = getattr(path, "constant_column", True) if self.constant_column is None else self.constant_column
         return Recipe(
             self.quantities or (),
             path.effective_depth,
             self.k_norm,
-            partial(features, activation=resolve_activation(activation), constant_column=constant),
+            partial(features, activation=resolve_features(chosen), constant_column=constant),
             self.loss_reduction,
+            weight_decay,
         )
 
 
-def readable_quantities(path: LeakyPath | None, has_momenta: bool) -> list[str]:
-    """Return the keys of every quantity that can be read of a path, with or without gradients and a weight decay."""
+def readable_quantities(path: LeakyPath | None, has_gradients: bool, has_momenta: bool) -> list[str]:
+    """Return the keys of what is read of a path unless told, with or without gradients and a weight decay.
+
+    Of blocks that are no leaky steps the Hamiltonian of features σ(A) says nothing: that of any block takes its place.
+    """
     return [
         key
         for key, record in QUANTITIES.items()
-        if (has_momenta or not record.has_momenta) and (knows_weights(path) or record.needs != "weights")
+        if (has_gradients or not record.has_gradients)
+        and (has_momenta or not record.has_momenta)
+        and (knows_weights(path) or not (record.needs == "weights" or key == "hamiltonian"))
     ]
 
 
@@ -153,6 +175,12 @@ def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weigh
             f"`quantities` cannot include {', '.join(with_weights)} for these layers, without the W_l of a leaky path "
             "that has a method `weights`, as `LeakyResNet` has. Leave them out."
         )
+    of_parameters = [record.key for record in records if record.needs == "parameters"]
+    if settings.branches and of_parameters:
+        raise ValueError(
+            f"`quantities` cannot include {of_parameters} of `branches`: which parameters of a block belong to which "
+            "is not told. Leave either out."
+        )
     momenta = [record.key for record in records if record.has_momenta]
     if momenta and (weight_decay is None or not 0 < weight_decay < float("inf")):
         raise ValueError(
@@ -160,11 +188,21 @@ def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weigh
             "objective, or leave these quantities out. (`EnergyMonitor` takes it from an optimizer that has one weight "
             "decay > 0 on all matrices of these layers.)"
         )
-    if momenta and not settings.reads_all_positions:
+    gradients = [record.key for record in records if record.has_gradients]
+    if gradients and not settings.reads_all_positions:
         raise ValueError(
-            f"`layout` must read every position for {momenta}, sums over all of them, got {settings.layout}; leave "
+            f"`layout` must read every position for {gradients}, sums over all of them, got {settings.layout}; leave "
             "`max_samples` and `per_sample` out, or these quantities."
         )
+
+
+def layer_weight_decays(settings: ReadingSettings, path: LeakyPath, step_sizes: Tensor) -> Tensor:
+    """d_l of the term Σ (d_l/2)‖θ_l‖² that the λ of the settings makes of the parameters of layers, 0 without a λ.
+
+    It is (λ/(2L̃)) Σ ρ_l ‖W_l‖², where θ_l is W_l, or of other blocks ρ_l W_l, as in `objective_weight_decay`.
+    """
+    leak = (settings.weight_decay or 0.0) * leak_scale(path.effective_depth)
+    return leak * step_sizes if knows_weights(path) else leak / step_sizes
 
 
 def momentum_weight_decay(

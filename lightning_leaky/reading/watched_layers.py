@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lightning_leaky.hooks.capture import PathCapture
-from lightning_leaky.hooks.layer_hooks import Span
 from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.hooks.steps import named_after
 from lightning_leaky.paths.layers import named_layers
 from lightning_leaky.reading.checks import (
     broken_path,
@@ -36,6 +36,7 @@ class WatchedLayers:
         gradients: Whether to keep gradients.
         counts_all: Whether every gradient counts, or those that a step uses.
         state: Which tensor of a layer is its state.
+        kind: What keeps what passes.
 
     Attributes:
         names: Their names in the model.
@@ -52,13 +53,14 @@ class WatchedLayers:
         gradients: bool = False,
         counts_all: bool = False,
         state: StateChoice = None,
+        kind: type[PathCapture] = PathCapture,
     ) -> None:
         name_of = {id(module): name for name, module in named_layers(model).items()}
-        firsts = [layer[0] if isinstance(layer, Span) else layer for layer in layers]
+        firsts = map(named_after, layers)
         self.names = [name_of.get(id(layer), f"layer {index}") for index, layer in enumerate(firsts, start=1)]
         self.settings, self.layout = settings, settings.sample_layout
         self.segmentation = Segmentation.unknown(len(layers))
-        self.capture = PathCapture(layers, gradients, counts_all, model, state)
+        self.capture = kind(layers, gradients, counts_all, model, state)
         self.notes: list[str] = []
 
     def passed(self, batch: Batch, say: Callable[[str | None], None]) -> PassedBatch:

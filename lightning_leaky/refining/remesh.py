@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_leaky.refining.interpolation import Interpolation, interpolation_of
+from lightning_leaky.utilities.optimizer_steps import check_state_is_by_parameter
 from lightning_leaky.utilities.wrappers import plain_name
 
 Parameters: TypeAlias = dict[str, Tensor]
@@ -19,11 +20,6 @@ Parameters: TypeAlias = dict[str, Tensor]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
-# Of optimizers, by name: some are not in every build of torch.
-_NOT_BY_PARAMETER = {
-    "LBFGS": "whose history is of all of them together",
-    "ZeroRedundancyOptimizer": "which shares them out over the processes once and for all",
-}
 
 
 @torch.no_grad()
@@ -118,12 +114,7 @@ def remeshed_layers(
 
 def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
     """Raise ValueError where an optimizer keeps what cannot be moved between layers of these parameters."""
-    for cls in type(optimizer).__mro__:
-        if cls.__name__ in _NOT_BY_PARAMETER:
-            raise ValueError(
-                f"`optimizer` must keep its state parameter by parameter, got {cls.__name__}, "
-                f"{_NOT_BY_PARAMETER[cls.__name__]}; use Adam or SGD."
-            )
+    check_state_is_by_parameter(optimizer)
     for parameter in parameters:
         for name, value in _state_of(optimizer, parameter).items():
             if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:

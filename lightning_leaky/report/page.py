@@ -21,6 +21,7 @@ from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.report.html import render
+from lightning_leaky.report.removal import BlockRemoval, measure_removal, plot_removal
 
 # True with and without a leak.
 _CAPTIONS = {
@@ -30,7 +31,7 @@ _CAPTIONS = {
     "path": "The way of a few samples through the layers, in the two leading directions of the path: a dot for each "
     "layer where there are at most 29, and a black one for the last.",
 }
-_OF_PATH = ("layers", "effective_depth", "layout", "padding_mask")
+_OF_PATH = ("layers", "effective_depth", "layout", "padding_mask", "state")
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Report:
         readings: Of every layer, over the whole data.
         samples: A few samples on their way, one entry a segment.
         facts: What else a reader wants to know, by name: class, data, sizes.
+        removal: What leaving blocks out costs; ``None`` where it was not measured.
     """
 
     title: str
     readings: Readings
     samples: list[PathSample]
     facts: Mapping[str, Any]
+    removal: BlockRemoval | None = None
 
     @property
     def diagnoses(self) -> list[Diagnosis]:
@@ -56,7 +59,12 @@ class Report:
 
 
 def report_on(
-    model: nn.Module, batches: Iterable[Any], title: str, facts: Mapping[str, Any] | None = None, **settings: Any
+    model: nn.Module,
+    batches: Iterable[Any],
+    title: str,
+    facts: Mapping[str, Any] | None = None,
+    removal_batches: int = 0,
+    **settings: Any,
 ) -> Report:
     """Read a network over a data set and gather a report.
 
@@ -65,6 +73,8 @@ def report_on(
         batches: As of `measure_path`; they are gone through once, and the first one shows a few samples on their way.
         title: Name of the network.
         facts: What else to say, by name.
+        removal_batches: On how many of the first batches to measure what leaving blocks out costs, see
+            `measure_removal`; it takes a cost.
         **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` where the
             network has no leaky path.
 
@@ -80,15 +90,21 @@ def report_on(
         5
     """
     remaining = iter(batches)
-    first = list(islice(remaining, 1))
+    first = list(islice(remaining, max(1, removal_batches)))
     readings = measure_path(model, chain(first, remaining), **settings)
     of_path = {name: settings[name] for name in _OF_PATH if name in settings}
-    samples = sample_path(model, first[0], **of_path)
+    samples, cost = sample_path(model, first[0], **of_path), settings.get("cost")
+    removal, facts = None, dict(facts or {})
+    if cost is not None and removal_batches:
+        try:
+            removal = measure_removal(model, first, cost, readings, **of_path)
+        except ValueError as error:  # the readings stand without it
+            facts["removal of blocks"] = f"not measured: {error}"
     found: dict[str, Any] = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth}
     if has_equal_steps(readings.step_sizes):
         found["step-size ρ of each layer"] = f"{float(readings.step_sizes[0]):.4g}"
-    found |= {"mode of the network": "evaluation, without dropout", **(facts or {})}
-    return Report(title, readings, samples, found)
+    found |= {"mode of the network": "evaluation, without dropout", **facts}
+    return Report(title, readings, samples, found, removal)
 
 
 def content_of(report: Report) -> dict[str, Any]:
@@ -98,9 +114,9 @@ def content_of(report: Report) -> dict[str, Any]:
     says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
     places = {key: f"{key.split('/')[0]}/{key.split('/')[-1]}" for key in readings.summaries()}
     meanings = {key: says[place] for key, place in places.items() if place in says}
-    shares, idle = zip(*work_of_layers(readings), strict=True)
+    shares, little = zip(*work_of_layers(readings), strict=True)
     content = {
-        "format": 2,
+        "format": 3,
         "title": report.title,
         "facts": dict(report.facts),
         "summaries": {key: float(readings.summaries()[key]) for key in meanings},
@@ -110,11 +126,12 @@ def content_of(report: Report) -> dict[str, Any]:
             "step_size": readings.step_sizes.tolist(),
             "position": readings.positions.tolist(),
             "share_of_work": list(shares),
-            "is_idle": list(idle),
+            "moves_little": list(little),
             **{name: readings[name].tolist() for name in records},
         },
         "segments": list(readings.segments),
-        "diagnosis": paragraphs(readings),
+        "diagnosis": paragraphs(readings) + ([] if report.removal is None else [report.removal.sentence]),
+        "removal": None if report.removal is None else report.removal.content(readings),
         "quantities": {
             name: {"title": record.title, "label": record.label(), "says": record.says}
             for name, record in records.items()
@@ -162,6 +179,11 @@ def figures_with_captions(report: Report) -> Iterable[tuple[str, Any]]:
             else:
                 axes.set_ylim(bottom=0)
             yield f"{record.title.capitalize()}. {record.says}", figure
+    if report.removal is not None:
+        yield (
+            "What the network costs without some of its blocks, in the order of a score.",
+            plot_removal(report.removal),
+        )
 
 
 def name_of(model: nn.Module) -> str:

@@ -10,6 +10,11 @@ from torch.optim import Optimizer
 from lightning_leaky.utilities.harmless import warn_once
 
 _MANY_PASSES = 1000
+# Of optimizers, by name: some are not in every build of torch.
+_NOT_BY_PARAMETER = {
+    "LBFGS": "whose history is of all of them together",
+    "ZeroRedundancyOptimizer": "which shares them out over the processes once and for all",
+}
 
 
 class Rhythm:
@@ -100,3 +105,13 @@ def step_was_skipped(optimizer: Optimizer) -> bool:
     """Whether an AMP scaler made this step a no-op: fused optimizers are called all the same, with `found_inf` set."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)
+
+
+def check_state_is_by_parameter(optimizer: Optimizer | None) -> None:
+    """Raise ValueError if an optimizer keeps what belongs to no single parameter."""
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in _NOT_BY_PARAMETER:
+            raise ValueError(
+                f"`optimizer` must keep its state parameter by parameter, got {cls.__name__}, "
+                f"{_NOT_BY_PARAMETER[cls.__name__]}; use Adam or SGD."
+            )

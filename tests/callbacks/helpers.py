@@ -9,22 +9,32 @@ from torch import Tensor, nn
 
 from lightning_leaky import KNorm, LeakyResNet, LeakyResNetModule
 from lightning_leaky.functional import (
+    block_influence,
     cost_of_identity,
     criticality_residual,
     cross_term,
     energy_hamiltonian,
     features,
+    first_order,
     hamiltonian,
     kinetic_energy,
     lagrangian,
+    pontryagin_hamiltonian,
+    pontryagin_residual,
     potential_energy,
+    relative_distance,
+    relative_speed,
     stable_rank,
     velocity,
 )
 
 ENERGIES = ("cost_of_identity", "kinetic_energy", "potential_energy", "cross_term", "lagrangian", "energy_hamiltonian")
-MOMENTA = ("hamiltonian", "criticality_residual", "momentum_norm", "features_momentum_norm")
-ALL = (*ENERGIES, "speed", "stable_rank", *MOMENTA)
+MOVES = ("relative_speed", "block_influence", "relative_distance")
+MOMENTA = ("first_order", "hamiltonian", "criticality_residual", "momentum_norm", "features_momentum_norm")
+OF_PARAMETERS = ("pontryagin_hamiltonian", "pontryagin_residual")
+DEFAULTS = ("cost_of_identity", "kinetic_energy", "block_influence")
+"""What is read of any blocks, without a leak."""
+ALL = (*ENERGIES, *MOVES, "speed", "stable_rank", *OF_PARAMETERS, *MOMENTA)
 
 
 class NoisyModule(LeakyResNetModule):
@@ -103,13 +113,32 @@ def readings_by_hand(module: LeakyResNetModule, inputs: Tensor, targets: Tensor,
     network, depth = module.network, module.network.effective_depth
     path = path_by_hand(network, inputs)
     cost = module.cost(network.output_map(path[-1]), targets)
-    momentum = -torch.stack(torch.autograd.grad(cost, path[1:])) / module.weight_decay
+    momentum = -torch.stack(torch.autograd.grad(cost, path[1:], retain_graph=True)) / module.weight_decay
+    decays = [module.weight_decay / depth * rho for rho in network.step_sizes.tolist()]  # of (λ/(2L̃))ρ‖W‖²
+    thetas = [list(layer.parameters()) for layer in network.layers]
+    slopes = torch.autograd.grad(cost, [one for theta in thetas for one in theta], retain_graph=True)
+    paid = [d / 2 * sum(one.double().square().sum() for one in theta) for d, theta in zip(decays, thetas, strict=True)]
     previous, current = torch.stack(path[:-1]).detach(), torch.stack(path[1:]).detach()
     moved = velocity(previous, current, network.step_sizes)
     weights = torch.stack([torch.cat([layer.weight, layer.bias[:, None]], dim=1) for layer in network.layers]).detach()
     return {
         "cost_of_identity": cost_of_identity(previous, k_norm),
         "kinetic_energy": kinetic_energy(previous, moved, depth, k_norm),
+        "relative_speed": relative_speed(previous, current, k_norm),
+        "block_influence": block_influence(previous, current),
+        "relative_distance": relative_distance(previous, current),
+        "first_order": first_order(-module.weight_decay * momentum, previous, current),
+        "pontryagin_hamiltonian": pontryagin_hamiltonian(
+            -module.weight_decay * momentum, previous, current, torch.stack(paid).detach(), network.step_sizes.double()
+        ),
+        "pontryagin_residual": torch.stack(
+            [
+                pontryagin_residual(
+                    [one.detach() for one in theta], slopes[2 * index : 2 * index + 2], [decays[index]] * 2
+                )
+                for index, theta in enumerate(thetas)
+            ]
+        ),
         "potential_energy": potential_energy(previous, depth, k_norm),
         "cross_term": cross_term(previous, moved, k_norm),
         "lagrangian": lagrangian(previous, moved, depth, k_norm),

@@ -15,9 +15,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, Layout, StepSizeAdapter, make_leaky, measure_path
-from lightning_leaky.functional import cost_of_identity, objective_weight_decay
+from lightning_leaky.functional import objective_weight_decay
 from lightning_leaky.metrics import path_reader
-from tests.callbacks.helpers import MOMENTA, rows_of, steps_with
+from tests.blocks import effective_dimension
+from tests.callbacks.helpers import DEFAULTS, MOMENTA, rows_of, steps_with
 
 WIDTH = 5
 
@@ -216,7 +217,7 @@ def test_passes_of_a_path_that_runs_twice_are_more_rows(make_trainer, layers):
     gradients = torch.autograd.grad(states[-1].square().mean(), states[1:])
     rows = [torch.cat([states[index], states[index + 3]]).detach() for index in range(3)]
     norms = torch.stack([torch.cat([gradients[index], gradients[index + 3]]).norm() for index in range(3)])
-    expected = torch.stack([cost_of_identity(one) for one in rows])
+    expected = torch.stack([effective_dimension(one) for one in rows])
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"], expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(monitor.readings["train"]["momentum_norm"], norms.double() / 0.3, rtol=1e-5, atol=0)
 
@@ -226,9 +227,6 @@ def test_blocks_are_found_without_a_fit(make_trainer, hooks_of):
     make_trainer(monitor).validate(module, loader(num_batches=3), verbose=False)
     assert_same(monitor.readings["validate"], measure_path(module, loader(num_batches=3), list(DEFAULTS)))
     assert hooks_of(module) == 0
-
-
-DEFAULTS = ("cost_of_identity", "kinetic_energy")
 
 
 def test_of_two_runs_the_longer_is_taken_of_equals_the_larger(make_trainer):
@@ -294,7 +292,7 @@ def test_blocks_that_change_the_width_split_the_path(make_trainer, tmp_path, lay
         expected.append(hidden.detach())
         hidden = block.double()(hidden)
     for index, place in enumerate([0, 1, 3]):
-        torch.testing.assert_close(readings["cost_of_identity"][index], cost_of_identity(expected[place]))
+        torch.testing.assert_close(readings["cost_of_identity"][index], effective_dimension(expected[place]))
     keys = rows_of(logger.log_dir)[0]
     assert {
         "cost_of_identity/layer_03",
@@ -330,7 +328,7 @@ def test_padding_is_left_out(make_trainer, padding_mask, honoured):
     make_trainer(monitor, max_epochs=1).fit(Foreign(blocks()), data)
     rows = hidden[MASK] if honoured else hidden.reshape(-1, WIDTH)
     first = monitor.readings["train"]["cost_of_identity"][0]
-    torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
+    torch.testing.assert_close(first, effective_dimension(rows), rtol=1e-6, atol=0)
     module = Foreign(blocks())
     make_trainer(monitor).validate(module, data, verbose=False)
     assert_close_first(monitor.readings["validate"], measure_path(module, [rows], ["cost_of_identity"]))
@@ -359,7 +357,7 @@ def test_tokens_of_all_sequences_in_one_axis_have_padding_too(make_trainer):
     data, hidden = token_loader(MASK.long())
     monitor = EnergyMonitor("blocks.*", padding_mask="attention_mask")
     first = read(make_trainer, Flat(blocks()), data, monitor).readings["train"]["cost_of_identity"][0]
-    torch.testing.assert_close(first, cost_of_identity(hidden[MASK]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(first, effective_dimension(hidden[MASK]), rtol=1e-6, atol=0)
 
 
 class Side(nn.Module):
@@ -405,7 +403,7 @@ def test_each_side_is_read_with_the_mask_that_it_is_given(make_trainer, own_mask
         taken = hidden if mask is MASK else seen[-1]
         rows = taken.flatten(0, 1) if mask is None else taken[mask]
         first = monitor.readings["train"]["cost_of_identity"][0]
-        torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
+        torch.testing.assert_close(first, effective_dimension(rows), rtol=1e-6, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -427,7 +425,7 @@ def test_packed_sequences_are_read_whatever_the_size_of_the_batchs_mask(make_tra
         monitor = EnergyMonitor(layers)
         make_trainer(monitor).validate(Packed(), data, verbose=False)
         first = monitor.readings["validate"]["cost_of_identity"][0]
-        torch.testing.assert_close(first, cost_of_identity(hidden[mask]), rtol=1e-6, atol=0)
+        torch.testing.assert_close(first, effective_dimension(hidden[mask]), rtol=1e-6, atol=0)
 
 
 def test_each_layer_has_the_padding_that_it_was_told(make_trainer):
@@ -443,7 +441,7 @@ def test_each_layer_has_the_padding_that_it_was_told(make_trainer):
     torch.manual_seed(0)
     first = nn.TransformerEncoderLayer(WIDTH, 1, 8, dropout=0.0, batch_first=True)
     between = first(hidden, src_key_padding_mask=~MASK).detach()
-    expected = torch.stack([cost_of_identity(hidden[MASK]), cost_of_identity(between[~MASK])])
+    expected = torch.stack([effective_dimension(hidden[MASK]), effective_dimension(between[~MASK])])
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"], expected, rtol=1e-5, atol=0)
 
 
@@ -465,14 +463,14 @@ def test_padding_that_torch_layers_are_told_of_is_left_out(make_trainer):
         monitor = EnergyMonitor("blocks.*", padding_mask=padding_mask)
         read(make_trainer, Told(layers), DataLoader([hidden], batch_size=None), monitor)
         first = monitor.readings["train"]["cost_of_identity"][0]
-        torch.testing.assert_close(first, cost_of_identity(rows), rtol=1e-6, atol=0)
+        torch.testing.assert_close(first, effective_dimension(rows), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
 def test_rows_are_chosen_by_the_layout(make_trainer, layout):
     data, hidden = token_loader(torch.ones(4, 6))
     monitor = read(make_trainer, Foreign(blocks()), data, EnergyMonitor("blocks.*", layout=layout))
-    expected = cost_of_identity(layout.rows(hidden))
+    expected = effective_dimension(layout.rows(hidden))
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"][0], expected, rtol=1e-6, atol=0)
 
 
@@ -508,7 +506,7 @@ def test_samples_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypat
     assert len([one for one in caught if "not read" in str(one.message)]) == 1
     kept = torch.cat([batch[list(rows)] for batch, rows in zip(batches, rows_read, strict=False)])
     with torch.no_grad():
-        expected = cost_of_identity(kept)
+        expected = effective_dimension(kept)
     torch.testing.assert_close(monitor.readings["validate"]["cost_of_identity"][0], expected, rtol=1e-5, atol=0)
 
 
@@ -571,7 +569,7 @@ def test_frozen_matrices_beside_trained_ones_have_no_single_weight_decay(make_tr
 
 
 @pytest.mark.parametrize("layout", [Layout(max_samples=8), Layout(per_sample=True)])
-@pytest.mark.parametrize("quantity", MOMENTA[2:])
+@pytest.mark.parametrize("quantity", MOMENTA[3:])
 def test_momenta_of_a_part_of_the_positions_are_refused(make_trainer, layout, quantity):
     monitor = EnergyMonitor("blocks.*", [quantity], weight_decay=0.1, layout=layout)
     with pytest.raises(ValueError, match="`layout` must read every position"):
@@ -832,7 +830,7 @@ def test_a_batch_of_another_shape_is_left_out(make_trainer, tmp_path):
     assert steps_with(rows_of(logger.log_dir), "loss") == [0, 1, 2]
     assert steps_with(rows_of(logger.log_dir), "cost_of_identity/layer_01") == [0, 2]
     torch.testing.assert_close(
-        monitor.readings["train"]["cost_of_identity"][0], cost_of_identity(data.dataset[2]), rtol=1e-6, atol=0
+        monitor.readings["train"]["cost_of_identity"][0], effective_dimension(data.dataset[2]), rtol=1e-6, atol=0
     )
 
 

@@ -17,16 +17,17 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, KNorm, LeakyResNetModule, StepSizeAdapter
 from lightning_leaky.functional import (
-    cost_of_identity,
     energy_hamiltonian,
     hamiltonian,
     objective_weight_decay,
     velocity,
 )
+from tests.blocks import effective_dimension, linear
 from tests.callbacks.helpers import (
     ALL,
     ENERGIES,
     MOMENTA,
+    OF_PARAMETERS,
     NoisyModule,
     Recorder,
     path_by_hand,
@@ -293,7 +294,7 @@ def test_validation_and_test_readings_are_those_of_the_whole_set(make_module, ma
     for stage, split in (("validate", "val"), ("test", "test")):
         inputs, targets = (tensor.double() for tensor in data.splits[split].tensors)
         assert len(inputs) % 4
-        assert set(monitor.readings[stage].quantities) == set(ALL) - set(MOMENTA)
+        assert set(monitor.readings[stage].quantities) == set(ALL) - {*OF_PARAMETERS, *MOMENTA}
         assert_equal_readings(monitor.readings[stage], readings_by_hand(module, inputs, targets), 1e-10)
 
 
@@ -361,7 +362,7 @@ def test_the_table_of_keys_is_the_truth(make_module, make_data, make_trainer, tm
     logged = {key for row in rows_of(logger.log_dir) for key, value in row.items() if value}
     of_module = {"epoch", "step", "train/loss", "val/cost", "val/mse", "test/cost", "test/mse"}
     table = documented_keys(num_layers=4)
-    without_momenta = {key for key in table if key.split("/")[0] not in MOMENTA}
+    without_momenta = {key for key in table if key.split("/")[0] not in (*OF_PARAMETERS, *MOMENTA)}
     expected = table | {f"{prefix}{key}" for prefix in ("val_", "test_") for key in without_momenta}
     assert logged - of_module == expected
 
@@ -633,11 +634,11 @@ def energies_of_a_resnet(path, momentum=None):
     rho = torch.full((len(path) - 1,), 1 / (len(path) - 1))
     moved = velocity(rows[:-1], rows[1:], rho)
     found = {
-        "cost_of_identity": cost_of_identity(rows[:-1]),
-        "energy_hamiltonian": energy_hamiltonian(rows[:-1], moved, 0.0),
+        "cost_of_identity": effective_dimension(rows[:-1]),
+        "energy_hamiltonian": energy_hamiltonian(rows[:-1], moved, 0.0, features=linear(rows[:-1])),
     }
     if momentum is not None:
-        found["hamiltonian"] = hamiltonian(rows[:-1], momentum.flatten(1, -2), 0.0)
+        found["hamiltonian"] = hamiltonian(rows[:-1], momentum.flatten(1, -2), 0.0, features=linear(rows[:-1]))
     return found
 
 

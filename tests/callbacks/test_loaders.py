@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, PathFigures
-from lightning_leaky.functional import cost_of_identity
-from tests.blocks import Block
+from tests.blocks import Block, effective_dimension
 from tests.callbacks.helpers import rows_of
 
 WIDTH = 5
@@ -47,7 +46,7 @@ class Several(LightningModule):
 
     def cost(self, *loaders):
         """Cost of identity of the second block over all batches of some loaders."""
-        return cost_of_identity(torch.cat([hidden for loader in loaders for hidden in self.taken[loader]]))
+        return effective_dimension(torch.cat([hidden for loader in loaders for hidden in self.taken[loader]]))
 
 
 def loaders(*sizes):
@@ -210,5 +209,5 @@ def test_the_pass_that_renews_batch_norms_is_not_read(make_trainer, layers):
     assert passes == 6 * [False] + 3 * [True]
     assert steps == [0, 1, 2, 3, 4, 5]
     assert monitor.readings["train"] is seen[5]
-    last = cost_of_identity(module.taken["train"][5])
+    last = effective_dimension(module.taken["train"][5])
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"][1], last, rtol=1e-5, atol=0)

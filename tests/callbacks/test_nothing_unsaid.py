@@ -223,9 +223,9 @@ def test_a_quantity_that_fails_later_is_said_too(make_trainer, monkeypatch):
     broken = {2: ("speed",), 3: ("speed",), 4: ("speed", "kinetic_energy")}
     compute = PathObserver.compute
 
-    def spoiled(self):
+    def spoiled(self, *args):
         count.append(1)
-        readings = compute(self)
+        readings = compute(self, *args)
         spoilt = {name: readings[name] * float("nan") for name in broken.get(len(count), ())}
         return Readings(readings.quantities | spoilt, readings.step_sizes, readings.effective_depth, readings.names)
 

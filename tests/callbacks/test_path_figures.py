@@ -19,6 +19,7 @@ FIGURES = {
     "layers/singular_values_of_A",
     "layers/singular_values_of_W",
     "layers/path",
+    "layers/block_influence",
     "layers/cost_of_identity",
     "layers/kinetic_energy",
     "layers/step_size",

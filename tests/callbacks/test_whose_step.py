@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
 from lightning_leaky.callbacks._trainer import optimizer_weight_decay
-from lightning_leaky.functional import cost_of_identity, objective_weight_decay
-from tests.blocks import Block
+from lightning_leaky.functional import objective_weight_decay
+from tests.blocks import Block, effective_dimension
+from tests.callbacks.helpers import DEFAULTS
 
 WIDTH, DECAY = 6, 0.03
 
@@ -129,7 +130,7 @@ def test_energies_are_of_the_weights_before_their_own_step(make_trainer, watched
     make_trainer(monitor, max_epochs=1).fit(gan, loader())
     # The passes of its own turn: G's one with the fake first, D's two after the one of G's turn.
     own = inputs[:1] if watched == "g" else inputs[1:]
-    expected = cost_of_identity(torch.cat(own))
+    expected = effective_dimension(torch.cat(own))
     torch.testing.assert_close(monitor.readings["train"]["cost_of_identity"][1], expected, rtol=1e-5, atol=0)
 
 
@@ -396,7 +397,7 @@ def test_frozen_matrices_beside_trained_ones_have_no_lambda(make_trainer, holds_
         trainer.fit(LowRank(holds_all, make), loader())
     monitor = EnergyMonitor("blocks.*")
     make_trainer(monitor, max_epochs=1).fit(LowRank(holds_all, make), loader())
-    assert set(monitor.readings["train"].quantities) == {"cost_of_identity", "kinetic_energy"}
+    assert set(monitor.readings["train"].quantities) == set(DEFAULTS)
 
 
 def test_lazy_weights_have_no_lambda_yet():

@@ -1,6 +1,7 @@
 """What readings are said to mean."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky import Readings
-from lightning_leaky.explain.diagnosis import diagnose, paragraphs, ranges, rank_scalars
+from lightning_leaky.explain.diagnosis import diagnose, paragraphs, rank_scalars
+from lightning_leaky.explain.sentences import ranges
 
 
 def readings(depth: float = 2.0, step_sizes=(0.25, 0.25, 0.25, 0.25), segments=(), **quantities) -> Readings:
@@ -59,11 +61,11 @@ def test_work_is_kinetic_energy_times_step_size():
     assert found.working == (1, 2, 3)
 
 
-def test_a_layer_is_idle_by_its_share_of_the_way():
+def test_a_layer_moves_little_by_its_share_of_the_way():
     """Speeds are roots of kinetic energies: 1, 0.1 and 0.01 of the way a layer."""
     (found,) = diagnose(readings(kinetic_energy=(1.0, 1.0, 1e-2, 1e-4)))
-    assert found.idle == (4,)
-    assert said(kinetic_energy=(1.0, 1.0, 1e-2, 1e-4))[2].endswith("is done in layers 1–2; idle: layer 4.")
+    assert found.moves_little == (4,)
+    assert said(kinetic_energy=(1.0, 1.0, 1e-2, 1e-4))[2].endswith("is done in layers 1–2; layer 4 moves little.")
 
 
 @pytest.mark.parametrize(
@@ -76,17 +78,67 @@ def test_trust_is_by_the_median_residual(residuals, trust):
 
 def test_what_was_not_read_is_not_known():
     (found,) = diagnose(readings(speed=(1.0,) * 4))
-    assert (found.has_bottleneck, found.trust, found.working, found.idle) == (None, "unknown", (), ())
+    assert (found.has_bottleneck, found.trust, found.working, found.moves_little) == (None, "unknown", (), ())
     assert math.isnan(found.dimensions[1])
     assert [sentence.split(":")[0] for sentence in found.sentences] == ["Bottleneck", "Rank", "Layers", "Trust"]
     assert "not known" in found.sentences[0]
 
 
-def test_without_a_leak_a_bottleneck_is_not_judged():
-    (found,) = diagnose(readings(depth=0.0, cost_of_identity=(9.0, 0.1, 1.0, 1.0)))
-    assert (found.has_bottleneck, found.has_collapsed) == (None, False)
-    assert found.sentences[0].startswith("Bottleneck: not judged")
-    assert found.sentences[1] == "Rank: no estimate without a leak (L̃ = 0)."
+WITHOUT_LEAK = {"depth": 0.0, "cost_of_identity": (50.0, 20.0, 30.0, 40.0), "block_influence": (0.4, 0.2, 0.01, 0.1)}
+
+
+def test_without_a_leak_all_four_questions_have_answers():
+    """Of a healthy transformer, say: it narrows, some layers move more than others, samples are enough."""
+    found = replace(readings(**WITHOUT_LEAK), num_samples=(300, 250, 300, 300))
+    assert diagnose(found)[0].sentences == (
+        "Bottleneck: yes; the cost of identity goes from 50.0 to 20.0, before layer 2.",
+        "Dimension: 20.0 at the narrowest layer, layer 2.",
+        "Layers: layer 1 turns the samples most, layer 3 least (block influence 0.4 and 0.01); layer 3 moves little. "
+        "`ablate_path` measures which can go.",
+        "Trust: 250 samples are enough for 50 dimensions.",
+    )
+    assert diagnose(found)[0].has_collapsed is False
+
+
+def test_layers_are_counted_from_that_of_the_segment():
+    found = diagnose(readings(segments=(1, 3), **WITHOUT_LEAK))[1]
+    assert found.sentences[2].startswith("Layers: layer 2 turns the samples most, layer 3 least")
+
+
+def test_a_first_block_that_moves_by_far_the_most_does_not_hide_the_others():
+    (found,) = diagnose(readings(depth=0.0, block_influence=(1.9, 0.1, 0.1, 0.005)))
+    assert found.moves_little == (4,)
+
+
+@pytest.mark.parametrize(("number", "is_enough"), [(249, False), (250, True)])
+def test_a_dimension_takes_five_samples(number, is_enough):
+    (found,) = diagnose(replace(readings(**WITHOUT_LEAK), num_samples=(number,) * 4))
+    assert found.has_enough_samples is is_enough
+    word = "samples are enough for 50" if is_enough else "too few samples, 249 for 50 dimensions"
+    assert word in found.sentences[3]
+
+
+def test_halves_say_how_far_the_dimension_can_be_trusted():
+    halves = [readings(cost_of_identity=(50.0, least, 30.0, 40.0)).quantities for least in (18.0, 22.0)]
+    (found,) = diagnose(replace(readings(**WITHOUT_LEAK), halves=tuple(halves)))
+    assert found.disagreement == pytest.approx(0.2)
+    assert found.sentences[1] == "Dimension: 20.0 at the narrowest layer, layer 2 (halves differ by 20%)."
+
+
+@pytest.mark.parametrize(
+    ("residual", "word"), [(0.05, "at an optimum"), (0.3, "near an optimum"), (0.9, "far from an")]
+)
+def test_without_a_leak_the_residual_of_any_block_is_told(residual, word):
+    sentences = said(depth=0.0, cost_of_identity=(9.0,) * 4, pontryagin_residual=(residual,) * 4)
+    assert sentences[0].startswith("Bottleneck: no; ")
+    assert f"training is {word}" in sentences[3]
+
+
+def test_with_a_leak_samples_are_told_where_the_residual_was_not_read():
+    found = replace(readings(cost_of_identity=(500.0, 3.0, 3.0, 9.0)), num_samples=(100,) * 4)
+    assert (
+        diagnose(found)[0].sentences[3].startswith("Trust: 100 samples are enough for 3 dimensions; whether training")
+    )
 
 
 def test_where_the_path_never_narrows_it_says_so():
@@ -109,7 +161,7 @@ def test_segments_are_told_apart():
 def test_layers_are_counted_through_all_segments():
     found = paragraphs(readings(segments=(1, 3), kinetic_energy=(1.0, 1.0, 1e-9, 1.0)))
     assert [line for line in found if line.startswith("Segment")] == ["Segment 1, layer 1:", "Segment 2, layers 2–4:"]
-    assert "Layers: 80% of the work is done in layers 2, 4; idle: layer 3." in found
+    assert "Layers: 80% of the work is done in layers 2, 4; layer 3 moves little." in found
 
 
 def test_far_from_an_optimum_there_is_no_verdict():
@@ -139,10 +191,10 @@ def test_a_diverged_path_says_so_and_nothing_else():
     )
 
 
-def test_where_nothing_moves_all_layers_are_idle():
+def test_where_nothing_moves_all_layers_move_little():
     (found,) = diagnose(readings(kinetic_energy=(0.0,) * 4))
-    assert (found.working, found.idle) == ((), (1, 2, 3, 4))
-    assert found.sentences[2] == "Layers: nothing moves, all are idle."
+    assert (found.working, found.moves_little) == ((), (1, 2, 3, 4))
+    assert found.sentences[2] == "Layers: nothing moves."
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30))
@@ -151,7 +203,7 @@ def test_the_working_layers_do_four_fifths_and_none_can_be_spared(kinetic):
     chosen = found.work[[layer - 1 for layer in found.working]]
     assert chosen.sum() >= 0.8 - 1e-12
     assert chosen.sum() - chosen.min() < 0.8 + 1e-12
-    assert not set(found.working) & set(found.idle)
+    assert not set(found.working) & set(found.moves_little)
 
 
 @given(st.sets(st.integers(1, 40), min_size=1))

@@ -57,7 +57,7 @@ def test_every_key_that_is_logged_is_in_the_table_and_no_other():
 def test_every_quantity_says_what_it_is():
     for record in (*ALL, STEP_SIZE):
         assert (record.formula and record.says and record.title != record.key) or record.key == "speed"
-        assert record.unit in ("energy", "–")
+        assert record.unit in ("energy", "cost", "–")
 
 
 def test_every_quantity_has_one_chart_with_all_its_layers():

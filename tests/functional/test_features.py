@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from lightning_leaky.functional import features, resolve_activation
+from lightning_leaky.functional import features, resolve_activation, resolve_features
 from tests.references import ACTIVATIONS, sigma
 from tests.strategies import problems
 
@@ -36,6 +36,27 @@ def test_features_are_a_new_tensor():
 def test_a_function_is_its_own_activation():
     assert resolve_activation(torch.sin) is torch.sin
     assert torch.equal(features(torch.ones(1, 2), torch.sin, constant_column=False), torch.ones(1, 2).sin())
+
+
+def test_linear_features_are_the_representation_and_crelu_can_put_it_together():
+    A = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])
+    assert features(A, "linear").tolist() == [[-1.0, 2.0, 1.0], [3.0, -4.0, 1.0]]
+    both = features(A, "crelu", constant_column=False)
+    assert both.tolist() == [[0.0, 2.0, 1.0, 0.0], [3.0, 0.0, 0.0, 4.0]]
+    assert torch.equal(both[:, :2] - both[:, 2:], A)
+
+
+@pytest.mark.parametrize("name", ["linear", "crelu"])
+def test_features_that_are_no_entrywise_nonlinearity_are_no_activation(name):
+    with pytest.raises(ValueError, match="`activation` must be one of"):
+        resolve_activation(name)
+
+
+@pytest.mark.parametrize("name", ["ReLU", "", "softmax", 3])
+def test_unknown_features_are_named_with_their_value(name):
+    with pytest.raises(ValueError, match=rf"`features` must be one of .*crelu.*linear.*got {name!r}"):
+        resolve_features(name)
+    assert resolve_features(torch.sin) is torch.sin
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "", "softmax", 3])

@@ -15,14 +15,13 @@ def least(values: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
     return values.amin()
 
 
-def similarities(previous: Tensor, current: Tensor) -> Tensor:
-    """Sum of the cosines between what each sample was and became, and how many samples there are."""
-    cosines = torch.cosine_similarity(previous, current, dim=-1)
-    return torch.stack([cosines.sum(), cosines.new_tensor(len(cosines))])
+def squares(previous: Tensor, current: Tensor) -> Tensor:
+    """Squared sizes of what came and of what left."""
+    return torch.stack([previous.square().sum(), current.square().sum()])
 
 
-def block_influence_of(sums: Sums) -> Tensor:
-    return 1 - sums.own[:, 0] / sums.own[:, 1]
+def growth_of(sums: Sums) -> Tensor:
+    return sums.own[:, 1] - sums.own[:, 0]
 
 
 EFFECTIVE_RANK = Quantity(
@@ -32,5 +31,5 @@ EFFECTIVE_RANK = Quantity(
     says="Exponential of the entropy of the singular values.",
     summaries=(Summary("min", "Least over the layers.", least),),
 )
-BLOCK_INFLUENCE = Quantity("block_influence", block_influence_of, "own", similarities, title="block influence")
-OWN = (EFFECTIVE_RANK, BLOCK_INFLUENCE)
+GROWTH = Quantity("growth", growth_of, "own", squares, title="growth of squares")
+OWN = (EFFECTIVE_RANK, GROWTH)

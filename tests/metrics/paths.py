@@ -19,7 +19,7 @@ from tests.strategies import Problem, assume_clear_cut_off, effective_depths, ge
 
 ALL_ROWS, HALVES = slice(None), (slice(0, 4), slice(4, None))
 EVERYTHING = [*QUANTITIES, *OWN]
-MOMENTA = [key for key, record in QUANTITIES.items() if record.has_momenta]
+MOMENTA = [key for key, record in QUANTITIES.items() if record.has_gradients]
 WITHOUT_MOMENTA = [key for key in QUANTITIES if key not in MOMENTA]
 
 
@@ -61,6 +61,11 @@ class Path(NamedTuple):
     def width(self) -> int:
         return self.representations.shape[-1]
 
+    @property
+    def parameters(self) -> Tensor:
+        """What `PathReader.compute` takes of the layers' parameters: any positive numbers."""
+        return 1 + torch.arange(3.0 * self.num_layers, dtype=torch.float64).reshape(-1, 3) % 5
+
     def previous(self, rows: slice = ALL_ROWS) -> Tensor:
         return self.representations[:-1, rows]
 
@@ -99,7 +104,8 @@ class Path(NamedTuple):
         reduction: str = "mean",
         batches: Sequence[slice] = (ALL_ROWS,),
     ) -> Readings:
-        return self.feed(self.reader(quantities, form, reduction), batches, reduction).compute(weights=self.weights)
+        reader = self.feed(self.reader(quantities, form, reduction), batches, reduction)
+        return reader.compute(weights=self.weights, parameters=self.parameters)
 
     def feed(self, reader: PathReader, batches: Sequence[slice] = (ALL_ROWS,), reduction: str = "mean") -> PathReader:
         for rows in batches:
@@ -153,14 +159,27 @@ def expected_of(path: Path, reduction: str = "mean") -> dict[str, Tensor]:
     p = path.problem(reduction)
     values = functional.singular_values(p.A)
     shares = values / values.sum(-1, keepdim=True)
-    cosines = (p.A * path.current()).sum(-1) / (p.A.norm(dim=-1) * path.current().norm(dim=-1))
+    current, gradients = path.current(), -p.B  # the momenta of a path are those at λ = 1
     return {name: reading.from_tensors(p) for name, reading in READINGS.items()} | {
         "speed": (2 * functional.kinetic_energy(p.A, p.V, 1.0, p.k_norm, p.S)).sqrt(),
         "stable_rank": functional.stable_rank(p.A),
         "momentum_norm": p.B.square().sum((-2, -1)).sqrt(),
         "features_momentum_norm": (p.B.mT @ p.features).square().sum((-2, -1)).sqrt(),
         "effective_rank": (-shares * shares.log()).sum(-1).exp(),
-        "block_influence": 1 - cosines.mean(-1),
+        "relative_speed": torch.stack(
+            [
+                functional.relative_speed(start, end, p.k_norm, features=sigma)
+                for start, end, sigma in zip(p.A, current, p.features, strict=True)
+            ]
+        ),
+        "block_influence": functional.block_influence(p.A, current),
+        "relative_distance": functional.relative_distance(p.A, current),
+        "first_order": functional.first_order(gradients, p.A, current),
+        "pontryagin_hamiltonian": functional.pontryagin_hamiltonian(
+            gradients, p.A, current, path.parameters[:, 0], path.step_sizes
+        ),
+        "pontryagin_residual": (path.parameters[:, 1] / path.parameters[:, 2]).sqrt(),
+        "growth": current.square().sum((-2, -1)) - p.A.square().sum((-2, -1)),
     }
 
 
@@ -169,6 +188,12 @@ def references_of(path: Path, reduction: str = "mean") -> dict[str, Reference | 
     p = path.problem(reduction)
     found = references.energies(p.A, p.V, p.features, p.depth, p.k_norm)
     found |= references.momentum_readings(p.W, p.A, p.B, p.features, p.depth)
+    found |= references.movements(p.A, path.current(), p.features, -p.B, p.k_norm)
+    cost, left, decayed = path.parameters.unbind(-1)
+    worth = (p.B * (path.current() - p.A)).sum((-2, -1))
+    most = (p.B * (path.current() - p.A)).abs().sum((-2, -1)) + cost
+    found["pontryagin_hamiltonian"] = Reference((worth - cost) / path.step_sizes, most / path.step_sizes)
+    found["pontryagin_residual"] = (left / decayed).sqrt()
     return found | {"stable_rank": references.stable_rank(p.A)}
 
 
@@ -183,4 +208,4 @@ def assert_same_reading(found: dict[str, Tensor], expected: dict[str, Tensor], r
 def assert_by_formula(found: dict[str, Tensor], expected: dict[str, Reference | Tensor]) -> None:
     """Values within rounding of the terms that their formulas have."""
     for name, values in found.items():
-        assert_close(values.square() if name == "speed" else values, expected[name])
+        assert_close(values.square() if name in ("speed", "relative_speed") else values, expected[name])

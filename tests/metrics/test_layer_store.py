@@ -32,14 +32,16 @@ def test_samples_are_kept_until_they_are_more_than_neurons():
     path.feed(reader, [slice(0, 2)])
     assert not store.is_summing
     few = path.map(lambda tensor: tensor[:, :2])
-    assert_same_reading(reader.compute(weights=path.weights).quantities, few.read(EVERYTHING).quantities)
+    assert_same_reading(
+        reader.compute(weights=path.weights, parameters=path.parameters).quantities, few.read(EVERYTHING).quantities
+    )
 
 
 def test_a_cycle_that_begins_with_many_samples_after_one_with_few():
     few, many = random_path(num_samples=3), random_path(num_samples=9)
     reader = few.feed(few.reader(EVERYTHING, "auto"))
     reader.reset()
-    found = many.feed(reader).compute(weights=many.weights)
+    found = many.feed(reader).compute(weights=many.weights, parameters=many.parameters)
     assert_same_reading(found.quantities, many.read(EVERYTHING).quantities)
 
 

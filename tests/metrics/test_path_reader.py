@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_leaky.metrics import PathReader, Recipe, path_reader
-from lightning_leaky.metrics.records import resolve_quantities
-from tests.metrics.own_records import BLOCK_INFLUENCE, EFFECTIVE_RANK, OWN
+from lightning_leaky.metrics.choice import resolve_quantities
+from tests.metrics.own_records import EFFECTIVE_RANK, GROWTH, OWN
 from tests.metrics.paths import (
     EVERYTHING,
     HALVES,
@@ -53,9 +53,9 @@ def test_any_choice_over_any_batches_equals_functions_and_formulas(form, reducti
 def test_records_of_ones_own_are_read_beside_the_others(form):
     """Over batches, one of which turns the form "auto" to sums: neither is a mean of the values of batches."""
     path = random_path(num_samples=9, width=6)
-    readings = path.read([BLOCK_INFLUENCE, "speed", EFFECTIVE_RANK], form, batches=HALVES)
-    assert list(readings.quantities) == ["speed", "block_influence", "effective_rank"]
-    assert readings.own == (BLOCK_INFLUENCE, EFFECTIVE_RANK)
+    readings = path.read([GROWTH, "speed", EFFECTIVE_RANK], form, batches=HALVES)
+    assert list(readings.quantities) == ["speed", "growth", "effective_rank"]
+    assert readings.own == (GROWTH, EFFECTIVE_RANK)
     assert_same_reading(readings.quantities, {key: expected_of(path)[key] for key in readings.quantities})
     assert float(readings.summaries()["effective_rank/min"]) == float(readings["effective_rank"].min())
 
@@ -81,7 +81,7 @@ def test_float32_batches_are_summed_in_float64(reduction, path):
         reader = path.reader(EVERYTHING, reduction=reduction)
         previous, current, rho, momenta = single.batch(reduction=reduction)
         reader.update(previous.to(dtype), current.to(dtype), rho, momenta.to(dtype))
-        found.append(reader.compute(weights=single.weights.to(dtype)).quantities)
+        found.append(reader.compute(weights=single.weights.to(dtype), parameters=single.parameters).quantities)
     assert_same_reading(*found, rtol=1e-12)
 
 
@@ -94,9 +94,9 @@ def test_a_reader_may_compute_between_batches_and_begin_anew(form):
     assert reader.is_empty
     for rows in HALVES:
         reader.update(*path.batch(rows))
-        reader.compute(weights=path.weights)
+        reader.compute(weights=path.weights, parameters=path.parameters)
     assert not reader.is_empty
-    assert_same_reading(reader.compute(weights=path.weights).quantities, expected_of(path))
+    assert_same_reading(reader.compute(weights=path.weights, parameters=path.parameters).quantities, expected_of(path))
 
 
 @every_form
@@ -104,10 +104,10 @@ def test_a_reader_may_compute_between_batches_and_begin_anew(form):
 def test_a_copy_goes_on_alone(form, copied):
     path = random_path(feature_map=both_signs)
     reader = path.feed(path.reader(EVERYTHING, form), HALVES[:1])
-    found = path.feed(copied(reader), HALVES[1:]).compute(weights=path.weights)
+    found = path.feed(copied(reader), HALVES[1:]).compute(weights=path.weights, parameters=path.parameters)
     assert_same_reading(found.quantities, expected_of(path))
     first = path.read(EVERYTHING, form, batches=HALVES[:1])
-    assert_same_reading(reader.compute(weights=path.weights).quantities, first.quantities)
+    assert_same_reading(reader.compute(weights=path.weights, parameters=path.parameters).quantities, first.quantities)
 
 
 @every_form
@@ -119,7 +119,7 @@ def test_inputs_are_detached_and_left_alone(form):
     reader = path.reader(EVERYTHING, form)
     reader.update(path.previous(), path.current(), rho, path.momenta())
     rho.copy_(rho.flip(0))
-    readings = reader.compute(weights=path.weights)
+    readings = reader.compute(weights=path.weights, parameters=path.parameters)
     assert not any(values.requires_grad for values in readings.quantities.values())
     assert all(torch.equal(found, kept) for found, kept in zip(path.batch(), before, strict=True))
     assert torch.equal(readings.step_sizes, path.step_sizes)
@@ -143,9 +143,13 @@ def spoilt_layers(spoilt, name, form):
     """Layers that cannot be read. A_1 is where layer 2 is read, and where layer 1 arrives, kept with its samples."""
     if spoilt == "weights":
         return [1] if name == "criticality_residual" else []
+    if name == "pontryagin_residual":
+        return []
+    if name in ("first_order", "pontryagin_hamiltonian"):
+        return [0, 1] if spoilt == "representations" else [1]
     if name in MOMENTA:
         return [] if spoilt == "representations" and name == "momentum_norm" else [1]
-    arrives = form == "samples" or name == "block_influence" or name in ARRIVING
+    arrives = form == "samples" or name in ARRIVING or name in ("growth", "block_influence", "relative_distance")
     return [] if spoilt == "gradients" else [0, 1] if arrives else [1]
 
 
@@ -233,7 +237,8 @@ def test_momenta_and_weights_may_be_missing_where_they_are_not_read(form):
     reader = path.reader(WITHOUT_MOMENTA, form)
     reader.update(path.previous(), path.current(), path.step_sizes)
     assert list(reader.compute().quantities) == WITHOUT_MOMENTA
-    assert set(QUANTITIES) - set(path.feed(path.reader(form=form)).compute().quantities) == {"criticality_residual"}
+    missing = set(QUANTITIES) - set(path.feed(path.reader(form=form)).compute().quantities)
+    assert missing == {"criticality_residual", "pontryagin_hamiltonian", "pontryagin_residual"}
 
 
 @pytest.mark.parametrize("widths", [[], [(4, 0)], [(0, 3)]])
@@ -320,14 +325,15 @@ def test_a_form_must_be_known():
 
 @every_form
 def test_segments_are_read_each_by_itself_and_joined(form):
-    """Each with its own weights and step-sizes; one may keep its samples where another sums."""
+    """Each with its own weights, parameters and step-sizes; one may keep its samples where another sums."""
     rho = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15], dtype=torch.float64)
     first = random_path(num_layers=2, width=3)._replace(step_sizes=rho[:2])
     second = random_path(num_layers=3, width=12, seed=1)._replace(step_sizes=rho[2:])
     reader = PathReader([(3, 2), (12, 3)], Recipe(EVERYTHING, 2.0), form)
     previous, current, momenta = ([*a, *b] for a, b in zip(groups_of(first), groups_of(second), strict=True))
     reader.update(previous, current, rho, momenta)
-    readings = reader.compute(list("abcde"), [*first.weights, *second.weights])
+    parameters = torch.cat([first.parameters, second.parameters])
+    readings = reader.compute(list("abcde"), [*first.weights, *second.weights], parameters)
     assert (readings.segments, readings.names, readings.own) == ((2, 3), tuple("abcde"), OWN)
     assert torch.equal(readings.step_sizes, rho)
     for path, part in zip((first, second), readings.split(), strict=True):

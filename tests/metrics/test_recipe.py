@@ -6,16 +6,19 @@ import pytest
 import torch
 
 from lightning_leaky.metrics import QUANTITIES, Quantity, Recipe
-from tests.metrics.own_records import BLOCK_INFLUENCE
+from tests.metrics.own_records import GROWTH
 from tests.metrics.paths import EVERYTHING, MOMENTA, both_signs
 
 SHAPES = {
     "feature_products": (5, 13),
     "inner": (2, 2),
     "second_moment": (4, 4),
+    "first_order": (3,),
     "features_momentum": (5, 4),
     "momentum_sums": (3,),
     "own_block_influence": (2,),
+    "own_relative_distance": (2,),
+    "own_growth": (2,),
 }
 
 
@@ -24,11 +27,12 @@ SHAPES = {
     [
         (["kinetic_energy", "cost_of_identity"], ["feature_products", "inner"]),
         (["stable_rank"], ["second_moment"]),
-        (MOMENTA, ["features_momentum", "momentum_sums"]),
-        ([BLOCK_INFLUENCE], ["own_block_influence"]),
+        (["first_order"], ["first_order"]),
+        (MOMENTA, ["first_order", "features_momentum", "momentum_sums"]),
+        ([GROWTH], ["own_growth"]),
         (EVERYTHING, list(SHAPES)),
     ],
-    ids=["energies", "spectrum", "momenta", "own", "everything"],
+    ids=["energies", "spectrum", "gradients", "momenta", "own", "everything"],
 )
 def test_only_the_sums_that_are_needed_are_held(quantities, names):
     assert Recipe(quantities).state_shapes(width=4) == {name: SHAPES[name] for name in names}
@@ -53,8 +57,8 @@ def test_a_recipe_can_be_pickled_with_records_of_ones_own():
 
 
 def test_a_recipe_can_be_pickled_with_a_record_of_this_package():
-    copied = pickle.loads(pickle.dumps(Recipe([QUANTITIES["speed"], BLOCK_INFLUENCE])))
-    assert copied.records == (QUANTITIES["speed"], BLOCK_INFLUENCE)
+    copied = pickle.loads(pickle.dumps(Recipe([QUANTITIES["speed"], GROWTH])))
+    assert copied.records == (QUANTITIES["speed"], GROWTH)
 
 
 def test_a_quantity_of_another_shape_is_named():

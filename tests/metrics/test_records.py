@@ -4,14 +4,17 @@ import pytest
 import torch
 
 from lightning_leaky.metrics import QUANTITIES, Quantity, Sums, records
-from lightning_leaky.metrics.records import STEP_SIZE, resolve_quantities
-from tests.metrics.own_records import BLOCK_INFLUENCE, EFFECTIVE_RANK, OWN, block_influence_of, similarities
+from lightning_leaky.metrics.choice import resolve_quantities
+from lightning_leaky.metrics.records import STEP_SIZE
+from tests.metrics.own_records import EFFECTIVE_RANK, GROWTH, OWN, growth_of, squares
 
 # What each need declares, with the shape of a layer's part; of "representation" the products of A alone.
 FIELDS = {
     "representation": {"products": (1, 1)},
     "energies": {"products": (2, 2)},
     "spectrum": {"singular_values": (4,)},
+    "gradients": {"first_order": (2,)},
+    "parameters": {"first_order": (2,), "parameters": (3,)},
     "momenta": {"features_momentum_square": (), "momentum_representation": (), "momentum_square": ()},
     "own": {"own": (2,)},
 }
@@ -42,7 +45,7 @@ def test_keys_and_titles_are_unique():
     listed = [*records._RECORDS, STEP_SIZE]
     assert list(QUANTITIES) == [record.key for record in records._RECORDS]
     for of in (lambda record: record.key, lambda record: record.title):
-        assert len(set(map(of, listed))) == len(listed) == 13
+        assert len(set(map(of, listed))) == len(listed) == 19
     for record in listed:
         assert len({summary.end for summary in record.summaries}) == len(record.summaries)
 
@@ -52,8 +55,8 @@ def test_keys_and_titles_are_unique():
     [
         (list(reversed(QUANTITIES)), list(QUANTITIES.values())),
         (["speed", "speed", QUANTITIES["speed"]], [QUANTITIES["speed"]]),
-        ([BLOCK_INFLUENCE, "speed", EFFECTIVE_RANK], [QUANTITIES["speed"], BLOCK_INFLUENCE, EFFECTIVE_RANK]),
-        ([PATH_TO_OWN, BLOCK_INFLUENCE], [EFFECTIVE_RANK, BLOCK_INFLUENCE]),
+        ([GROWTH, "speed", EFFECTIVE_RANK], [QUANTITIES["speed"], GROWTH, EFFECTIVE_RANK]),
+        ([PATH_TO_OWN, GROWTH], [EFFECTIVE_RANK, GROWTH]),
         ([PATH_TO_OWN, EFFECTIVE_RANK], [EFFECTIVE_RANK]),
     ],
     ids=["order", "once", "own last", "import path", "import path once"],
@@ -84,10 +87,10 @@ def test_bad_choices_are_named(given, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("", block_influence_of), "`key` must be a name"),
-        (("val/speed", block_influence_of), "`key` must be a name without a slash, got 'val/speed'"),
-        (("influence", block_influence_of, "own"), "`sums` must be given .*'influence' needs 'own'"),
-        (("influence", block_influence_of, "energies", similarities), "`sums` must be given .* nowhere else"),
+        (("", growth_of), "`key` must be a name"),
+        (("val/speed", growth_of), "`key` must be a name without a slash, got 'val/speed'"),
+        (("influence", growth_of, "own"), "`sums` must be given .*'influence' needs 'own'"),
+        (("influence", growth_of, "energies", squares), "`sums` must be given .* nowhere else"),
     ],
     ids=["empty", "slash", "no sums", "needless sums"],
 )
@@ -97,4 +100,4 @@ def test_a_record_that_cannot_be_is_refused(arguments, message):
 
 
 def test_a_record_is_called_by_its_key_unless_it_has_a_title():
-    assert (EFFECTIVE_RANK.title, BLOCK_INFLUENCE.title) == ("effective_rank", "block influence")
+    assert (EFFECTIVE_RANK.title, GROWTH.title) == ("effective_rank", "growth of squares")

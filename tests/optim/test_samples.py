@@ -225,6 +225,8 @@ def test_a_checkpointed_path_adapts_as_another():
         (PADDING, {}),
         (PADDING, {"rule": "switches", "layout": Layout(per_sample=True)}),
         ({}, {"layout": Layout(max_samples=3)}),
+        ({}, {"rule": "relative_speed"}),
+        (PADDING, {"rule": "relative_speed"}),
     ],
 )
 def test_compiled_code_adapts_as_eager_code_does(told, settings):

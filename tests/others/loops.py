@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
 from lightning_leaky.callbacks import _observers
-from lightning_leaky.functional import cost_of_identity, kinetic_energy, objective_weight_decay
-from tests.blocks import Block
+from lightning_leaky.functional import kinetic_energy, objective_weight_decay
+from tests.blocks import Block, effective_dimension, linear
 
 WIDTH, DECAY = 6, 0.02
 ENERGIES = ("cost_of_identity", "kinetic_energy")
@@ -164,8 +164,13 @@ def energies(befores: Sequence[Tensor], afters: Sequence[Tensor]) -> dict[str, T
     number = len(befores)
     moved = [(after - before) * number for before, after in zip(befores, afters, strict=True)]
     return {
-        "cost_of_identity": torch.stack([cost_of_identity(before) for before in befores]),
-        "kinetic_energy": torch.stack([kinetic_energy(*pair, 0.0) for pair in zip(befores, moved, strict=True)]),
+        "cost_of_identity": torch.stack([effective_dimension(before) for before in befores]),
+        "kinetic_energy": torch.stack(
+            [
+                kinetic_energy(before, step, 0.0, features=linear(before))
+                for before, step in zip(befores, moved, strict=True)
+            ]
+        ),
     }
 
 

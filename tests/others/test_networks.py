@@ -9,16 +9,18 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor, StepSizeAdapter, make_leaky, unmake_leaky
 from lightning_leaky.functional import (
-    cost_of_identity,
+    block_influence,
     hamiltonian,
     kinetic_energy,
     objective_weight_decay,
+    relative_speed,
     stable_rank,
 )
+from tests.blocks import effective_dimension, linear
 from tests.callbacks.helpers import Recorder
 from tests.others.networks import NETWORKS, BasicBlock
 
-READ = {"cost_of_identity", "kinetic_energy", "stable_rank"}
+READ = {"cost_of_identity", "kinetic_energy", "stable_rank", "relative_speed", "block_influence"}
 HIDDEN_STATES = [name for name, network in NETWORKS.items() if network.hidden_states]
 
 pytestmark = pytest.mark.filterwarnings("ignore:EnergyMonitor has no logger")
@@ -102,8 +104,10 @@ def energies_by_hand(previous, current, step_sizes=None):
     readings = {quantity: [] for quantity in READ}
     for before, after, step_size in zip(previous, current, rho.tolist(), strict=True):
         moved = (after - before) / step_size
-        readings["cost_of_identity"].append(cost_of_identity(before))
-        readings["kinetic_energy"].append(kinetic_energy(before, moved, 0.0))
+        readings["cost_of_identity"].append(effective_dimension(before))
+        readings["kinetic_energy"].append(kinetic_energy(before, moved, 0.0, features=linear(before)))
+        readings["relative_speed"].append(relative_speed(before, after, features=linear(before)))
+        readings["block_influence"].append(block_influence(before, after))
         readings["stable_rank"].append(stable_rank(before))
     return {quantity: torch.stack(values) for quantity, values in readings.items()}
 
@@ -125,7 +129,8 @@ def momenta_by_hand(name, module, batch, weight_decay):
     taken, returned, loss = passed_through(module, name, batch)
     gradients = torch.autograd.grad(loss, returned)
     momenta = [-gradient / weight_decay for gradient in matrices(name, gradients, batch)]
-    energies = [hamiltonian(*pair, 0.0) for pair in zip(matrices(name, taken, batch), momenta, strict=True)]
+    pairs = zip(matrices(name, taken, batch), momenta, strict=True)
+    energies = [hamiltonian(before, momentum, 0.0, features=linear(before)) for before, momentum in pairs]
     return {
         "hamiltonian": torch.stack(energies),
         "momentum_norm": torch.stack([momentum.double().norm() for momentum in momenta]),
@@ -194,7 +199,7 @@ def test_the_representations_are_the_hidden_states_of_transformers(run, monitor_
     expected = energies_by_hand(previous[:-1], previous[1:], torch.ones(2).double() / 3)
     for quantity, values in expected.items():
         torch.testing.assert_close(recorder.readings[-1][quantity][:-1], values, rtol=1e-8, atol=0)
-    torch.testing.assert_close(recorder.readings[-1]["cost_of_identity"][-1], cost_of_identity(previous[-1]))
+    torch.testing.assert_close(recorder.readings[-1]["cost_of_identity"][-1], effective_dimension(previous[-1]))
 
 
 @every_network

@@ -228,8 +228,8 @@ def test_report_of_a_model_of_ones_own(report_of_ones_own):
 
 def test_a_weight_decay_of_somebody_elses_is_no_lambda(report_of_ones_own):
     """Of blocks that are no W_l the monitor reads no momenta by default either."""
-    assert "hamiltonian" not in report_of_ones_own()
-    assert "hamiltonian" in report_of_ones_own("--weight_decay=0.1")
+    assert "pontryagin_hamiltonian" not in report_of_ones_own()
+    assert "pontryagin_hamiltonian" in report_of_ones_own("--weight_decay=0.1")
 
 
 def test_the_stabiliser_and_the_layout_are_those_that_were_asked_for(report_of_ones_own):

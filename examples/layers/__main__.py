@@ -1,0 +1,9 @@
+"""``python -m examples.layers``: measure what is missing, then draw; ``--draw`` draws what there is."""
+
+from __future__ import annotations
+
+from examples.layers.which import STUDY
+from examples.paper.__main__ import run_studies
+
+if __name__ == "__main__":
+    run_studies({STUDY.name: STUDY}, "layers")

@@ -1,0 +1,129 @@
+"""The callback that measures what leaving out each block costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks._hooked import HookedCallback
+from lightning_leaky.metrics.readings import layer_key
+from lightning_leaky.paths.layers import LayerChoice
+from lightning_leaky.reading.ablate import Ablation, Order, ablate_path
+from lightning_leaky.reading.removal import Cost
+from lightning_leaky.utilities.harmless import harmless, warn_once
+from lightning_leaky.utilities.imports import located
+
+_WORDS = "AblationMonitor measures nothing: "
+
+
+class AblationMonitor(HookedCallback):
+    """Measures at the end of a fit, and every so many epochs, what leaving out each block costs; see `ablate_path`.
+
+    It runs L + 1 passes over a few validation batches, in evaluation mode and without gradients, and logs
+    ``removal_cost/layer_03``, what leaving out the third block adds to the cost. Training goes on as without it. The
+    last measurement is kept in `ablation`.
+
+    Args:
+        cost: C(outputs, targets) of a batch that is a pair, a mean over its samples, or a metric; a function or its
+            import path. Outputs are those of the module's own ``forward``, inputs that are a dictionary are passed by
+            keyword. ``None`` takes the module's method ``cost``, or the ``loss`` of outputs that have one, as those of
+            Hugging Face.
+        every_n_epochs: Epochs between two measurements; ``None`` measures at the end of the fit only.
+        max_batches: How many batches of the first validation loader to use, on each process.
+        layers: Which blocks, as of `EnergyMonitor`.
+        order: Which blocks to leave out together, as of `ablate_path`.
+        prefix: What the log keys begin with.
+        **settings: How blocks are found, as of `ReadingSettings`.
+
+    Attributes:
+        ablation: The last measurement.
+
+    Raises:
+        ValueError: If a number is below 1.
+
+    Example:
+        >>> import lightning as L
+        >>> trainer = L.Trainer(callbacks=[AblationMonitor(every_n_epochs=5)], logger=False)
+    """
+
+    def __init__(
+        self,
+        cost: Cost | str | None = None,
+        every_n_epochs: int | None = None,
+        max_batches: int = 8,
+        layers: LayerChoice | None = None,
+        order: Order = (),
+        prefix: str = "",
+        **settings: Any,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("max_batches", max_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+        self.cost, self.every_n_epochs, self.max_batches = cost, every_n_epochs, max_batches
+        self.layers, self.order, self.prefix, self.settings = layers, order, prefix, settings
+        self.ablation: Ablation | None = None
+        self._measured_at: int | None = None
+        self._said: set[str] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget another fit."""
+        self.ablation, self._measured_at = None, None
+        self._said.clear()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure where an epoch is due."""
+        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure at the end, unless the last epoch has."""
+        if self._measured_at != _trainer.num_steps(trainer):
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Even an iterator of a loader draws a random number.
+        with harmless("AblationMonitor: measuring", self._said), isolate_rng():
+            _trainer.check_strategy(trainer, "AblationMonitor")
+            batches = list(self._batches(trainer))
+            why = "FSDPStrategy leaves pieces of the weights; use ModelParallelStrategy."
+            if not _trainer.has_flat_parameters(trainer):
+                why = "there are no validation batches. Give the fit a validation loader."
+            if not batches or _trainer.has_flat_parameters(trainer):
+                warn_once(f"{_WORDS}{why}", why, self._said)
+                return
+            with trainer.precision_plugin.forward_context():
+                self.ablation = ablate_path(
+                    pl_module, batches, self._cost_of(pl_module), self.layers, self.order, **self.settings
+                )
+            self._measured_at = _trainer.num_steps(trainer)
+            _trainer.log_scalars(trainer, self._scalars(self.ablation))
+
+    def _batches(self, trainer: Trainer) -> Iterator[Any]:
+        """A few batches of the first validation loader, on the device."""
+        loaders = trainer.val_dataloaders
+        loader = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+        for batch in islice(loader or (), self.max_batches):
+            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    def _cost_of(self, pl_module: LightningModule) -> Cost:
+        cost: Any = located(self.cost) if isinstance(self.cost, str) else self.cost or getattr(pl_module, "cost", None)
+        return cost or _loss_of
+
+    def _scalars(self, ablation: Ablation) -> dict[str, torch.Tensor]:
+        number = len(ablation.names)
+        keys = [f"{self.prefix}removal_cost/{layer_key(index, number)}" for index in range(number)]
+        return dict(zip(keys, ablation.increases, strict=True))
+
+
+def _loss_of(outputs: Any, targets: Any) -> torch.Tensor:
+    """The loss that outputs hold."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
+    if loss is None:
+        raise ValueError("`cost` must be given for a module that has no method `cost`, as F.cross_entropy; got None.")
+    return torch.as_tensor(loss)

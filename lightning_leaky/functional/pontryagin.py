@@ -1,0 +1,86 @@
+"""Pontryagin's Hamiltonian of any block, and how far its parameters are from a critical point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.functional._checks import check_matrices, widen
+from lightning_leaky.functional.first_order import first_order_sums
+
+
+def pontryagin_hamiltonian(
+    gradient: Tensor, previous: Tensor, current: Tensor, weight_cost: Tensor | float, step_size: Tensor | float
+) -> Tensor:
+    """Pontryagin's Hamiltonian ``H_l = (⟨P_l, A_l − A_{l−1}⟩ − R_l)/ρ_l`` of any block, P_l = −∂C/∂A_l [ours].
+
+    R_l is what layer l pays in the objective C + Σ_l R_l; an optimizer that adds dθ to the gradient makes it
+    (d/2)‖θ_l‖². H is constant along an optimum of many layers, whatever a block computes, where R_l/ρ_l depends on the
+    parameters alone: at equal steps, H_l = L(⟨P_l, A_l − A_{l−1}⟩ − (d/2)‖θ_l‖²), or where d grows like ρ_l. Else the
+    objective itself depends on the position, and H changes with it. For leaky steps with R_l = (λ/(2L̃))ρ_l‖W_l‖² and
+    critical weights it is λ times `hamiltonian`.
+
+    Args:
+        gradient: ∂C/∂A_l, shape (..., N, w).
+        previous: A_{l−1}, shape (..., N, w).
+        current: A_l, shape (..., N, w).
+        weight_cost: R_l, shape (...).
+        step_size: ρ_l > 0, shape (...); 1/L of L equal steps.
+
+    Returns:
+        Shape (...), in units of the cost, of either sign, float64.
+
+    Raises:
+        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+
+    Example:
+        >>> gradient = torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
+        >>> pontryagin_hamiltonian(gradient, torch.zeros(2, 2), torch.ones(2, 2), weight_cost=1.5, step_size=0.5)
+        tensor(1., dtype=torch.float64)
+    """
+    sums = first_order_sums(*check_matrices(gradient=gradient, previous=previous, current=current))
+    return pontryagin_hamiltonian_of(sums[..., 0], weight_cost, step_size)
+
+
+def pontryagin_hamiltonian_of(first_order: Tensor, weight_cost: Tensor | float, step_size: Tensor | float) -> Tensor:
+    """Pontryagin's Hamiltonian from Σ_i ⟨∂C/∂A_l, A_{l−1} − A_l⟩_i, without checks."""
+    return (first_order - weight_cost) / step_size
+
+
+def pontryagin_residual(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weight_decays: Sequence[float]
+) -> Tensor:
+    """Residual ``‖dθ_l + ∂C/∂θ_l‖/‖dθ_l‖`` of a block's parameters, 0 at a critical point of C + (d/2)‖θ‖² [ours].
+
+    Args:
+        parameters: The tensors that θ_l is made of, but for weights before a normalisation: no scale of theirs changes
+            C, so that with decay they have no critical point but 0.
+        gradients: ∂C/∂θ_l, in the same order and shapes.
+        weight_decays: d of each, as SGD and Adam add it to the gradient; AdamW's belongs to no objective.
+
+    Returns:
+        A scalar, no unit, ≥ 0, float64; infinite where nothing decays and a gradient is left.
+
+    Raises:
+        ValueError: If there is not one gradient of the same shape, and one weight decay, for each parameter.
+
+    Example:
+        >>> pontryagin_residual([torch.tensor([3.0, 4.0])], [torch.tensor([-0.3, -0.2])], [0.1])
+        tensor(0.4000, dtype=torch.float64)
+    """
+    shapes, others = [tuple(one.shape) for one in parameters], [tuple(one.shape) for one in gradients]
+    if shapes != others:
+        raise ValueError(f"`gradients` must have the shapes of `parameters`, {shapes}, got {others}.")
+    if len(weight_decays) != len(shapes) or not shapes:
+        raise ValueError(f"`weight_decays` must be one number for each of {len(shapes)} >= 1 parameters.")
+    decayed = [decay * widen(one) for decay, one in zip(weight_decays, parameters, strict=True)]
+    left = [one + widen(gradient) for one, gradient in zip(decayed, gradients, strict=True)]
+    squares = [torch.stack([one.square().sum() for one in group]).sum() for group in (left, decayed)]
+    return pontryagin_residual_of(*squares)
+
+
+def pontryagin_residual_of(gradient_square: Tensor, decay_square: Tensor) -> Tensor:
+    """Residual from ‖dθ + ∂C/∂θ‖² and ‖dθ‖²; without either it is 0."""
+    return torch.where(gradient_square == 0, 0.0, gradient_square / decay_square).sqrt()

@@ -1,0 +1,71 @@
+"""Layers that are no module of a model: several in a row, or one of the steps that a block makes inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_leaky.hooks.state import StateChoice, StatePlace, state_place
+from lightning_leaky.hooks.structures import tensors_of
+
+
+class Span(nn.Sequential):
+    """Modules that a model calls one after another, read as one layer; nobody calls this one."""
+
+
+class Step(nn.Module):
+    """One step of a block, read as one layer: from the state that one of its modules takes to the next state.
+
+    The state that a module takes is the first floating-point tensor among its arguments. Nobody calls a step.
+
+    Args:
+        block: The block; its parameters are those of the step.
+        first: The module in it that takes A_{l−1}.
+        then: The module in it that takes A_l; ``None`` where the block returns A_l.
+        named: The module that the step is named after; the first by default.
+    """
+
+    def __init__(
+        self, block: nn.Module, first: nn.Module, then: nn.Module | None = None, named: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.block, self.first, self.then, self.named = block, first, then, named or first
+
+
+def ends_of(layer: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
+    """Return the modules with which a layer begins and ends, and whether it ends before the second one runs."""
+    if isinstance(layer, Step):
+        return layer.first, layer.then or layer.block, layer.then is not None
+    return (layer[0], layer[-1], False) if isinstance(layer, Span) else (layer, layer, False)
+
+
+def block_of(layer: nn.Module) -> nn.Module:
+    """Return the block whose step a layer is, or the layer itself."""
+    return layer.block if isinstance(layer, Step) else layer
+
+
+def named_after(layer: nn.Module) -> nn.Module:
+    """Return the module whose name a layer has."""
+    return layer.named if isinstance(layer, Step) else ends_of(layer)[0]
+
+
+def taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the state that a module in a block takes, or nothing where it takes no tensor."""
+    return tensors_of((args, kwargs))[:1]
+
+
+def place_in(layer: nn.Module, state: StateChoice) -> StatePlace:
+    """Look a choice up as `state_place` does; of a step, only which output of the block is the state is open.
+
+    Raises:
+        ValueError: As there, and of a step where the choice is no argument.
+    """
+    if not isinstance(layer, Step):
+        return state_place(layer, state)
+    if state == "sum" or callable(state):
+        raise ValueError(
+            "`state` must be an argument of the blocks, or a pair of an argument and an output, where `branches` are "
+            f"read, got {state!r}; leave one of them out."
+        )
+    return StatePlace(output=None if layer.then else state_place(layer.block, state).output)

@@ -1,0 +1,107 @@
+"""Which blocks of a network could go: measured, beside scores that guess it, with how well they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_leaky.metrics.ranking import rank_correlation
+from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.records import QUANTITIES
+from lightning_leaky.plotting.style import COLOURS, new_figure
+from lightning_leaky.reading.removal import Cost, Removal
+
+SCORES = ("block_influence", "relative_distance", "relative_speed", "first_order")
+"""Quantities that guess what leaving out a block costs."""
+
+_DRAWS = 3
+_MEASURED, _RANDOM = "measured", "at random"
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
+class BlockRemoval:
+    """What leaving blocks out costs, one by one and together.
+
+    Attributes:
+        names: Names of the blocks.
+        baseline: Cost of the whole network.
+        increases: What leaving out each block by itself adds, shape (L,).
+        correlations: Rank correlation of each score with them, by the title of the score.
+        curves: Cost without the first k blocks of an order, k = 0, …, K, by what gives the order: a score, the measured
+            costs of single blocks, or chance.
+    """
+
+    names: tuple[str, ...]
+    baseline: float
+    increases: Tensor
+    correlations: Mapping[str, float]
+    curves: Mapping[str, Sequence[float]]
+
+    def content(self, readings: Readings) -> dict[str, Any]:
+        """What a report says of it, in numbers."""
+        shown = {QUANTITIES[key].title: readings[key].tolist() for key in SCORES if key in readings.quantities}
+        return {
+            "baseline": self.baseline,
+            "increase": self.increases.tolist(),
+            "scores": shown,
+            "correlations": dict(self.correlations),
+            "curves": {title: list(curve) for title, curve in self.curves.items()},
+        }
+
+    @property
+    def sentence(self) -> str:
+        """What can go, and which score knows it."""
+        least = int(self.increases.argmin())
+        told = ", ".join(f"{title} {value:.2f}" for title, value in self.correlations.items())
+        return (
+            f"Removal: leaving out {self.names[least]} adds {float(self.increases[least]):.3g} to a cost of "
+            f"{self.baseline:.4g}, the least of all. Rank correlation with what removal costs: {told}."
+        )
+
+
+def measure_removal(
+    model: nn.Module, batches: Sequence[Any], cost: Cost, readings: Readings, layers: Any = None, **settings: Any
+) -> BlockRemoval:
+    """Leave blocks out one by one, and together in the order of each score.
+
+    It takes L + 1 passes over the batches, and up to L/2 more for each score and each of three random orders.
+
+    Args:
+        model: Any network.
+        batches: Pairs (inputs, targets).
+        cost: C(outputs, targets), as of `ablate_path`.
+        readings: Of the network, with some of `SCORES`.
+        layers: Which blocks, as of `EnergyMonitor`.
+        **settings: How blocks are found, as of `ReadingSettings`.
+    """
+    scores = {QUANTITIES[key].title: readings[key] for key in SCORES if key in readings.quantities}
+    with Removal(model, batches, cost, layers, settings) as removal:
+        alone = removal.sign * torch.tensor([removal.cost_without([index]) for index in range(len(removal.names))])
+        count = len(removal.names) // 2
+        orders = {title: values.argsort(stable=True) for title, values in {**scores, _MEASURED: alone}.items()}
+        curves = {title: removal.curve(order[:count].tolist()) for title, order in orders.items()}
+        generator = Generator().manual_seed(0)
+        draws = [torch.randperm(len(removal.names), generator=generator)[:count].tolist() for _ in range(_DRAWS)]
+        curves[_RANDOM] = torch.tensor([removal.curve(order) for order in draws], dtype=torch.float64).mean(0).tolist()
+        baseline = removal.cost_without([])
+    increases = alone.double() - removal.sign * baseline
+    correlations = {title: rank_correlation(values, increases) for title, values in scores.items()}
+    return BlockRemoval(removal.names, baseline, increases, correlations, curves)
+
+
+def plot_removal(removal: BlockRemoval) -> Any:
+    """Draw the cost against the number of blocks removed, a line for each order."""
+    axes = new_figure().add_subplot()
+    for colour, (title, curve) in zip(COLOURS * len(removal.curves), removal.curves.items(), strict=False):
+        style = {_MEASURED: "-", _RANDOM: ":"}.get(title, "--")
+        axes.plot(range(len(curve)), curve, style, marker="o", markersize=3, color=colour, label=title)
+    axes.set_xlabel("blocks removed")
+    axes.set_ylabel("cost")
+    axes.set_xticks(range(1 + max(len(curve) for curve in removal.curves.values())))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return axes.figure
