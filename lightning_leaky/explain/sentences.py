@@ -48,7 +48,8 @@ def _of_dimension(found: Diagnosis) -> str:
     least = found.dimensions[1]
     if least != least:
         return "Dimension: not known, for the cost of identity was not read."
-    halves = "" if found.disagreement != found.disagreement else f" (halves differ by {found.disagreement:.0%})"
+    differ = f"{found.disagreement:.0%}" if found.disagreement >= 0.01 else "less than 1%"
+    halves = "" if found.disagreement != found.disagreement else f" (halves differ by {differ})"
     return f"Dimension: {least:.1f} at the narrowest layer, layer {found.narrowest}{halves}."
 
 

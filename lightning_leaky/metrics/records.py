@@ -251,7 +251,7 @@ QUANTITIES: dict[str, Quantity] = {record.key: record for record in _RECORDS}
 # What is said otherwise at L̃ = 0, where the paper's factor 1/L̃ is dropped; None of what is 0 there, or another again.
 _WITHOUT_LEAK: dict[str, dict[str, Any] | None] = {
     "cost_of_identity": {
-        "says": "What it costs to hand the representation on as it is. Only the comparison of layers matters.",
+        "says": "Soft count of the dimensions in use where a layer starts; with linear features at most the width.",
         "summaries": (replace(_LEAST_COST, says="Least over the layers."),),
     },
     "kinetic_energy": {"formula": "½ ‖∂_pA‖²_K"},

@@ -74,7 +74,7 @@ def read_run(path: Path | str) -> Run:
 
 def _of_report(file: Path) -> Run:
     content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not {"summaries", "layers", "quantities"} <= set(content):
+    if not isinstance(content, dict) or not {"summaries", "layers", "quantities", "removal"} <= set(content):
         raise ValueError("it is of no `lightning-leaky report`, or of an older one; write it anew")
     layers = {name: content["layers"][name] for name in (STEP_SIZE.key, *content["quantities"])}
     return Run(str(file), content["summaries"], layers, content)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore_glob = [] if find_spec("torchdiffeq") and find_spec("nbclient") else ["test_*.py"]
+collect_ignore_glob = [] if all(map(find_spec, ("torchdiffeq", "nbclient", "plotnine"))) else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items):
