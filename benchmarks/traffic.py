@@ -76,17 +76,27 @@ def summed(given: int) -> Traffic:
     return Traffic(1, given, given)
 
 
+def own_traffic(reading: Reading) -> Traffic:
+    """What all forms agree on: whether a process has turned to sums, and the samples of each layer, as int64."""
+    return summed(8 * (1 + reading.num_layers))
+
+
 def samples_traffic(reading: Reading) -> Traffic:
-    """Form "samples": a barrier, three sizes as int64, and the N × 2L × w (with momenta 3L) numbers in float32.
+    """Form "samples": `own_traffic`, a barrier, three sizes as int64, and N × 2L × w (with momenta 3L) float32 numbers.
 
     A process with fewer rows than others pads its own.
     """
     barrier, sizes = Traffic(1), gathered(reading.processes, 3 * 8)
-    return barrier + sizes + gathered(reading.processes, samples_memory(reading) // reading.processes)
+    return (
+        own_traffic(reading)
+        + barrier
+        + sizes
+        + gathered(reading.processes, samples_memory(reading) // reading.processes)
+    )
 
 
 def moments_traffic(reading: Reading) -> Traffic:
-    """Form "moments": one sum a state, in float64.
+    """Form "moments": `own_traffic`, and one sum a state, in float64.
 
     Energies need Sᵀ[S, A, V] and the four inner products of (A, V), the stable rank AᵀA, momenta SᵀB and, in one state,
     tr(BᵀA), ‖B‖² and the number of samples.
@@ -95,13 +105,13 @@ def moments_traffic(reading: Reading) -> Traffic:
     numbers = [d * (d + 2 * w), 4]
     numbers += [w * w] if reading.with_spectrum else []
     numbers += [d * w, 3] if reading.with_momenta else []
-    return sum((summed(8 * reading.num_layers * number) for number in numbers), Traffic())
+    return sum((summed(8 * reading.num_layers * number) for number in numbers), own_traffic(reading))
 
 
 def auto_traffic(reading: Reading) -> Traffic:
-    """Form "auto" where moments fit: an int64 (whether a process has turned to sums), and either form."""
+    """Form "auto" where moments fit: either form."""
     form = samples_traffic if reading.samples <= reading.width else moments_traffic
-    return summed(8) + form(reading)
+    return form(reading)
 
 
 FORMS: dict[Form, Callable[[Reading], Traffic]] = {

@@ -163,7 +163,7 @@ class PathReader:
             parameters: `Sums.parameters` of the layers of all segments, shape (L, 3), likewise; without them there is
                 no quantity that needs them.
         """
-        self._agree_on_forms()
+        num_samples = self._agreed()
         self.failures = {}
         known = weights if self.recipe.needs_weights else None
         parts = [
@@ -177,7 +177,6 @@ class PathReader:
         # One transfer from the device, of all of them.
         rows = torch.cat([torch.stack(list(part.values())) for part in parts], dim=1).to("cpu", torch.float64)
         lengths = tuple(store.num_layers for store in self.stores)
-        num_samples = summed(self._num_samples.to(self.stores[0].device))
         return Readings(
             dict(zip(parts[0], rows, strict=True)),
             self.step_sizes,
@@ -185,7 +184,7 @@ class PathReader:
             tuple(names),
             lengths if len(lengths) > 1 else (),
             tuple(record for record in self.recipe.records if QUANTITIES.get(record.key) is not record),
-            tuple(num_samples.tolist()),
+            num_samples,
             tuple(half.compute().quantities for half in self._halves),
         )
 
@@ -203,10 +202,14 @@ class PathReader:
         ends = list(itertools.accumulate(store.num_layers for store in self.stores))
         return [(store, slice(end - store.num_layers, end)) for store, end in zip(self.stores, ends, strict=True)]
 
-    def _agree_on_forms(self) -> None:
-        """Turn to sums where a process has, as one has where all samples together are too many; one collective."""
-        if self.form == "auto" and num_processes() > 1:
-            own = torch.tensor([int(store.is_summing) for store in self.stores], device=self.stores[0].device)
-            for store, is_summing in zip(self.stores, summed(own).tolist(), strict=True):
-                if is_summing:
-                    store.turn_to_sums()
+    def _agreed(self) -> tuple[int, ...]:
+        """Return the number of samples of each layer, of all processes; one collective.
+
+        If a process has turned to sums, as one has where all samples together are too many, all do.
+        """
+        own = torch.tensor([int(store.is_summing) for store in self.stores])
+        total = summed(torch.cat([own, self._num_samples]).to(self.stores[0].device)).tolist()
+        for store, is_summing in zip(self.stores, total[: len(own)], strict=True):
+            if is_summing:
+                store.turn_to_sums()
+        return tuple(total[len(own) :])
