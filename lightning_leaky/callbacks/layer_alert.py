@@ -65,7 +65,7 @@ class LayerAlert(HookedCallback):
             value)``, called on every process (in YAML its import path).
         layers: Numbers of the layers to look at, from 1; ``None`` for all.
         release: Where a comparison is left; ``None`` for the threshold and a quarter of its size: ``"< 0.01"`` is left
-            from 0.0125 on. Of a threshold of 0, which has no size, give one.
+            from 0.0125 on. Give one for a threshold of 0, which has no size.
         stage: Which readings: ``"train"``, or ``"validate"`` (of a second loader ``"validate/dataloader_idx_1"``).
         prefix: That of the monitor, where it has one.
 

@@ -41,7 +41,7 @@ def drop_layers(
     A model that can be built anew from its `config` (as those of Hugging Face) or from its hyperparameters (a
     LightningModule with ``save_hyperparameters()``) still can: their numbers of blocks, and their lists of one value a
     block, are changed so that it is built with the same outputs, which is checked by building it. So
-    ``save_pretrained`` and ``from_pretrained``, or a checkpoint and ``load_from_checkpoint``, give it back. Of other
+    ``save_pretrained`` and ``from_pretrained``, or a checkpoint and ``load_from_checkpoint``, give it back. For other
     models, save the `state_dict`, and build the smaller model by your own code.
 
     Args:

@@ -63,8 +63,8 @@ def bought(
     r"""Say what a smaller model saves, a line each.
 
     Args:
-        before: Of the model as it was.
-        after: Of the smaller one.
+        before: Expense of the model as it was.
+        after: Expense of the smaller one.
         metrics: Metrics of the model as it was, by name.
         new: Those of the smaller one.
 

@@ -51,7 +51,7 @@ def adopt(live: Any, new: Any, journal: Journal) -> None:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of settings, to be changed in place; none of what is no settings."""
+    """Return the fields of settings, to be changed in place; nothing for other objects."""
     if isinstance(value, dict):
         return value
     is_settings = isinstance(value, Namespace) or hasattr(value, "to_dict") or hasattr(value, "__dataclass_fields__")

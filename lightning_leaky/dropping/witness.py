@@ -21,7 +21,7 @@ class Witness(ExitStack):
 
     Attributes:
         ran: Names of the blocks that have run.
-        readers: Of each block that takes what another has made, besides its state, the name, and the other's.
+        readers: Names of blocks that take what another has made, besides its state, with the name of the other.
     """
 
     def __init__(self, stacks: list[Stack]) -> None:

@@ -72,7 +72,7 @@ class Condition:
             return cls._comparison(parts[1], _finite(parts[2], told), release)
         if release is not None:
             raise ValueError(
-                f"`release` must be None where `condition` is no comparison, got {release!r}: leave it out."
+                f"`release` must be None unless `condition` is a comparison, got {release!r}: leave it out."
             )
         test = (_WORDS.get(told.strip().lower()) or located(told.strip())) if isinstance(told, str) else told
         if not callable(test):
