@@ -90,7 +90,7 @@ def _records(
     trainer: Trainer, path: LeakyPath | None, settings: ReadingSettings, knows_decay: bool
 ) -> tuple[Quantity, ...]:
     """The quantities asked for, or those that this path has by default."""
-    has_weights = knows_weights(path) and not _trainer.has_flat_parameters(trainer)
+    has_weights = settings.fits_weights_of(path) and not _trainer.has_flat_parameters(trainer)
     if settings.quantities is None:
         leaks = (settings.effective_depth if path is None else path.effective_depth) > 0
         has_momenta = has_weights and knows_decay and settings.reads_all_positions

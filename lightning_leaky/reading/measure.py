@@ -66,7 +66,7 @@ def measure_path(
     path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:
         has_gradients = cost is not None and chosen.reads_all_positions
-        keys = readable_quantities(path, has_gradients, has_gradients and bool(weight_decay))
+        keys = readable_quantities(chosen.fits_weights_of(path), has_gradients, has_gradients and bool(weight_decay))
         of_parameters = [key for key in keys if QUANTITIES[key].needs == "parameters"]
         reader, modules = ParameterReader(None, adds_up=False, is_measured=True), model if path is None else path.layers
         if chosen.branches or reader.why_not(of_parameters, modules, weight_decay):

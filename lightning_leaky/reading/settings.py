@@ -129,6 +129,12 @@ class ReadingSettings(ReadingOptions):
         """Which tensor of a layer is its state: as told, or as the path says."""
         return getattr(path, "state", None) if self.state is None else self.state
 
+    def fits_weights_of(self, path: LeakyPath | None) -> bool:
+        """Whether a path knows its W_l, and the features that are read are those that they act on."""
+        own = (getattr(path, "activation", None), getattr(path, "constant_column", True))
+        told = zip((self.features, self.constant_column), own, strict=True)
+        return knows_weights(path) and all(one is None or one == other for one, other in told)
+
     def recipe(self, path: LeakyPath, weight_decay: float = 1.0) -> Recipe:
         """What is computed of a path, and how, from momenta with this λ."""
         # A block of a network without a leak reads A through a normalisation, not through a ReLU.
@@ -145,7 +151,7 @@ class ReadingSettings(ReadingOptions):
         )
 
 
-def readable_quantities(path: LeakyPath | None, has_gradients: bool, has_momenta: bool) -> list[str]:
+def readable_quantities(has_weights: bool, has_gradients: bool, has_momenta: bool) -> list[str]:
     """Return the keys of what is read of a path unless told, with or without gradients and a weight decay.
 
     Of blocks that are no leaky steps the Hamiltonian of features σ(A) says nothing: that of any block takes its place.
@@ -155,7 +161,7 @@ def readable_quantities(path: LeakyPath | None, has_gradients: bool, has_momenta
         for key, record in QUANTITIES.items()
         if (has_gradients or not record.has_gradients)
         and (has_momenta or not record.has_momenta)
-        and (knows_weights(path) or not (record.needs == "weights" or key == "hamiltonian"))
+        and (has_weights or not (record.needs == "weights" or key == "hamiltonian"))
     ]
 
 
@@ -174,6 +180,11 @@ def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weigh
         raise ValueError(
             f"`quantities` cannot include {', '.join(with_weights)} for these layers, without the W_l of a leaky path "
             "that has a method `weights`, as `LeakyResNet` has. Leave them out."
+        )
+    if with_weights and not settings.fits_weights_of(path):
+        raise ValueError(
+            f"`features` must be those of the path to read {', '.join(with_weights)}, which compare them with its "
+            f"weights, got {settings.features!r} and constant_column={settings.constant_column!r}. Leave either out."
         )
     of_parameters = [record.key for record in records if record.needs == "parameters"]
     if settings.branches and of_parameters:

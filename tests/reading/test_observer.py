@@ -279,3 +279,16 @@ def test_weights_are_no_path_s_that_only_has_a_parameter_of_the_name(module):
     assert not knows_weights(module.network)
     layers = [module.network.layers[1]]
     assert not knows_weights(SimpleNamespace(layers=layers, weights=nn.Parameter(torch.ones(1))))
+
+
+@pytest.mark.parametrize("other", [{"features": "linear"}, {"features": "crelu"}, {"constant_column": False}])
+def test_weights_are_compared_with_the_features_that_they_act_on_only(module, batch, other):
+    """With others the residual would be a number that says nothing."""
+    arguments = {"cost": module.cost, "weight_decay": 0.1}
+    found = measure_path(module, [batch], **arguments, **other)
+    assert not {"criticality_residual", "hamiltonian"} & set(found.quantities)
+    with pytest.raises(ValueError, match=r"`features` must be those of the path to read \"criticality_residual\""):
+        measure_path(module, [batch], ["criticality_residual"], **arguments, **other)
+    own = measure_path(module, [batch], ["criticality_residual"], features="relu", constant_column=True, **arguments)
+    expected = measure_path(module, [batch], ["criticality_residual"], **arguments)
+    assert torch.equal(own["criticality_residual"], expected["criticality_residual"])
