@@ -54,6 +54,7 @@ class Diagnosis:
         num_samples: How many samples were read, by the layer with the fewest; ``None`` where that is not known.
         disagreement: By how much the least cost of identity of two halves of the samples differs, as a share of it;
             NaN where halves were not read.
+        width: Number of neurons; ``None`` where that is not known.
 
     Example:
         >>> readings = Readings({"cost_of_identity": torch.tensor([9.0, 2.0])}, torch.tensor([0.5, 0.5]), 2.0)
@@ -75,6 +76,7 @@ class Diagnosis:
     influences: Tensor = field(default_factory=lambda: torch.zeros(0))
     num_samples: int | None = None
     disagreement: float = float("nan")
+    width: int | None = None
 
     @property
     def trust(self) -> Trust:
@@ -100,10 +102,20 @@ class Diagnosis:
     @property
     def has_enough_samples(self) -> bool | None:
         """Whether there are five samples for each dimension that was read; ``None`` where either is not known."""
-        dimension = self.dimensions[1] if self.leaks else self.widest
-        if self.num_samples is None or dimension != dimension:
+        if self.num_samples is None or self.dimension_read != self.dimension_read:
             return None
-        return self.num_samples >= _ENOUGH * dimension
+        return self.num_samples >= _ENOUGH * self.dimension_read
+
+    @property
+    def counts_dimensions(self) -> bool:
+        """Whether the cost of identity is a count: above the width its features cannot express the representation."""
+        return self.width is None or self.dimensions[1] <= self.width * (1 + 1e-6)
+
+    @property
+    def dimension_read(self) -> float:
+        """How many dimensions the samples have to show: those of the widest layer or, with a leak, of the narrowest."""
+        greatest = self.dimensions[1] if self.leaks else self.widest
+        return greatest if self.width is None else min(greatest, float(self.width))
 
     @property
     def rank_estimates(self) -> tuple[float, float] | None:
@@ -204,6 +216,7 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         influences=influences,
         num_samples=min(part.num_samples, default=None),
         disagreement=_disagreement(part),
+        width=part.widths[0] if part.widths else None,
     )
 
 

@@ -48,6 +48,11 @@ def _of_dimension(found: Diagnosis) -> str:
     least = found.dimensions[1]
     if least != least:
         return "Dimension: not known, for the cost of identity was not read."
+    if not found.counts_dimensions:
+        return (
+            f"Dimension: not counted; the cost of identity, {least:.1f} or more, is above the width of {found.width}. "
+            'Its features cannot express the representation; features="linear" counts.'
+        )
     differ = f"{found.disagreement:.0%}" if found.disagreement >= 0.01 else "less than 1%"
     halves = "" if found.disagreement != found.disagreement else f" (halves differ by {differ})"
     return f"Dimension: {least:.1f} at the narrowest layer, layer {found.narrowest}{halves}."
@@ -105,10 +110,9 @@ def _samples(found: Diagnosis) -> str:
     """Whether there are enough samples."""
     if found.has_enough_samples is None:
         return "the energies are exact"
-    dimension = found.dimensions[1] if found.leaks else found.widest
     if found.has_enough_samples:
-        return f"{found.num_samples} samples are enough for {dimension:.0f} dimensions"
-    return f"too few samples, {found.num_samples} for {dimension:.0f} dimensions"
+        return f"{found.num_samples} samples are enough for {found.dimension_read:.0f} dimensions"
+    return f"too few samples, {found.num_samples} for {found.dimension_read:.0f} dimensions"
 
 
 def ranges(numbers: tuple[int, ...]) -> str:

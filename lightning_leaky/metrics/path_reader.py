@@ -186,6 +186,7 @@ class PathReader:
             tuple(record for record in self.recipe.records if QUANTITIES.get(record.key) is not record),
             num_samples,
             tuple(half.compute().quantities for half in self._halves),
+            tuple(store.width for store in self.stores for _ in range(store.num_layers)),
         )
 
     def reset(self) -> None:

@@ -29,6 +29,7 @@ class Readings:
         num_samples: How many samples each layer was read from, L numbers, or none where that is not known.
         halves: Quantities of two halves of the samples by name, where they were read: how far they disagree is how far
             the reading can be trusted as one of other samples.
+        widths: Width of each layer, L numbers, or none where that is not known.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -46,6 +47,7 @@ class Readings:
     own: tuple[Quantity, ...] = ()
     num_samples: tuple[int, ...] = ()
     halves: tuple[Mapping[str, Tensor], ...] = ()
+    widths: tuple[int, ...] = ()
 
     @property
     def positions(self) -> Tensor:
@@ -116,6 +118,7 @@ class Readings:
                 own=self.own,
                 num_samples=self.num_samples[end - len(rho) : end],
                 halves=tuple(half[index] for half in parts[1:]),
+                widths=self.widths[end - len(rho) : end],
             )
             for index, (rho, end) in enumerate(zip(torch.split(self.step_sizes, lengths), ends, strict=True))
         ]

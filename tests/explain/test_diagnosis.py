@@ -118,6 +118,19 @@ def test_a_dimension_takes_five_samples(number, is_enough):
     assert word in found.sentences[3]
 
 
+def test_a_cost_above_the_width_is_no_count():
+    """As with the paper's features of blocks that are no leaky steps: samples for the width are then enough."""
+    found = replace(readings(depth=0.0, cost_of_identity=(710.0, 200.0, 190.0, 300.0)), widths=(96,) * 4)
+    for number, is_enough in ((479, False), (480, True)):
+        (told,) = diagnose(replace(found, num_samples=(number,) * 4))
+        assert told.has_enough_samples is is_enough
+    assert told.sentences[1].startswith(
+        "Dimension: not counted; the cost of identity, 190.0 or more, is above the width"
+    )
+    (counted,) = diagnose(replace(found, widths=(190,) * 4))
+    assert counted.sentences[1] == "Dimension: 190.0 at the narrowest layer, layer 3."
+
+
 def test_halves_say_how_far_the_dimension_can_be_trusted():
     halves = [readings(cost_of_identity=(50.0, least, 30.0, 40.0)).quantities for least in (18.0, 22.0)]
     (found,) = diagnose(replace(readings(**WITHOUT_LEAK), halves=tuple(halves)))

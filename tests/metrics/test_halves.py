@@ -54,6 +54,7 @@ def test_halves_follow_their_segments():
     readings = reader.compute()
     first, second = readings.split()
     assert (first.num_samples, second.num_samples) == ((8,), (8, 8))
+    assert (readings.widths, first.widths, second.widths) == ((4, 4, 4), (4,), (4, 4))
     for number in range(2):
         joined = torch.cat([part.halves[number]["cost_of_identity"] for part in (first, second)])
         assert torch.equal(joined, readings.halves[number]["cost_of_identity"])
