@@ -1,28 +1,33 @@
-"""Blocks taken out of a model for good."""
+"""Blocks taken out of a model for good, and what that buys."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_leaky.dropping.checks import check_blocks, chosen_blocks
-from lightning_leaky.dropping.journal import Journal
-from lightning_leaky.dropping.optimizers import forget
-from lightning_leaky.dropping.outputs import difference, outputs_of
-from lightning_leaky.dropping.rebuilding import Origin, mend, origins_of
-from lightning_leaky.dropping.stacks import Stack, refused, stacks_of
-from lightning_leaky.dropping.witness import Witness
-from lightning_leaky.hooks.skipped import SkippedBlocks
+from lightning_leaky.dropping.rebuilding import origins_of
+from lightning_leaky.dropping.stacks import Journal, Stack, difference, outputs_of, refused, stacks_of, witnessed
 from lightning_leaky.hooks.state import StateChoice
 from lightning_leaky.hooks.structures import all_tensors_of
-from lightning_leaky.paths.layers import LayerChoice
-from lightning_leaky.reading.measure import inputs_and_targets
+from lightning_leaky.paths.layers import LayerChoice, device_of
+from lightning_leaky.reading.measure import evaluating, inputs_and_targets, run_model
 from lightning_leaky.utilities.optimizer_steps import check_state_is_by_parameter
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Expense(NamedTuple):
+    """Number of a model's parameters, shared ones once; MiB of them and its buffers; seconds of a forward pass."""
+
+    parameters: int
+    memory: float
+    seconds: float
 
 
 def drop_layers(
@@ -32,38 +37,25 @@ def drop_layers(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     state: StateChoice = None,
 ) -> Model:
-    """Take blocks out of a model for good, in place.
+    """Take blocks out of a model for good, in place; those after them move up, and take their names.
 
-    What returns is checked on a batch, in evaluation mode: it has the outputs of the model with those blocks skipped,
-    bit for bit. The blocks after them move up, and take their names. A number that a block knows itself by
-    (`layer_idx`, where a cache looks for it) moves along, and so does the number of blocks beside the list.
-
-    A model that can be built anew from its `config` (as those of Hugging Face) or from its hyperparameters (a
-    LightningModule with ``save_hyperparameters()``) still can: their numbers of blocks, and their lists of one value a
-    block, are changed so that it is built with the same outputs, which is checked by building it. So
-    ``save_pretrained`` and ``from_pretrained``, or a checkpoint and ``load_from_checkpoint``, give it back. For other
-    models, save the `state_dict`, and build the smaller model by your own code.
+    In evaluation mode, on a batch, it then has the outputs of the model with those blocks skipped, bit for bit. If its
+    `config` (Hugging Face) or its hyperparameters (Lightning) build it anew, they still do. Else save its `state_dict`.
 
     Args:
         model: A model, a LightningModule included.
         layers: Which blocks go: as of `lightning_leaky.paths.layers.choose_layers`, or a sequence of names.
-        batch: A pair (inputs, targets), or bare inputs, on the device of the model. Inputs that are a dictionary are
-            passed by keyword.
-        optimizer: The optimizer that trains the model, or several. They forget the parameters that go, and keep the
-            state of the others. A group that loses all of its parameters stays, empty: schedulers count groups.
-        state: Which tensor of a block is its state, as of `make_leaky`, where its blocks take or return several of one
-            shape.
+        batch: A pair (inputs, targets), or bare inputs, on the device of the model; a dictionary is passed by keyword.
+        optimizer: One that trains the model, or several; they forget what goes. Empty groups stay.
+        state: Which tensor of a block is its state, as of `make_leaky`, where several may be.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If a block cannot go: it is in no list, does not run, changes the shape, shares weights with what
-            stays, is a leaky step, another one reads what it makes besides its state, the outputs differ, or the model
-            could not be built anew. The model and the optimizer are then as they were.
+        ValueError: If a block cannot go, with the reason. Model and optimizer are then as they were.
 
     Example:
-        >>> import torch
         >>> blocks = [nn.TransformerEncoderLayer(8, 2, batch_first=True) for _ in range(4)]
         >>> model = drop_layers(nn.Sequential(*blocks), ["1", "2"], torch.zeros(2, 5, 8))
         >>> len(model), model[1] is blocks[3]
@@ -72,66 +64,103 @@ def drop_layers(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     for one in optimizers:
         check_state_is_by_parameter(one)
-    chosen = chosen_blocks(model, layers)
-    stacks = stacks_of(model, chosen)
-    check_blocks(model, chosen)
+    stacks = stacks_of(model, layers)
     inputs, _ = inputs_and_targets(batch)
-    blocks = [block for stack in stacks for block in stack.gone.values()]
-    names = [name for stack in stacks for name in stack.names()]
-    with Journal() as journal, Witness(stacks) as witness, SkippedBlocks(blocks, names, state) as skipping:
-        skipping.skipped = set(range(len(blocks)))
-        expected = outputs_of(model, inputs)
-        _check_pass(expected, [name for name in names if name not in witness.ran])
-        witness.close()  # it holds tensors
+    with Journal() as journal:
+        with witnessed(model, stacks) as readers:
+            expected = outputs_of(model, inputs, stacks, state)
+        if not all_tensors_of(expected):
+            found = type(expected).__name__
+            raise ValueError(f"`model` must return tensors, so that they can be compared, got {found}.")
         for stack in stacks:
-            skipping.skipped = {index for index, block in enumerate(blocks) if block in stack.gone.values()}
-            alone = outputs_of(model, inputs)
-            skipping.skipped = set()
+            alone = outputs_of(model, inputs, [stack], state)
             origins = origins_of(model, inputs, stack)
             stack.take_out(journal)
-            failed = [one for one in origins if not mend(model, inputs, stack, one, alone, journal)]
-            _check(model, inputs, [stack], alone, witness.readers)
-            if failed:
-                raise refused(stack.names(), _not_loaded(stack, failed[0]))
+            lost = [one.module for one in origins if not one.mend(stack, alone, journal)]
+            _check(model, inputs, [stack], alone, readers)
+            if lost:
+                reason = f"cannot go: {type(lost[0]).__name__} could not be loaded again. Make the number of blocks a "
+                raise refused([*stack.gone], f"{reason}setting, or drop from the model inside and save that")
         _check(model, inputs, stacks, expected, {})
-        journal.keep()
-    forget(optimizers, {id(one) for block in blocks for one in block.parameters()})
+        journal.pop_all()
+    _forget(optimizers, {id(one) for stack in stacks for block in stack.gone.values() for one in block.parameters()})
     return model
 
 
-def _check_pass(outputs: Any, idle: list[str]) -> None:
-    """Raise ValueError where a pass with blocks skipped shows nothing."""
-    if idle:
-        raise refused(idle, "do not run with this batch, so that nothing shows what they do")
-    if not all_tensors_of(outputs):
-        raise ValueError(f"`model` must return tensors, so that they can be compared, got {type(outputs).__name__}.")
+def expense_of(model: nn.Module, batch: Any, repeats: int = 10) -> Expense:
+    """Measure what a model costs in evaluation mode.
+
+    Args:
+        model: Any network.
+        batch: A pair (inputs, targets), or bare inputs, on the device of the model.
+        repeats: How many forward passes to time, after one that is not, for their median.
+
+    Example:
+        >>> expense = expense_of(nn.Linear(256, 1024, bias=False), torch.zeros(1, 256))
+        >>> expense.parameters, expense.memory
+        (262144, 1.0)
+    """
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be at least 1, got {repeats!r}.")
+    inputs, _ = inputs_and_targets(batch)
+    device, times = device_of(model), list[float]()
+    with torch.no_grad(), evaluating(model):
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            run_model(model, inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+    size = sum(one.nbytes for one in [*model.parameters(), *model.buffers()])
+    return Expense(sum(one.numel() for one in model.parameters()), size / 2**20, median(times[1:]))
+
+
+def bought(
+    before: Expense, after: Expense, metrics: Mapping[str, float] | None = None, new: Mapping[str, float] | None = None
+) -> list[str]:
+    r"""Say what a smaller model saves, and how its metrics, by name, compare with those before; a line each.
+
+    Example:
+        >>> lines = bought(Expense(2000, 8.0, 0.01), Expense(1500, 6.0, 0.008), {"val/cost": 0.5}, {"val/cost": 0.52})
+        >>> print(*lines, sep="\n")
+        parameters  2,000 → 1,500 (−25%)
+        memory      8.00 MiB → 6.00 MiB (−25%)
+        forward     10.00 ms → 8.00 ms (−20%)
+        val/cost    0.5 → 0.52 (+4%)
+    """
+    rows = [
+        ("parameters", before.parameters, after.parameters, "{:,}"),
+        ("memory", before.memory, after.memory, "{:.2f} MiB"),
+        ("forward", 1e3 * before.seconds, 1e3 * after.seconds, "{:.2f} ms"),
+        *((name, old, (new or {})[name], "{:.4g}") for name, old in (metrics or {}).items() if name in (new or {})),
+    ]
+    width, lines = max(len(name) for name, *_ in rows), []
+    for name, old, now, form in rows:
+        change = f" ({(now - old) / old:+.0%})".replace("-", "−") if old > 0 else ""
+        lines.append(f"{name.ljust(width)}  {form.format(old)} → {form.format(now)}{change}")
+    return lines
 
 
 def _check(model: nn.Module, inputs: Any, stacks: list[Stack], expected: Any, readers: Mapping[str, str]) -> None:
     """Raise ValueError where a model without the blocks of some stacks does not return what is expected."""
-    names = [name for stack in stacks for name in stack.names()]
+    names = [name for stack in stacks for name in stack.gone]
     try:
-        found = outputs_of(model, inputs)
+        told = difference(expected, outputs_of(model, inputs), [len(stack.gone) for stack in stacks])
     except Exception as error:  # whatever the model's code counts on
-        raise refused(
-            names, f"cannot go: the model does not run without them, {type(error).__name__}: {error}"
-        ) from error
-    told = difference(expected, found, [number for stack in stacks for number in stack.missing])
-    if told is None:
-        return
-    reasons = [f"{reader!r} takes what {made!r} makes besides its state" for reader, made in [*readers.items()][:1]]
-    reasons += [
-        f"{key!r} of {type(stack.owner).__name__} has an entry for each block too"
-        for stack in stacks
-        for key in stack.parallels()
-    ]
-    because = "; ".join(reasons) or "the code around them counts on their number, or they on their place"
-    raise refused(names, f"cannot go: the outputs {told} from those with the blocks skipped ({because})")
+        told = f"{type(error).__name__}: {error}"
+        raise refused(names, f"cannot go: the model does not run without them, {told}") from error
+    if told:
+        reasons = [f"{reader!r} takes what {made!r} makes besides its state" for reader, made in readers.items()]
+        reasons += ["the code around them counts on their number, or they on their place"]
+        raise refused(names, f"cannot go: the outputs {told} from those with the blocks skipped ({reasons[0]})")
 
 
-def _not_loaded(stack: Stack, origin: Origin) -> str:
-    return (
-        f"cannot go: {type(origin.module).__name__} could not be loaded again. Its settings, with {stack.size} blocks "
-        f"changed to {len(stack.kept)} where they may mean {stack.name!r}, build none with these outputs. Make the "
-        "number of blocks a setting, or drop from the model inside and save that"
-    )
+def _forget(optimizers: list[Optimizer], gone: set[int]) -> None:
+    """Take parameters, by id, out of optimizers, with their state."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+            for key in {"params", "param_names"} & group.keys():  # names, of one made from `named_parameters`
+                group[key] = [group[key][index] for index in kept]
+        for parameter in [one for one in optimizer.state if id(one) in gone]:
+            del optimizer.state[parameter]

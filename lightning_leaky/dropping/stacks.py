@@ -1,113 +1,87 @@
-"""Containers of blocks, and blocks taken out of them."""
+"""Containers of blocks: which may go, how they go, and what a model returns without them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from lightning_leaky.dropping.journal import Journal
-from lightning_leaky.utilities.wrappers import place_inside, plain_name
+from lightning_leaky.hooks.skipped import SkippedBlocks
+from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.hooks.structures import all_tensors_of, parts_of, replaced, tensors_of
+from lightning_leaky.paths.layers import LayerChoice, choose_layers, named_layers
+from lightning_leaky.paths.leaky_path import leaky_paths
+from lightning_leaky.reading.measure import evaluating, run_model
+from lightning_leaky.utilities.processes import is_sharded
+from lightning_leaky.utilities.wrappers import place_inside, plain_name, unwrapped
 
-CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
-# What the owner of a list calls its length, and what a block that knows its place calls that: in `layer_idx` a cache of
-# Hugging Face looks for the block's keys.
-_NUMBER = re.compile("(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|blocks?|depth)")
-_PLACES = ("layer_idx", "layer_id", "layer_index", "layer_number", "layer_num", "block_idx", "block_id")
+class Journal(ExitStack):
+    """Takes changes of dictionaries back when left, unless they were popped."""
+
+    def refill(self, place: dict[str, Any], content: Mapping[str, Any]) -> None:
+        """Change all that a dictionary holds, the order included."""
+        self.callback(place.update, dict(place))
+        self.callback(place.clear)
+        place.clear()
+        place.update(content)
 
 
 class Stack(NamedTuple):
-    """A container, and which of its blocks go."""
+    """A container, how many blocks it holds, what it is in, which blocks go, by name, and the numbers of the others."""
 
-    name: str
     container: nn.Module
-    ancestors: tuple[nn.Module, ...]
-    """Those modules that the container is in, outermost first."""
-    gone: dict[str, nn.Module]
-    """Those that go, by their keys in the container."""
     size: int
-    """How many blocks it holds, before they go."""
+    around: list[nn.Module]
+    gone: dict[str, nn.Module]
     kept: list[int]
-    """Numbers of the blocks that stay, from 0."""
-
-    def names(self) -> list[str]:
-        """Names of the blocks that go."""
-        return [f"{self.name}.{key}".lstrip(".") for key in self.gone]
-
-    @property
-    def missing(self) -> tuple[int]:
-        """How many blocks go, as an allowance of `difference`."""
-        return (self.size - len(self.kept),)
-
-    @property
-    def owner(self) -> nn.Module | None:
-        """The module that holds the container; ``None`` where the container is the model."""
-        return next((one for one in reversed(self.ancestors) if place_inside(one) is None), None)
-
-    def parallels(self) -> list[str]:
-        """What else its owner holds that has as many entries, and may run in parallel."""
-        if self.owner is None:
-            return []
-        held = {**vars(self.owner), **self.owner._modules, **self.owner._parameters, **self.owner._buffers}
-        kinds = (*CONTAINERS, nn.ParameterList, Tensor, list, tuple)
-        return [
-            key
-            for key, one in held.items()
-            if isinstance(one, kinds) and one is not self.container and _length(one) == self.size
-        ]
 
     def take_out(self, journal: Journal) -> None:
         """Take the blocks out, and renumber what stays: keys, what knows its place, their number beside them."""
-        modules, kept = self.container._modules, self.kept
-        keys = [*modules]
-        new_keys = keys[: len(kept)] if _are_numbered(keys) else [keys[old] for old in kept]
-        blocks = [modules[keys[old]] for old in kept]
-        journal.refill(modules, dict(zip(new_keys, blocks, strict=True)))
-        for new, (old, block) in enumerate(zip(kept, blocks, strict=True)):
-            for part in block.modules() if block is not None else ():
-                for place in _PLACES:
-                    if vars(part).get(place) == old:
-                        journal.put(vars(part), place, new)
-        beside = {} if self.owner is None else vars(self.owner)
-        for key in [
-            key for key, one in beside.items() if type(one) is int and one == self.size and _NUMBER.fullmatch(key)
-        ]:
-            journal.put(beside, key, len(kept))
+        keys, blocks = [*self.container._modules], [*self.container._modules.values()]
+        first = re.fullmatch(r"(.*?)(\d+)", keys[0])  # as in a list, or as 'layer_0'
+        if not first or keys != [f"{first[1]}{int(first[2]) + index}" for index in range(len(keys))]:
+            keys = [keys[old] for old in self.kept]
+        journal.refill(self.container._modules, {keys[new]: blocks[old] for new, old in enumerate(self.kept)})
+        for new, old in enumerate(self.kept):
+            for part in getattr(blocks[old], "modules", tuple)():  # a place may be empty
+                _renumber(part, "(layer|block)_(idx|id|index|number|num)", old, new, journal)
+        for owner in self.around[-1:]:
+            number = "(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|blocks?|depth)"
+            _renumber(owner, number, self.size, len(self.kept), journal)
 
 
-def stacks_of(model: nn.Module, chosen: Mapping[str, nn.Module]) -> list[Stack]:
-    """Return the containers of chosen blocks in the order in which they are registered.
-
-    Raises:
-        ValueError: If a block is in none, or in several places.
-    """
-    going = {id(block): name for name, block in chosen.items()}
+def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Stack]:
+    """Return the containers of chosen blocks, or raise ValueError if one cannot go, as far as it shows beforehand."""
+    choices = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    if not choices:
+        raise ValueError(f"`layers` must name at least one block, got {layers!r}.")
+    matching = {name for one in choices for name in choose_layers(model, one)}
+    chosen = choose_layers(model, lambda name, module: name in matching)
+    _check(model, chosen)
+    names, places = {id(block): name for name, block in chosen.items()}, dict[str, str]()
     gone: dict[nn.Module, dict[str, nn.Module]] = {}
-    places: dict[int, list[str]] = {}
-    paths = {parent: name for name, parent in model.named_modules()}
-    for parent, path in paths.items():
+    for path, parent in model.named_modules():
         for key, child in parent._modules.items():
-            if child is not None and id(child) in going:
-                gone.setdefault(parent, {})[key] = child
-                places.setdefault(id(child), []).append(plain_name(f"{path}.{key}".lstrip(".")))
-    for parent, blocks in gone.items():
-        for key, block in blocks.items():
-            name = going[id(block)]
-            if len(places[id(block)]) > 1:
-                raise refused(
-                    name, f"stands in the model more than once, as {places[id(block)]}, with the same weights"
-                )
-            if not isinstance(parent, CONTAINERS):
-                raise refused(
-                    name,
-                    f"is the attribute {key!r} of {type(parent).__name__}, whose code calls it by this name; only what "
-                    "an nn.ModuleList, nn.Sequential or nn.ModuleDict holds can go",
-                )
-    return [_stack(paths, parent, blocks, going) for parent, blocks in gone.items()]
+            name, place = names.get(id(child)), plain_name(f"{path}.{key}".lstrip("."))
+            if child is None or name is None:
+                continue
+            if not isinstance(parent, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+                owner = type(parent).__name__
+                raise refused(name, f"is the attribute {key!r} of {owner}, whose code calls it by this name")
+            if name in places:
+                raise refused(name, f"stands in the model more than once, as {[places[name], place]}")
+            gone.setdefault(parent, {})[name], places[name] = child, place
+    stacks = []
+    for container, blocks in gone.items():
+        around = [one for one in model.modules() if container in [*one.modules()][1:] and place_inside(one) is None]
+        kept = [index for index, one in enumerate(container._modules.values()) if id(one) not in names]
+        stacks.append(Stack(container, len(container._modules), around, blocks, kept))
+    return stacks
 
 
 def refused(names: str | list[str], reason: str) -> ValueError:
@@ -115,24 +89,84 @@ def refused(names: str | list[str], reason: str) -> ValueError:
     return ValueError(f"`layers` must choose blocks that can be dropped, but {names!r} {reason}.")
 
 
-def _stack(
-    modules: Iterable[nn.Module], container: nn.Module, gone: dict[str, nn.Module], names: Mapping[int, str]
-) -> Stack:
-    around = [one for one in modules if one is not container and any(inner is container for inner in one.modules())]
-    kept = [index for index, key in enumerate(container._modules) if key not in gone]
-    name = names[id(next(iter(gone.values())))].rpartition(".")[0]
-    return Stack(name, container, tuple(around), gone, len(container._modules), kept)
+def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), state: StateChoice = None) -> Any:
+    """Return a model's outputs, eagerly and in evaluation mode, each time from one random state; skip what goes."""
+    for tensor in all_tensors_of(inputs):  # the model may overwrite what it takes
+        inputs = replaced(inputs, tensor, tensor.clone())
+    blocks = {name: block for stack in without for name, block in stack.gone.items()}
+    skipping = SkippedBlocks([*blocks.values()], [*blocks], state)
+    skipping.skipped = {*range(len(blocks))}
+    with skipping, torch.no_grad(), evaluating(model), torch.random.fork_rng():
+        return run_model(model, inputs)
 
 
-def _length(value: Any) -> int:
-    return 0 if isinstance(value, Tensor) and value.ndim == 0 else len(value)
+def difference(expected: Any, found: Any, missing: Collection[int] = ()) -> str | None:
+    """Say how outputs differ, if one bit does; tuples of a state a block may be so many entries shorter."""
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or (expected.shape, expected.dtype) != (found.shape, found.dtype):
+            return "differ in shape or type"
+        if torch.equal(*(one.contiguous().reshape(-1).view(torch.uint8) for one in (expected, found))):  # with NaN, −0
+            return None
+        return f"differ by up to {(expected.double() - found.double()).abs().max():.2g}"
+    parts, others = parts_of(expected), parts_of(found)
+    if parts.keys() != others.keys():
+        is_by_block = isinstance(expected, (tuple, list)) and len(parts) - len(others) in missing
+        return None if is_by_block else "have other parts"
+    return next(filter(None, (difference(part, others[key], missing) for key, part in parts.items())), None)
 
 
-def _are_numbered(keys: list[str]) -> bool:
-    """Whether keys are numbers in a row, as those of a list, or end with them, as 'layer_0' and 'layer_1' do."""
-    if not keys:
-        return False
-    found = re.fullmatch(r"(.*?)(\d+)", keys[0])
-    return found is not None and all(
-        key == f"{found[1]}{number}" for key, number in zip(keys, count(int(found[2])), strict=False)
-    )
+@contextmanager
+def witnessed(model: nn.Module, stacks: list[Stack]) -> Iterator[dict[str, str]]:
+    """Yield which blocks take what others, that go, make besides their state; raise ValueError if one does not run."""
+    names = {id(block): name for name, block in named_layers(model).items()}
+    going = [name for stack in stacks for name in stack.gone]
+    ran, readers = set[str](), dict[str, str]()
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that no other gets its id
+
+    def see(block: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        name, taken = names[id(block)], {id(one) for one in tensors_of((args, kwargs))}
+        if name in going:
+            ran.add(name)
+            made.update({id(one): (name, one) for one in tensors_of(output) if id(one) not in taken})
+        else:
+            readers.update((name, made[one][0]) for one in taken & made.keys())
+
+    with ExitStack() as hooks:
+        for block in [block for stack in stacks for block in stack.container.children()]:
+            hooks.callback(block.register_forward_hook(see, with_kwargs=True).remove)
+        yield readers
+    if idle := [name for name in going if name not in ran]:
+        raise refused(idle, "do not run with this batch")
+
+
+def _check(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError where a block cannot go for what it is, or shares."""
+    # They count parameters, or, as adapters of peft, hide what a configuration builds.
+    holders = {"DistributedDataParallel", "FullyShardedDataParallel", "BaseTunerLayer"}
+    for holder in {cls.__name__ for one in model.modules() for cls in type(one).__mro__} & holders:
+        raise refused([*chosen], f"stand in a model with {holder}; drop first, or merge adapters")
+    steps = {id(unwrapped(step)) for path in leaky_paths(model).values() for step in path.layers}
+    going = {id(part) for block in chosen.values() for part in block.modules()}
+    staying = {
+        id(parameter): plain_name(key)
+        for name, module in model.named_modules()
+        if id(module) not in going
+        for key, parameter in module.named_parameters(name, recurse=False)
+    }
+    for name, block in chosen.items():
+        if id(unwrapped(block)) in steps:
+            raise refused(
+                name, "is a leaky step, and the step-sizes of all steps sum to 1; try `unmake_leaky` or `remesh`"
+            )
+        for key, parameter in block.named_parameters():
+            if is_sharded(parameter):
+                raise refused(name, "is sharded over processes; drop first")
+            if other := staying.get(id(parameter)):
+                raise refused(name, f"shares its {plain_name(key)!r} with {other!r}, which stays; untie them first")
+
+
+def _renumber(module: nn.Module, pattern: str, old: int, new: int, journal: Journal) -> None:
+    values = vars(module)
+    keys = [key for key, one in values.items() if type(one) is int and one == old and re.fullmatch(pattern, key)]
+    if keys:
+        journal.refill(values, {**values, **dict.fromkeys(keys, new)})

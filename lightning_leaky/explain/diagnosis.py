@@ -108,12 +108,12 @@ class Diagnosis:
 
     @property
     def counts_dimensions(self) -> bool:
-        """Whether the cost of identity is a count: above the width its features cannot express the representation."""
+        """Whether the cost of identity counts dimensions; above the width its features cannot express A."""
         return self.width is None or self.dimensions[1] <= self.width * (1 + 1e-6)
 
     @property
     def dimension_read(self) -> float:
-        """How many dimensions the samples have to show: those of the widest layer or, with a leak, of the narrowest."""
+        """Dimensions that the samples have to show, of the widest layer or, with a leak, of the narrowest."""
         greatest = self.dimensions[1] if self.leaks else self.widest
         return greatest if self.width is None else min(greatest, float(self.width))
 

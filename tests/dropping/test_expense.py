@@ -35,7 +35,7 @@ def test_sizes_are_exact_and_passes_counted():
 
 def test_the_time_is_the_median_of_those_after_the_first(monkeypatch):
     moments = iter([0, 100, 100, 101, 101, 103, 103, 112])  # 100, 1, 2 and 9
-    monkeypatch.setattr("lightning_leaky.dropping.expense.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("lightning_leaky.dropping.drop.time.perf_counter", lambda: next(moments))
     assert expense_of(Slow(), torch.zeros(1), repeats=3).seconds == 2
 
 
