@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from examples.layers.which import STUDY
+from examples.layers import pretrained, which
 from examples.paper.__main__ import run_studies
 
 if __name__ == "__main__":
-    run_studies({STUDY.name: STUDY}, "layers")
+    run_studies({one.STUDY.name: one.STUDY for one in (which, pretrained)}, "layers")

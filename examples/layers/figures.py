@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from examples.layers.tables import Tables, _kinds, correlations, with_networks
+from examples.layers.tables import Tables, correlations, kinds_in, networks, with_networks
 from examples.paper.statistics import interval
 
 _SHOWN = (
@@ -28,7 +28,7 @@ _CURVES = ("ablate_path, greedy", "first order", "relative distance", "block inf
 def rank_figure(tables: Tables) -> Figure:
     """Rank correlation of each score with the measured cost, a column a kind, with 95 % intervals."""
     found = correlations(tables)
-    kinds = _kinds(found)
+    kinds = kinds_in(found)
     figure, axes = plt.subplots(1, len(kinds), figsize=(2.1 * len(kinds), 4.2), sharey=True, layout="constrained")
     for kind, axis in zip(kinds, [axes] if len(kinds) == 1 else axes, strict=True):
         for place, score in enumerate(reversed(_SHOWN)):
@@ -45,16 +45,16 @@ def rank_figure(tables: Tables) -> Figure:
 
 def curve_figure(tables: Tables) -> Figure:
     """Metric against the number of blocks removed, means over seeds, a panel a kind."""
-    removals = with_networks(tables, "removals")
-    kinds = _kinds(removals)
+    removals, whole = with_networks(tables, "removals"), networks(tables)
+    kinds = kinds_in(removals)
     columns = min(3, len(kinds))
     rows = -(-len(kinds) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.3 * columns, 2.6 * rows), squeeze=False, layout="constrained")
     for kind, axis in zip(kinds, axes.flat, strict=False):
         for way in _CURVES:
             part = removals[(removals["kind"] == kind) & (removals["way"] == way)]
-            means = part.groupby("removed")["metric"].mean()
-            axis.plot(means.index, means.values, marker="o", markersize=3, label=way.replace(" 1", ""))
+            means = {0: whole[whole["kind"] == kind]["metric"].mean(), **part.groupby("removed")["metric"].mean()}
+            axis.plot(list(means), list(means.values()), marker="o", markersize=3, label=way.replace(" 1", ""))
         axis.set_title(kind, fontsize="medium")
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize="x-small")

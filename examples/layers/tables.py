@@ -38,7 +38,7 @@ def correlations(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _kinds(found: pd.DataFrame) -> list[str]:
+def kinds_in(found: pd.DataFrame) -> list[str]:
     """Kinds that there are, those to choose on first."""
     return [kind for kind in KINDS if kind in set(found["kind"])]
 
@@ -48,10 +48,16 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean:.2f}" if half != half else f"{mean:.2f} ± {half:.2f}"
 
 
+def difference_cell(values: Sequence[float]) -> str:
+    """Mean of paired differences and its 95 % interval; a star where that leaves 0 out."""
+    mean, half = interval(values)
+    return f"{mean:+.2f} ± {half:.2f}{'*' if abs(mean) > half else ''}"
+
+
 def network_table(tables: Tables) -> pd.DataFrame:
     """What was trained: blocks, networks so far, cost and metric."""
     runs, rows = networks(tables), []
-    for kind in _kinds(runs):
+    for kind in kinds_in(runs):
         of_kind, made = runs[runs["kind"] == kind], KINDS[kind]
         rows.append(
             {
@@ -72,7 +78,7 @@ def network_table(tables: Tables) -> pd.DataFrame:
 def correlation_table(tables: Tables) -> pd.DataFrame:
     """Mean rank correlation and its 95 % interval over seeds, a column a kind, sorted by the kinds to choose on."""
     found = correlations(tables)
-    kinds = _kinds(found)
+    kinds = kinds_in(found)
     chosen_on = found[found["kind"].isin([kind for kind in kinds if not KINDS[kind].judges])]
     order = chosen_on.groupby("score")["rho"].mean().sort_values(ascending=False, kind="stable").index
     rows = []
@@ -86,12 +92,11 @@ def correlation_table(tables: Tables) -> pd.DataFrame:
 def difference_table(tables: Tables) -> pd.DataFrame:
     """Paired differences of rank correlations with those of block influence; a star where the interval leaves 0 out."""
     found = correlations(tables).pivot(index=["kind", "seed"], columns="score", values="rho")
-    kinds, rows = _kinds(found.reset_index()), []
+    kinds, rows = kinds_in(found.reset_index()), []
     for score in found.columns.difference([REFERENCE, "random"]):
         row = {"score": score}
         for kind in kinds:
-            mean, half = interval((found.loc[kind, score] - found.loc[kind, REFERENCE]).to_numpy())
-            row[kind] = f"{mean:+.2f} ± {half:.2f}{'*' if abs(mean) > half else ''}"
+            row[kind] = difference_cell((found.loc[kind, score] - found.loc[kind, REFERENCE]).tolist())
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -100,7 +105,7 @@ def removal_table(tables: Tables) -> pd.DataFrame:
     """Metric without a quarter, three eighths and half of the blocks, and after a little more training."""
     removals = with_networks(tables, "removals")
     rows = []
-    for kind in _kinds(removals):
+    for kind in kinds_in(removals):
         whole = networks(tables)[networks(tables)["kind"] == kind]["metric"]
         half = KINDS[kind].num_blocks // 2
         for way in _ONCE:
@@ -118,7 +123,7 @@ def removal_table(tables: Tables) -> pd.DataFrame:
 def kept_table(tables: Tables) -> pd.DataFrame:
     """How many blocks can go before the mean metric leaves the 95 % interval of the whole networks, over seeds."""
     removals, rows = with_networks(tables, "removals"), []
-    for kind in _kinds(removals):
+    for kind in kinds_in(removals):
         mean, half = interval(networks(tables)[networks(tables)["kind"] == kind]["metric"].to_numpy())
         row: dict[str, object] = {"kind": kind, "blocks": KINDS[kind].num_blocks, "metric": f"{mean:.3f} ± {half:.3f}"}
         for way in ("last", REFERENCE, "first order", "ablate_path", "ablate_path, greedy"):
@@ -127,6 +132,23 @@ def kept_table(tables: Tables) -> pd.DataFrame:
             inside = (means >= mean - half).tolist()
             row[way] = inside.index(False) if False in inside else len(inside)
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def generated_table(tables: Tables) -> pd.DataFrame:
+    """Shares of characters that are right: each after its own text, and one after another from a prompt."""
+    runs, removals = networks(tables), with_networks(tables, "removals")
+    if "generated" not in runs:
+        return pd.DataFrame()
+    rows = []
+    for kind in kinds_in(runs[runs["generated"].notna()]):
+        is_half = (removals["kind"] == kind) & (removals["removed"] == KINDS[kind].num_blocks // 2)
+        parts = {"whole": runs[runs["kind"] == kind]}
+        for way in (REFERENCE, "ablate_path, greedy", "last"):
+            parts[f"half gone, {way}"] = removals[is_half & (removals["way"] == way)]
+        for what, part in parts.items():
+            cells = {"next character": _cell(part["metric"].tolist()), "written": _cell(part["generated"].tolist())}
+            rows.append({"kind": kind, "network": what, **cells})
     return pd.DataFrame(rows)
 
 
@@ -170,5 +192,6 @@ def all_tables(tables: Tables) -> dict[str, pd.DataFrame]:
         "removals": removal_table(tables),
         "kept": kept_table(tables),
         "early": early_table(tables),
+        "generated": generated_table(tables),
         **({"steps": steps_table(tables)} if len(networks(tables, "adaptive")) else {}),
     }

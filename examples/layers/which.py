@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 
+from examples.layers.combined import choice_table
 from examples.layers.figures import all_figures
 from examples.layers.kinds import KINDS
 from examples.layers.networks import Network
 from examples.layers.removal import REMOVALS, TUNED, judged, own_copy, share_generated, without
 from examples.layers.scores import SCORES, Batches
-from examples.layers.tables import all_tables
+from examples.layers.tables import Tables, all_tables
 from examples.layers.tasks import Task, task_of
 from examples.layers.training import adapted, train
 from examples.paper.study import RUNS, Rows, Study, layer_rows
@@ -61,11 +63,11 @@ def measure(setting: Setting) -> dict[str, Rows]:
     num_steps, size = kind.num_steps // setting.shrink**2, kind.batch_size // setting.shrink
     copies = train(network, task, num_steps, size, setting.seed, _SHARES)
     trained = time.perf_counter()
-    scoring = _batches(task.score, size, max(1, 4 // setting.shrink))
-    testing = _batches(task.test, size, (4 if task.is_text else 15) // setting.shrink)
+    scoring = batches_of_size(task.score, size, max(1, 4 // setting.shrink))
+    testing = batches_of_size(task.test, size, (4 if task.is_text else 15) // setting.shrink)
     is_equal = setting.steps == "equal"
     tables = {
-        "blocks": _blocks(network, scoring, testing, task),
+        "blocks": block_rows(network, scoring, testing, task),
         "early": [row for share, early in copies.items() for row in _early(share, early, scoring, testing, task)],
         "removals": _removals(network, scoring, testing, task, num_steps, setting) if is_equal else [],
     }
@@ -74,12 +76,13 @@ def measure(setting: Setting) -> dict[str, Rows]:
     return tables | {RUNS: [{**whole, **seconds, "num_blocks": len(network.blocks)}]}
 
 
-def _batches(data: tuple[torch.Tensor, torch.Tensor], size: int, most: int) -> Batches:
+def batches_of_size(data: tuple[torch.Tensor, torch.Tensor], size: int, most: int) -> Batches:
+    """The first whole batches of a split, so many at most."""
     pairs = list(zip(*(torch.split(part, size) for part in data), strict=True))
     return [(inputs, targets) for inputs, targets in pairs if len(inputs) == size][:most]
 
 
-def _blocks(network: Network, scoring: Batches, testing: Batches, task: Task) -> Rows:
+def block_rows(network: Network, scoring: Batches, testing: Batches, task: Task) -> Rows:
     """One row a block: what leaving it out costs on both sets, and every score."""
     columns = {name: score(network, scoring, task) for name, score in SCORES.items()}
     one = {f"{name}, one batch": SCORES[name](network, scoring[:1], task) for name in _EARLY}
@@ -128,4 +131,8 @@ def _generated(network: Network, batches: Batches, task: Task) -> dict[str, floa
     return {"generated": share_generated(network, batches)} if task.is_text else {}
 
 
-STUDY = Study("which", settings, measure, all_figures, all_tables)
+def _tables(tables: Tables) -> dict[str, pd.DataFrame]:
+    return {**all_tables(tables), "choice": choice_table(tables)}
+
+
+STUDY = Study("which", settings, measure, all_figures, _tables)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from examples.layers import which
+from examples.layers import pretrained, which
+from examples.layers.combined import CANDIDATES, pair_correlations
 from examples.layers.kinds import KINDS
+from examples.layers.pretrained import _loss, _share_right, measured, of_bert, of_llama
 from examples.layers.removal import REMOVALS, judged, without
 from examples.layers.scores import SCORES, run_to_remove
 from examples.layers.tables import all_tables
@@ -82,3 +84,45 @@ def test_a_network_is_measured_from_end_to_end(monkeypatch, task):
     assert set(SCORES) < set(correlations.index)
     assert found["networks"]["networks"].tolist() == [2]
     assert (found["kept"]["blocks"] == 12).all()
+
+
+def languages():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    causal = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, intermediate_size=32))
+    masked = transformers.BertForMaskedLM(transformers.BertConfig(**sizes, intermediate_size=32))
+    return [(causal.eval(), of_llama), (masked.eval(), of_bert)]
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["llama", "bert"])
+def test_a_pretrained_network_is_the_model_that_it_is_taken_from(place):
+    model, network_of = languages()[place]
+    tokens = torch.randint(20, (3, 9))
+    with torch.no_grad():
+        assert torch.allclose(network_of(model).eval()(tokens), model(tokens).logits, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_pretrained_network_is_measured():
+    model, network_of = languages()[0]
+    tokens = torch.randint(20, (32, 9))
+    part = tokens[:, :-1], tokens[:, 1:]
+    found = measured(network_of(model), Task(part, part, part, 0, _loss, _share_right), 0.0)
+    tables = {name: pd.DataFrame([{"run": "a", **row} for row in rows]) for name, rows in found.items()}
+    tables["runs"]["name"] = "small"
+    ranks = pretrained.all_tables(tables)["ranks"].set_index("score")["small"]
+    assert set(ranks.index) == {"ablate_path", *SCORES}
+    assert ranks["ablate_path"] == 1  # as the same samples judge
+
+
+def test_a_pair_that_ranks_alike_is_each_of_the_two(task):
+    rows = [{"run": "0", "layer": layer, "increase": float(layer)} for layer in range(1, 5)]
+    scores = dict.fromkeys(SCORES, 0.0)
+    right, wrong = CANDIDATES[1], CANDIDATES[2]
+    blocks = [row | scores | {right: row["layer"], wrong: -row["layer"]} for row in rows]
+    runs = [{"run": "0", "kind": "mlp", "seed": 0, "steps": "equal"}]
+    found = pair_correlations({"runs": pd.DataFrame(runs), "blocks": pd.DataFrame(blocks)}).loc["mlp", 0]
+    assert found[right] == 1
+    assert found[wrong] == -1
+    assert found[f"{right} + {wrong}"] != found[f"{right} + {wrong}"]  # all blocks tie
