@@ -75,12 +75,19 @@ def pontryagin_residual(
         raise ValueError(f"`gradients` must have the shapes of `parameters`, {shapes}, got {others}.")
     if len(weight_decays) != len(shapes) or not shapes:
         raise ValueError(f"`weight_decays` must be one number for each of {len(shapes)} >= 1 parameters.")
-    decayed = [decay * widen(one) for decay, one in zip(weight_decays, parameters, strict=True)]
-    left = [one + widen(gradient) for one, gradient in zip(decayed, gradients, strict=True)]
-    squares = [torch.stack([one.square().sum() for one in group]).sum() for group in (left, decayed)]
-    return pontryagin_residual_of(*squares)
+    each = zip(parameters, gradients, weight_decays, weight_decays, strict=True)
+    return pontryagin_residual_of(*torch.stack([parameter_sums(*one) for one in each])[:, 4:].sum(0))
 
 
 def pontryagin_residual_of(gradient_square: Tensor, decay_square: Tensor) -> Tensor:
     """Residual from ‖dθ + ∂C/∂θ‖² and ‖dθ‖²; without either it is 0."""
     return torch.where(gradient_square == 0, 0.0, gradient_square / decay_square).sqrt()
+
+
+def parameter_sums(parameter: Tensor, gradient: Tensor, decay: float, missing: float) -> Tensor:
+    """‖θ‖², ⟨θ, c⟩, ‖c‖², (d/2)‖θ‖², ‖c + dθ‖² and ‖dθ‖², c = ∂C/∂θ, shape (6,), from a gradient c + (d − m)θ."""
+    theta = widen(parameter)
+    slope = gradient.to(theta)
+    cost, left, square = slope + (missing - decay) * theta, slope + missing * theta, theta.square().sum()
+    of_cost = [square, (theta * cost).sum(), cost.square().sum()]
+    return torch.stack([*of_cost, decay / 2 * square, left.square().sum(), decay**2 * square])

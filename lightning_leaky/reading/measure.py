@@ -67,10 +67,9 @@ def measure_path(
     if quantities is None:
         has_gradients = cost is not None and chosen.reads_all_positions
         keys = readable_quantities(chosen.fits_weights_of(path), has_gradients, has_gradients and bool(weight_decay))
-        of_parameters = [key for key in keys if QUANTITIES[key].needs == "parameters"]
-        reader, modules = ParameterReader(None, adds_up=False, is_measured=True), model if path is None else path.layers
-        if chosen.branches or reader.why_not(of_parameters, modules, weight_decay):
-            keys = [key for key in keys if key not in of_parameters]
+        records, modules = [QUANTITIES[key] for key in keys], model if path is None else path.layers
+        if chosen.branches or ParameterReader(None, adds_up=False).why_not(records, modules, weight_decay):
+            keys = [key for key in keys if QUANTITIES[key].needs != "parameters"]
         chosen = chosen.reading(keys)
     observer = PathObserver(model, path, chosen, strict=True)
     if observer.reads_gradients and cost is None:

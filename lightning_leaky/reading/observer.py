@@ -67,12 +67,15 @@ class PathObserver:
     ) -> None:
         self.path, self.settings, self.strict = path, settings, strict
         self._model, self._decay_of = model, decay_of
-        self._parameters = ParameterReader(held if isinstance(held, Mapping) else None, decay_of is not None, strict)
+        self._parameters = ParameterReader(held if isinstance(held, Mapping) else None, decay_of is not None)
         self._optimizer_weight_decay = None if path is None or decay_of is None else decay_of(path.layers)
         self.quantities = resolve_quantities(settings.quantities or ())
         if path is not None or decay_of is None:
             check_quantities_of(path, settings, settings.weight_decay or self._optimizer_weight_decay)
-            self._parameters.check(self.quantities, model if path is None else path.layers, settings.weight_decay)
+            modules = model if path is None else path.layers
+            why = self._parameters.why_not(self.quantities, modules, settings.weight_decay)
+            if why is not None:
+                raise ValueError(why)
         self.reads_gradients = any(record.has_gradients for record in self.quantities)
         self._has_weights = knows_weights(path)  # a path that is found has none
         self.notes: list[str] = []
@@ -216,10 +219,9 @@ class PathObserver:
             momenta = [record for record in self.quantities if record.has_momenta]
             why = "are not read: the layers that were found have no one weight decay. Give `weight_decay`."
             self._leave_out(momenta, f"{[record.key for record in momenta]} {why}")
-        try:
-            self._parameters.check(self.quantities, path.layers, self.settings.weight_decay)
-        except ValueError as error:
-            self._leave_out([record for record in self.quantities if record.needs == "parameters"], str(error))
+        refused = self._parameters.why_not(self.quantities, path.layers, self.settings.weight_decay)
+        if refused is not None:
+            self._leave_out([record for record in self.quantities if record.needs == "parameters"], refused)
 
     def _leave_out(self, records: list[Quantity], why: str) -> None:
         self._warn(why)
