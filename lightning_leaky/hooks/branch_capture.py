@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +15,22 @@ from torch.utils.hooks import RemovableHandle
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.layer_hooks import is_recomputing
 from lightning_leaky.hooks.seen import Seen
-from lightning_leaky.hooks.state import StateChoice, state_candidates
-from lightning_leaky.hooks.steps import Step, taken
+from lightning_leaky.hooks.state import state_candidates
+from lightning_leaky.hooks.steps import Step, named_after, taken
 from lightning_leaky.hooks.structures import shape_of, tensors_of, without_nesting
-from lightning_leaky.utilities.wrappers import unwrapped
 
-_MOST_ROWS = 64
-_FEWEST_ROWS = 8
+_FEWEST_ROWS, _MOST_ROWS = 8, 64
 
 
-class _Event(NamedTuple):
-    """A module in a block takes or returns a tensor: the tensor, as it was, where it lies, and some of its rows."""
+class _Event(Seen):
+    """A module in a block takes or returns a tensor, or the block returns one: the tensor, as it was, and some rows."""
 
-    tap: int
-    is_taken: bool
-    tensor: Tensor
-    seen: Seen
-    identity: tuple[Any, ...]
-    rows: Tensor
-
-
-def taps_of(block: nn.Module) -> list[Step]:
-    """Return where a state may be met in a block: what each of its modules takes, as steps that go nowhere."""
-    inner = unwrapped(block)
-    return [Step(block, part, part) for part in inner.modules() if part is not inner]
+    def __init__(self, tap: int, is_taken: bool, tensor: Tensor) -> None:
+        super().__init__(tensor, copies=is_taken)
+        self.tap, self.is_taken = tap, is_taken
+        dense = without_nesting(self.tensor)[0] if tensor.is_nested else self.tensor
+        rows = dense.reshape(-1, dense.shape[-1])
+        self.rows = rows[:: -(-len(rows) // _MOST_ROWS)].clone()
 
 
 class BranchCapture(PathCapture):
@@ -48,42 +40,20 @@ class BranchCapture(PathCapture):
     a state is what a module takes, or the block returns, and is the state before plus what a module has returned since.
     Where the chain breaks there, as between post-norm branches, it is what the module returns that takes the sum.
 
-    Args:
-        layers: Taps (`taps_of`) of all blocks, then the blocks.
-        gradients: As of `PathCapture`, like what follows.
-        counts_all: As there.
-        model: As there.
-        state: As there.
-
-    Attributes:
-        found: For each block, by its index, the taps at which its states are taken; with each, the tap of the module
-            that the step from there is named after.
+    Its layers are taps, one for each module in a block, then the blocks. A tap is a step from a module to itself.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        gradients: bool = False,
-        counts_all: bool = False,
-        model: nn.Module | None = None,
-        state: StateChoice = None,
-    ) -> None:
-        self.found: dict[int, list[tuple[int, int]]] = {}
-        self._events: dict[int, list[_Event]] = {}
-        self._index_of = {id(layer): index for index, layer in enumerate(layers)}
-        super().__init__(layers, gradients, counts_all, model, state)
-
-    def clear(self) -> None:
-        """Forget every tensor."""
-        super().clear()
-        self._events.clear()
+    def __init__(self, layers: Sequence[nn.Module], *settings: Any, **more: Any) -> None:
+        # Of blocks, the taps that take their states, in order; of each, the tap that the step there is named after.
+        self.found: dict[int, dict[int, int]] = {}
+        super().__init__(layers, *settings, **more)
 
     def _hooks_on(self, index: int, layer: nn.Module) -> list[RemovableHandle]:
         if not isinstance(layer, Step):
             return super()._hooks_on(index, layer)
-        part, note = layer.first, partial(self._note, self._index_of[id(layer.block)], index)
-        before = part.register_forward_pre_hook(partial(note, True), with_kwargs=True)
-        return [before, part.register_forward_hook(partial(note, False))]
+        note = partial(self._note, self.layers.index(layer.block), index)
+        before = layer.first.register_forward_pre_hook(partial(note, True), with_kwargs=True)
+        return [before, layer.first.register_forward_hook(partial(note, False))]
 
     def _note(self, block: int, tap: int, is_taken: bool, module: nn.Module, args: tuple[Any, ...], other: Any) -> None:
         """Meet what a module takes, by position and (`other`) by keyword, or what it returns (`other`)."""
@@ -91,81 +61,59 @@ class BranchCapture(PathCapture):
             return
         with suppress(Exception):  # what cannot be told is no state
             tensors = taken(args, other) if is_taken else tensors_of(other)
-            if is_recomputing() and is_taken and any(tap == entry for entry, _ in self.found.get(block, ())):
+            if is_recomputing() and is_taken and tap in self.found.get(block, ()):
                 self._observe_again(tap, tensors[0], tensors[0])
-            shapes = {shape_of(one) for one, _ in self._entered[block]}
+            passed = self._entered[block]  # what the block has taken, then events
+            shapes = {shape_of(one) for one, seen in passed if not isinstance(seen, _Event)}
             like = next((one for one in tensors if shape_of(one) in shapes), tensors[0])
-            self._events[block].append(_event(tap, is_taken, like))
+            passed.append((like, _Event(tap, is_taken, like)))
 
-    def _enter(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super()._enter(index, module, args, kwargs)
-        if not torch.compiler.is_compiling() and index in self._entered:
-            self._events[index] = []
-
-    def _leave(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
-    ) -> None:
-        if not torch.compiler.is_compiling() and index in self._events:
-            with suppress(Exception):  # `found` lacks the block
-                events = self._events.pop(index)
-                if index not in self.found:
-                    self._look_inside(index, events, *state_candidates(self._places[index], args, kwargs, output))
-                for entry, _ in self.found.get(index, ()):
-                    event = next(one for one in events if one.tap == entry and one.is_taken)
-                    self._observe(entry, [event.seen], [event.seen], [event.tensor])
-        super()._leave(index, module, args, kwargs, output)
+    def _leave_eagerly(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        with suppress(Exception):  # `found` lacks the block
+            passed = [(one, seen) for one, seen in self._entered[index] if isinstance(seen, _Event)]
+            if index not in self.found:
+                events = [event for _, event in passed]
+                self._look_inside(index, events, *state_candidates(self._places[index], args, kwargs, output))
+            for entry in self.found.get(index, ()):
+                state, event = next((one, event) for one, event in passed if event.tap == entry and event.is_taken)
+                self._observe(entry, [event], [event], [state])
+        super()._leave_eagerly(index, args, kwargs, output)
 
     def _look_inside(self, index: int, events: list[_Event], befores: list[Tensor], afters: list[Tensor]) -> None:
         """Find the states of a block, from one that it has taken to one that it returns."""
-        starts = [seen.identity for one, seen in self._entered[index] if any(one is before for before in befores)]
-        for start, end in itertools.product(starts, [_event(index, True, after) for after in afters]):
-            entries = _entries([*events, end], start, 0)
+        starts = [next(seen for one, seen in self._entered[index] if one is before) for before in befores]
+        for start, after in itertools.product(starts, afters):
+            entries = _entries([*events, _Event(index, True, after)], start.identity)
             if entries:
-                stops = [*entries[1:], len(events)]
-                parts = [events[one:stop] for one, stop in zip(entries, stops, strict=True)]
-                self.found[index] = [(part[0].tap, self._largest(part)) for part in parts]
+                bounds = itertools.pairwise([*entries, len(events)])
+                self.found[index] = {events[one].tap: self._largest(events[one:stop]) for one, stop in bounds}
                 return
 
     def _largest(self, events: Sequence[_Event]) -> int:
         """The tap of the module with the most parameters, of those that run as a whole in a step; the outer of two."""
         returned = {one.tap for one in events if not one.is_taken}
         whole = [one.tap for one in events if one.is_taken and one.tap in returned] or [events[0].tap]
-        parts: dict[int, Any] = {tap: self.layers[tap].first for tap in whole}
-        return max(parts, key=lambda tap: sum(one.numel() for one in parts[tap].parameters()))
+        return max(whole, key=lambda tap: sum(one.numel() for one in named_after(self.layers[tap]).parameters()))
 
     def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
         """Keep nothing: compiled code does not show its states."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_events": {}}
 
-
-def _event(tap: int, is_taken: bool, tensor: Tensor) -> _Event:
-    seen, dense = (
-        Seen(tensor, copies=is_taken),
-        without_nesting(tensor.detach())[0] if tensor.is_nested else tensor.detach(),
-    )
-    rows = dense.reshape(-1, dense.shape[-1])
-    return _Event(tap, is_taken, tensor, seen, seen.identity, rows[:: -(-len(rows) // _MOST_ROWS)].clone())
-
-
-def _entries(events: Sequence[_Event], state: tuple[Any, ...], start: int) -> list[int]:
+def _entries(events: Sequence[_Event], state: tuple[Any, ...], start: int = 0) -> list[int]:
     """Which events take the states of a block, from one state on to the last event; none where no way leads there."""
-    calls = [one.tap for one in events if one.is_taken]
+    calls = [one.tap for one in events if one.is_taken]  # of a module that runs twice, a tap does not tell which
     takes = (index for index, one in enumerate(events) if index >= start and one.is_taken and one.identity == state)
     entry = next((index for index in takes if calls.count(events[index].tap) == 1), len(events))
-    returned, met, last = list[_Event](), {state}, events[-1]
-    for index, one in enumerate(events[entry:], start=entry):
-        if not one.is_taken:
-            returned.append(one)
-        elif one.identity not in met and any(_adds(events[entry], branch, one) for branch in returned):
-            results = (after for after in events[index:] if after.tap == one.tap and not after.is_taken)
-            for following in (one, next(results, one)):
-                rest = [] if following.identity == last.identity else _entries(events, following.identity, index)
-                if rest or following.identity == last.identity:
+    for index, after in enumerate(events[entry:], start=entry):
+        passed = events[entry:index]
+        is_new = after.is_taken and all(one.identity != after.identity for one in passed if one.is_taken)
+        if is_new and any(_adds(events[entry], branch, after) for branch in passed if not branch.is_taken):
+            results = (one for one in events[index:] if one.tap == after.tap and not one.is_taken)
+            for following in (after, next(results, after)):
+                is_last = following.identity == events[-1].identity
+                rest = [] if is_last else _entries(events, following.identity, index)
+                if is_last or rest:
                     return [entry, *rest]
-        if one.is_taken:
-            met.add(one.identity)
     return []
 
 

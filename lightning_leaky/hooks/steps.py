@@ -30,13 +30,14 @@ class Step(nn.Module):
         self, block: nn.Module, first: nn.Module, then: nn.Module | None = None, named: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.block, self.first, self.then, self.named = block, first, then, named or first
+        self.block, self.first, self.then = block, first, then
+        self.named = first if named is None else named  # an empty nn.Sequential is false
 
 
 def ends_of(layer: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
     """Return the modules with which a layer begins and ends, and whether it ends before the second one runs."""
     if isinstance(layer, Step):
-        return layer.first, layer.then or layer.block, layer.then is not None
+        return layer.first, layer.block if layer.then is None else layer.then, layer.then is not None
     return (layer[0], layer[-1], False) if isinstance(layer, Span) else (layer, layer, False)
 
 
@@ -68,4 +69,4 @@ def place_in(layer: nn.Module, state: StateChoice) -> StatePlace:
             "`state` must be an argument of the blocks, or a pair of an argument and an output, where `branches` are "
             f"read, got {state!r}; leave one of them out."
         )
-    return StatePlace(output=None if layer.then else state_place(layer.block, state).output)
+    return StatePlace(output=state_place(layer.block, state).output if layer.then is None else None)

@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from lightning_leaky.hooks.branch_capture import BranchCapture, taps_of
+from lightning_leaky.hooks.branch_capture import BranchCapture
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.steps import Span, Step
-from lightning_leaky.paths.block_path import BlockPath, PathFinder
+from lightning_leaky.paths.block_path import _MOST_BATCHES, BlockPath, PathFinder
 from lightning_leaky.paths.layers import _matches_glob, device_of, named_layers
 from lightning_leaky.paths.leaky_path import LeakyPath, path_name
 from lightning_leaky.utilities.processes import first_of
@@ -20,8 +20,6 @@ from lightning_leaky.utilities.wrappers import unwrapped
 
 BranchChoice: TypeAlias = bool | Sequence[str]
 """Whether to read the branches of blocks apart; or globs over the modules in each block that take its states."""
-
-_MOST_BATCHES = 10
 
 
 def path_or_finder(
@@ -33,17 +31,9 @@ def path_or_finder(
 ) -> tuple[LeakyPath | None, PathFinder | BranchFinder | None]:
     """Return a path, with the branches of its blocks apart where that is wanted, or what finds it in a batch.
 
-    Args:
-        model: What contains the layers.
-        path: The layers, where they are known.
-        branches: True, for a finder; or globs over names in a block, where ``*`` stops at a dot, in the order in which
-            the modules run. The first tensor that each takes is a state. The last step ends with what the block
-            returns.
-        effective_depth: As of `PathFinder`.
-        held: As of `PathFinder`.
-
-    Raises:
-        ValueError: If branches are wanted of no blocks, or a glob matches no module in one.
+    True branches are found. Globs over names in a block, where ``*`` stops at a dot, choose modules in the order in
+    which these run: the first tensor that each takes is a state, and the last step ends with what the block returns.
+    Of no blocks, and where a glob matches no module in one, they raise ValueError. The rest is as of `PathFinder`.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(8, 2, norm_first=True)
@@ -54,60 +44,57 @@ def path_or_finder(
     if not branches:
         return path, PathFinder(model, effective_depth, held) if path is None else None
     if isinstance(branches, str) or not (branches is True or all(isinstance(one, str) for one in branches)):
-        raise ValueError(
-            f'`branches` must be true, or names of modules in each block, as ("norm1", "norm2"), got {branches!r}.'
-        )
+        raise ValueError(f'`branches` must be true, or names of modules in each block, as ["norm1"], got {branches!r}.')
     if path is None:
         raise ValueError('`layers` must name the blocks whose `branches` are read, as "encoder.layers.*", got None.')
     if not isinstance(path, BlockPath) or any(isinstance(layer, Span) for layer in path.layers):
-        raise ValueError(
-            "`branches` must be left out where the layers are of a leaky path or of a plain stack, which make one step "
-            f"each, got {branches!r}."
-        )
+        raise ValueError(f"`branches` must be left out of a leaky path and of a plain stack, got {branches!r}.")
     if branches is True:
         return None, BranchFinder(model, path)
-    firsts = [_named(model, block, branches) for block in path.layers]
-    steps = [step for block, one in zip(path.layers, firsts, strict=True) for step in _steps(block, one, one)]
-    return BlockPath(steps, path.effective_depth), None
+    steps = list[Step]()
+    for block, pattern in itertools.product(path.layers, branches):
+        inside = named_layers(unwrapped(block))
+        parts = [part for name, part in inside.items() if _matches_glob(name, pattern)]
+        if not parts:
+            raise ValueError(
+                f"`branches` must name modules in every block, but {pattern!r} matches none in "
+                f"{path_name(model, block)!r}, which has {[name for name in inside if '.' not in name]}."
+            )
+        steps += [Step(block, part) for part in parts]
+    return _path_of(steps, path.effective_depth), None
 
 
 class BranchFinder:
     """Finds the steps of blocks, from forward passes through a `BranchCapture` of all `candidates`."""
 
     def __init__(self, model: nn.Module, path: BlockPath) -> None:
-        self._blocks, self._effective_depth = list(path.layers), path.effective_depth
-        self._names = [path_name(model, block) for block in self._blocks]
-        self._taps = [tap for block in self._blocks for tap in taps_of(block)]
+        self._model, self._blocks, self._effective_depth = model, list(path.layers), path.effective_depth
+        self._taps = [Step(one, part, part) for one in self._blocks for part in list(unwrapped(one).modules())[1:]]
         self.candidates: list[nn.Module] = [*self._taps, *self._blocks]
-        # Of each tap, which state of all its module takes, from 1, and the tap of what the step from there is named by.
-        self._table = torch.zeros(2, len(self._taps), dtype=torch.int64, device=device_of(model))
-        self._batches_left = _MOST_BATCHES
+        # A row for each step that is known: the tap where it starts, and that of the module that it is named after.
+        self._table = torch.full((len(self._taps), 2), -1, device=device_of(model))
+        self._batches_left, self._unknown = _MOST_BATCHES, list[int]()
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[tuple[int, int]]] | None:
-        """Return the steps as a path, and for each the candidates that know its A_{l−1} and its A_l.
-
-        ``None`` if the steps of a block are not known: another batch may show them.
-        """
+        """Return a path, and the candidates that know A_{l−1} and A_l of each step; ``None`` while some are unknown."""
         self._batches_left -= 1
-        found, indices = _found(capture), range(len(self._taps), len(self.candidates))
-        if not all(index in found for index in indices):
+        found = capture.found if isinstance(capture, BranchCapture) else {}
+        blocks = range(len(self._taps), len(self.candidates))
+        self._unknown = [index for index in blocks if index not in found]
+        if self._unknown:
             return None
         self._batches_left = 0
-        for number, (tap, named) in enumerate((pair for index in indices for pair in found[index]), start=1):
-            self._table[:, tap] = torch.tensor([number, named])
-        runs = [[*(tap for tap, _ in found[index]), index] for index in indices]
-        return self._path(), [pair for run in runs for pair in itertools.pairwise(run)]
+        rows = [row for index in blocks for row in found[index].items()]
+        self._table[: len(rows)] = torch.tensor(rows)
+        return self._path(), [pair for index in blocks for pair in itertools.pairwise([*found[index], index])]
 
     def is_done(self) -> bool:
         """Whether the search has ended."""
         return self._batches_left <= 0
 
     def agreed_path(self) -> BlockPath | None:
-        """Return the path that the first of all processes has found, or ``None`` where that is this process's own.
-
-        A collective that every process must join.
-        """
-        agreed = first_of(self._table, bool(self._table.any()))
+        """Return the path of the first process that has found one, if it is another one's; every process must join."""
+        agreed = first_of(self._table, bool((self._table >= 0).any()))
         if agreed is None or torch.equal(agreed, self._table):
             return None
         self._table, self._batches_left = agreed, 0
@@ -115,60 +102,32 @@ class BranchFinder:
 
     def note(self) -> str:
         """Say what was found, and how a user would name it."""
-        steps = self._steps()
+        taps = [self._taps[first] for first, _ in self._table.tolist() if first >= 0]
         said = {block: list[str | None]() for block in self._blocks}
-        for step in steps:
-            said[step.block].append(path_name(unwrapped(step.block), step.first))
+        for tap in taps:
+            said[tap.block].append(path_name(unwrapped(tap.block), tap.first))
         named = " or ".join(dict.fromkeys(f"branches={names}" for names in said.values()))
-        return f"{len(steps)} steps found in {len(said)} blocks, as {named} would name them."
+        return f"{len(taps)} steps found in {len(said)} blocks, as {named} would name them."
 
     def complaint(self, capture: PathCapture) -> str:
         """Say of which block no steps are known, why, and what to do."""
-        found, first = _found(capture), len(self._taps)
-        place = next(place for place in range(len(self._blocks)) if first + place not in found)
-        why = (
-            "holds no state between its branches: none of its modules takes, and it does not return, the state before "
-            "plus what a module has returned (as in parallel branches, or compiled code)"
-            if capture.runs[first + place]
-            else "did not run, or did so in compiled code, which is not looked into"
-        )
+        block, has_run = self.candidates[self._unknown[0]], capture.runs[self._unknown[0]]
+        why = "did not run, or did so in compiled code, which is not looked into"
+        if has_run:
+            why = "holds no state between its branches that a module takes (as in parallel branches, or compiled code)"
         return (
-            f"No branches are read: {self._names[place]!r}, a {type(unwrapped(self._blocks[place])).__name__}, {why}. "
-            "Leave `branches` out, or name the modules in each block that take its states, as branches=('norm1', "
-            "'norm2')."
+            f"No branches are read: {path_name(self._model, block)!r}, a {type(unwrapped(block)).__name__}, {why}. "
+            "Leave `branches` out, or name the modules that take the states, as branches=('norm1', 'norm2')."
         )
 
     def _path(self) -> BlockPath:
-        return BlockPath(self._steps(), self._effective_depth)
-
-    def _steps(self) -> list[Step]:
-        (orders, named), steps = self._table.tolist(), list[Step]()
-        for block in self._blocks:
-            taps = [tap for tap, one in enumerate(self._taps) if one.block is block and orders[tap]]
-            taps.sort(key=orders.__getitem__)
-            firsts, names = ([self._taps[tap].first for tap in ones] for ones in (taps, map(named.__getitem__, taps)))
-            steps += _steps(block, firsts, names)
-        return steps
+        taps = [(self._taps[first], self._taps[named]) for first, named in self._table.tolist() if first >= 0]
+        return _path_of([Step(tap.block, tap.first, None, named.first) for tap, named in taps], self._effective_depth)
 
 
-def _found(capture: PathCapture) -> dict[int, list[tuple[int, int]]]:
-    return capture.found if isinstance(capture, BranchCapture) else {}
-
-
-def _named(model: nn.Module, block: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """The modules in a block that globs match."""
-    inside = named_layers(unwrapped(block))
-    matching = [[part for name, part in inside.items() if _matches_glob(name, pattern)] for pattern in patterns]
-    for pattern, parts in zip(patterns, matching, strict=True):
-        if not parts:
-            raise ValueError(
-                f"`branches` must name modules in every block, but {pattern!r} matches none in "
-                f"{path_name(model, block)!r}, which has {[name for name in inside if '.' not in name]}."
-            )
-    return [part for parts in matching for part in parts]
-
-
-def _steps(block: nn.Module, firsts: Sequence[nn.Module], named: Sequence[nn.Module]) -> list[Step]:
-    """Steps of a block from each state to the next, and the last to what it returns."""
-    ends = itertools.zip_longest(firsts, firsts[1:], named)
-    return [Step(block, first, then, name) for first, then, name in ends]
+def _path_of(steps: Sequence[Step], effective_depth: float) -> BlockPath:
+    """Steps as a path: each ends where the next one of its block begins, the last with what the block returns."""
+    for step, following in itertools.pairwise(steps):
+        if following.block is step.block:
+            step.then = following.first
+    return BlockPath(steps, effective_depth)

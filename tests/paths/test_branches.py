@@ -426,6 +426,23 @@ def test_a_block_of_one_branch_is_one_step():
     assert torch.equal(passage.current[1], model(HIDDEN))
 
 
+@pytest.mark.parametrize("branches", [True, ["norm1", "norm2"]])
+@torch.no_grad()
+def test_a_module_that_does_nothing_takes_a_state(branches):
+    """An empty `nn.Sequential` is false."""
+
+    class Bare(Timm):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = nn.Sequential(), nn.Sequential()
+
+    model = Stack(Bare)
+    _, passage = captured(model, HIDDEN, "blocks.*", branches)
+    befores, afters, _ = states_by_hand(model, HIDDEN, "blocks.*", [("drop_path1",), ("drop_path2",)])
+    assert all(map(torch.equal, passage.previous, befores))
+    assert all(map(torch.equal, passage.current, afters))
+
+
 def gptj():
     sizes = {"n_positions": 8, "n_embd": WIDTH, "n_layer": 2, "n_head": 2, "rotary_dim": 4}
     return hugging(GPTJModel, GPTJConfig, **sizes, **LIVELY)
@@ -506,7 +523,7 @@ def test_a_process_without_a_batch_takes_the_steps_of_the_others(monkeypatch):
 
 def test_leaky_steps_have_no_branches(make_network):
     network = make_network()
-    with pytest.raises(ValueError, match=r"`branches` must be left out where the layers are of a leaky path"):
+    with pytest.raises(ValueError, match="`branches` must be left out of a leaky path and of a plain stack, got True"):
         path_or_finder(network, network, True)
 
 
@@ -577,10 +594,10 @@ def test_a_forward_pass_that_fails_leaves_nothing(hooks_of):
     assert len(capture.step_gradients._parameters) == len(list(model.parameters()))  # each of them once
     with pytest.raises(RuntimeError, match="on purpose"):
         model(HIDDEN)
-    assert capture._events
-    assert not copy.deepcopy(capture)._events
+    assert len(*capture._entered.values()) > 1  # what the block took, and what passed in it
+    assert not copy.deepcopy(capture)._entered
     capture.clear()
-    assert not capture._events
+    assert not capture._entered
     capture.detach()
     assert hooks_of(model) == 0
 
