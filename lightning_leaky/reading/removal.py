@@ -59,14 +59,13 @@ class Removal:
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        cost: Cost,
+        cost: Any,
         layers: LayerChoice | None,
         settings: Mapping[str, Any],
     ) -> None:
         if not batches:
             raise ValueError("`batches` must hold at least one batch, got none.")
-        self._model, self._batches = model, batches
-        self._metric: Any = cost if hasattr(cost, "compute") else _MeanCost(cost, device_of(model))
+        self._model, self._batches, self._cost = model, batches, cost
         self.sign = -1 if getattr(cost, "higher_is_better", False) else 1
         self.on_pass: Callable[[], object] = lambda: None
         chosen = ReadingSettings(["relative_distance"], **settings)
@@ -102,34 +101,18 @@ class Removal:
 
     @torch.no_grad()
     def _measured(self) -> float:
-        self._metric.reset()
+        is_metric, sums = hasattr(self._cost, "compute"), torch.zeros(2, dtype=torch.float64)
+        if is_metric:
+            self._cost.reset()
         for batch in self._batches:
             inputs, targets = inputs_and_targets(batch)
             outputs = run_model(self._model, inputs)
-            if isinstance(self._metric, _MeanCost):
-                sizes = [len(one) for one in all_tensors_of([inputs, targets]) if one.ndim]
-                self._metric.add(outputs, targets, sizes[0])
+            if is_metric:
+                self._cost.update(outputs, targets)
             else:
-                self._metric.update(outputs, targets)
-        return float(self._metric.compute())
-
-
-class _MeanCost:
-    """Mean of a cost over the samples of all batches and processes."""
-
-    def __init__(self, cost: Any, device: torch.device) -> None:
-        self.cost, self.device = cost, device
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every batch."""
-        self.sums = torch.zeros(2, dtype=torch.float64)
-
-    def add(self, outputs: Any, targets: Any, num_samples: int) -> None:
-        """Add a batch."""
-        self.sums += torch.tensor([float(self.cost(outputs, targets)), 1.0], dtype=torch.float64) * num_samples
-
-    def compute(self) -> Tensor:
-        """Return the mean."""
-        sums = summed(self.sums.to(self.device))
-        return sums[0] / sums[1]
+                size = next(len(one) for one in all_tensors_of([inputs, targets]) if one.ndim)
+                sums += size * torch.tensor([float(self._cost(outputs, targets)), 1.0], dtype=torch.float64)
+        if is_metric:
+            return float(self._cost.compute())
+        total, count = summed(sums.to(device_of(self._model)))
+        return float(total / count)

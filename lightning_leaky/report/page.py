@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_leaky.explain.diagnosis import Diagnosis, diagnose, paragraphs, work_of_layers
+from lightning_leaky.explain.diagnosis import paragraphs, work_of_layers
 from lightning_leaky.explain.figures import figures_of
 from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.readings import Readings
@@ -51,11 +51,6 @@ class Report:
     samples: list[PathSample]
     facts: Mapping[str, Any]
     removal: BlockRemoval | None = None
-
-    @property
-    def diagnoses(self) -> list[Diagnosis]:
-        """What the readings mean, segment by segment."""
-        return diagnose(self.readings)
 
 
 def report_on(

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
-from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, measure_path
+from lightning_leaky import EnergyMonitor, LeakyResNet, LeakyResNetModule, diagnose, measure_path
 from lightning_leaky.cli import main
 from lightning_leaky.report import as_html, as_json, report_on
 from lightning_leaky.report.page import name_of
@@ -68,7 +68,7 @@ def test_the_json_holds_the_readings(network):
         "mode of the network": "evaluation, without dropout",
         "data": "points",
     }
-    assert content["diagnosis"] == list(report.diagnoses[0].sentences)
+    assert content["diagnosis"] == list(diagnose(report.readings)[0].sentences)
 
 
 def test_the_page_shows_every_layer_and_needs_no_network(network):
