@@ -249,6 +249,14 @@ def add_callback(trainer: Trainer, callback: Callback) -> None:
     _untyped(trainer).callbacks.append(callback)
 
 
+def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> None:
+    """Have the hooks of a callback called after those of all callbacks of a kind."""
+    others = [one for one in callbacks_of(trainer) if one is not callback]
+    place = max((index for index, one in enumerate(others, start=1) if isinstance(one, kind)), default=0)
+    if place > callbacks_of(trainer).index(callback):
+        _untyped(trainer).callbacks = [*others[:place], callback, *others[place:]]
+
+
 def tell_callbacks(trainer: Trainer, method: str, *news: object) -> None:
     """Call a method of ours on all callbacks of a trainer that have it."""
     for callback in callbacks_of(trainer):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_leaky.callbacks import _trainer
@@ -45,7 +46,7 @@ class AblationMonitor(HookedCallback):
         ablation: The last measurement.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or an import path names no function.
 
     Example:
         >>> import lightning as L
@@ -65,6 +66,8 @@ class AblationMonitor(HookedCallback):
         for name, value in (("every_n_epochs", every_n_epochs), ("max_batches", max_batches)):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
+        if isinstance(cost, str) and not callable(located(cost)):
+            raise ValueError(f"`cost` must be a function, or the import path of one, got {cost!r}.")
         self.cost, self.every_n_epochs, self.max_batches = cost, every_n_epochs, max_batches
         self.layers, self.order, self.prefix, self.settings = layers, order, prefix, settings
         self.ablation: Ablation | None = None
@@ -87,8 +90,8 @@ class AblationMonitor(HookedCallback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Even an iterator of a loader draws a random number.
-        with harmless("AblationMonitor: measuring", self._said), isolate_rng():
+        # Even an iterator of a loader draws a random number; `isolate_rng` puts nothing back after an error.
+        with isolate_rng(), harmless("AblationMonitor: measuring", self._said):
             _trainer.check_strategy(trainer, "AblationMonitor")
             batches = list(self._batches(trainer))
             why = "FSDPStrategy leaves pieces of the weights; use ModelParallelStrategy."
@@ -106,10 +109,12 @@ class AblationMonitor(HookedCallback):
 
     def _batches(self, trainer: Trainer) -> Iterator[Any]:
         """A few batches of the first validation loader, on the device."""
-        loaders = trainer.val_dataloaders
-        loader = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-        for batch in islice(loader or (), self.max_batches):
-            yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        given = trainer.val_dataloaders
+        loaders = [] if given is None else CombinedLoader(given).flattened
+        for batch in islice(next(iter(loaders), ()), self.max_batches):
+            converted = trainer.precision_plugin.convert_input(batch)
+            converted = trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=0)
+            yield trainer.strategy.batch_to_device(converted, dataloader_idx=0)
 
     def _cost_of(self, pl_module: LightningModule) -> Cost:
         cost: Any = located(self.cost) if isinstance(self.cost, str) else self.cost or getattr(pl_module, "cost", None)

@@ -95,7 +95,8 @@ class LayerAlert(HookedCallback):
             self._latches, self.frozen, self._said = {}, [], set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where nothing will be looked at."""
+        """Say where nothing will be looked at; let monitors see gradients before those of frozen layers go."""
+        _trainer.move_behind(trainer, self, EnergyMonitor)
         callbacks = _trainer.callbacks_of(trainer)
         observers = {one.prefix: one.observers for one in callbacks if isinstance(one, EnergyMonitor)}
         reader = "train" if self.stage == "train" else "evaluation" if _trainer.validates(trainer) else None

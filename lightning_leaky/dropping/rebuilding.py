@@ -6,7 +6,7 @@ import copy
 import io
 import re
 from argparse import Namespace
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Origin(NamedTuple):
     def twin(self, settings: Any, expected: Any, missing: Collection[int] = ()) -> nn.Module | None:
         """Build the module anew, and return it if the model returns what is expected with it in its place."""
         with suppress(Exception), Journal() as swapped:  # of a stranger's constructor, which takes other settings
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([]):
                 twin = _BUILDERS[self.key](self.module, copy.deepcopy(settings))
             swapped.refill(vars(self.module), vars(twin))
             if difference(expected, outputs_of(self.model, self.inputs), missing) is None:
@@ -38,15 +38,20 @@ class Origin(NamedTuple):
     def mend(self, stack: Stack, expected: Any, journal: Journal) -> bool:
         """Change settings in place so that they build what returns what is expected; say whether they can."""
         settings = getattr(self.module, self.key)
+        live, twins = _named(self.module), dict[int, tuple[Any, nn.Module]]()
         for changed in [settings, *mended(settings, stack.size, stack.kept)]:
             twin = self.twin(changed, expected, [len(stack.gone)])
             if twin is not None:
-                adopt(settings, changed, journal)
-                live = _named(self.module)
-                for name, part in _named(twin).items():  # modules inside may have copies of the settings
-                    adopt(getattr(live.get(name), self.key, None), getattr(part, self.key, None), journal)
-                return True
-        return False
+                twins.setdefault(_num_other(live, _named(twin)), (changed, twin))
+            if 0 in twins:
+                break
+        if not twins:
+            return False
+        changed, twin = twins[min(twins)]
+        adopt(settings, changed, journal)
+        for name, part in _named(twin).items():  # modules inside may have copies of the settings
+            adopt(getattr(live.get(name), self.key, None), getattr(part, self.key, None), journal)
+        return True
 
 
 def origins_of(model: nn.Module, inputs: Any, stack: Stack) -> list[Origin]:
@@ -146,6 +151,15 @@ def _from_checkpoint(module: Any, hyperparameters: Any) -> nn.Module:
 
 def _named(module: nn.Module) -> dict[str, nn.Module]:
     return {plain_name(name): part for name, part in module.named_modules()}
+
+
+def _num_other(live: Mapping[str, nn.Module], twin: Mapping[str, nn.Module]) -> int:
+    """How many modules have another number somewhere, as a rate of dropout, which outputs in evaluation do not show."""
+
+    def numbers(module: nn.Module | None) -> dict[str, Any]:
+        return {key: one for key, one in vars(module).items() if isinstance(one, (int, float)) and key != "training"}
+
+    return sum(numbers(part) != numbers(twin.get(name, part)) for name, part in live.items())
 
 
 _BUILDERS = {"config": _from_config, "hparams": _from_checkpoint}

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from lightning_leaky.hooks.skipped import SkippedBlocks
 from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.hooks.steps import Span
 from lightning_leaky.hooks.structures import all_tensors_of, parts_of, replaced, tensors_of
+from lightning_leaky.paths.block_path import flat_stacks
 from lightning_leaky.paths.layers import LayerChoice, choose_layers, named_layers
 from lightning_leaky.paths.leaky_path import leaky_paths
-from lightning_leaky.reading.measure import evaluating, run_model
+from lightning_leaky.reading.measure import evaluating, run_model, same_noise
 from lightning_leaky.utilities.processes import is_sharded
 from lightning_leaky.utilities.wrappers import place_inside, plain_name, unwrapped
 
@@ -61,9 +63,13 @@ def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Sta
     if not choices:
         raise ValueError(f"`layers` must name at least one block, got {layers!r}.")
     matching = {name for one in choices for name in choose_layers(model, one)}
-    chosen = choose_layers(model, lambda name, module: name in matching)
+    # A linear map of a plain stack goes with the activation and what else is read with it.
+    spans = flat_stacks(model)
+    found = choose_layers(model, lambda name, module: name in matching)
+    chosen = {name: spans.get(name, block) for name, block in found.items()}
     _check(model, chosen)
-    names, places = {id(block): name for name, block in chosen.items()}, dict[str, str]()
+    names, places = {id(block): name for name, block in found.items()}, dict[str, str]()
+    going = {id(part) for block in chosen.values() for part in (block if isinstance(block, Span) else [block])}
     gone: dict[nn.Module, dict[str, nn.Module]] = {}
     for path, parent in model.named_modules():
         for key, child in parent._modules.items():
@@ -75,11 +81,11 @@ def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Sta
                 raise refused(name, f"is the attribute {key!r} of {owner}, whose code calls it by this name")
             if name in places:
                 raise refused(name, f"stands in the model more than once, as {[places[name], place]}")
-            gone.setdefault(parent, {})[name], places[name] = child, place
+            gone.setdefault(parent, {})[name], places[name] = chosen[name], place
     stacks = []
     for container, blocks in gone.items():
         around = [one for one in model.modules() if container in [*one.modules()][1:] and place_inside(one) is None]
-        kept = [index for index, one in enumerate(container._modules.values()) if id(one) not in names]
+        kept = [index for index, one in enumerate(container._modules.values()) if id(one) not in going]
         stacks.append(Stack(container, len(container._modules), around, blocks, kept))
     return stacks
 
@@ -96,7 +102,7 @@ def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), sta
     blocks = {name: block for stack in without for name, block in stack.gone.items()}
     skipping = SkippedBlocks([*blocks.values()], [*blocks], state)
     skipping.skipped = {*range(len(blocks))}
-    with skipping, torch.no_grad(), evaluating(model), torch.random.fork_rng():
+    with skipping, torch.no_grad(), evaluating(model), same_noise(model):
         return run_model(model, inputs)
 
 

@@ -62,6 +62,8 @@ def _of_influence(found: Diagnosis) -> str:
     order = found.influences.argsort(descending=True, stable=True).tolist()
     if len(order) < 2:
         return f"Layers: one, with a block influence of {float(found.influences[0]):.2g}."
+    if not bool(found.influences.any()):
+        return "Layers: nothing moves."
     count = max(1, len(order) // 4)
     most, least = (tuple(sorted(found.first + index for index in part)) for part in (order[:count], order[-count:]))
     return (

@@ -91,7 +91,9 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
         >>> features(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1.]])
     """
-    activated = resolve_features(activation)(representation)
+    function = resolve_features(activation)
+    # A function of a user's may write into what it takes, as nn.ReLU(inplace=True) does.
+    activated = function(representation if function in _FEATURES.values() else representation.clone())
     return torch.cat([activated, torch.ones_like(activated[..., :1])], dim=-1) if constant_column else activated
 
 

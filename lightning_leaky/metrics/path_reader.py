@@ -69,6 +69,7 @@ class PathReader:
         self._num_samples = torch.zeros(sum(length for _, length in widths), dtype=torch.int64)
         # Gradients are of the whole batch.
         alone = [record for record in recipe.records if not record.has_gradients] if halves else []
+        self._odd = 0
         self._halves = [PathReader(widths, replace(recipe, quantities=alone), form) for _ in range(2) if alone]
 
     def expect(self, step_sizes: Tensor, device: torch.device, dtype: torch.dtype) -> None:
@@ -150,8 +151,10 @@ class PathReader:
         self.is_empty = False
         self._num_samples += torch.tensor(list(map(len, current)))
         for number, half in enumerate(self._halves):
-            starts, ends = ([rows.tensor_split(2)[number] for rows in side] for side in (previous, current))
-            half.update(starts, ends, step_sizes)
+            # The odd row goes to the first half, and the next odd one to the second.
+            cut = functools.partial(_half, number=number, odd=self._odd)
+            half.update(list(map(cut, previous)), list(map(cut, current)), step_sizes)
+        self._odd = (self._odd + len(current[0])) % 2
 
     def compute(self, names: Sequence[str] = (), weights: Weights = None, parameters: Tensor | None = None) -> Readings:
         """Return the readings; under torch.distributed a collective that every process must join.
@@ -185,7 +188,8 @@ class PathReader:
             lengths if len(lengths) > 1 else (),
             tuple(record for record in self.recipe.records if QUANTITIES.get(record.key) is not record),
             num_samples,
-            tuple(half.compute().quantities for half in self._halves),
+            # With a sample a process one of the halves may be empty.
+            tuple(half.compute().quantities for half in self._halves if min(num_samples) > num_processes()),
             tuple(store.width for store in self.stores for _ in range(store.num_layers)),
         )
 
@@ -193,6 +197,7 @@ class PathReader:
         """Forget every batch."""
         self.is_empty = True
         self._num_samples.zero_()
+        self._odd = 0
         for half in self._halves:
             half.reset()
         for store in self.stores:
@@ -214,3 +219,7 @@ class PathReader:
             if is_summing:
                 store.turn_to_sums()
         return tuple(total[len(own) :])
+
+
+def _half(rows: Tensor, number: int, odd: int) -> Tensor:
+    return rows.tensor_split([(len(rows) + 1 - odd) // 2])[number]

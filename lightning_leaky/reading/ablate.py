@@ -118,7 +118,7 @@ def _checked_order(order: Any, num_removed: int | None, num_blocks: int) -> list
         if not 0 <= most <= num_blocks:
             raise ValueError(f"`num_removed` must be between 0 and the {num_blocks} blocks, got {most!r}.")
         return list(range(most))
-    if isinstance(order, str) or not set(order) <= set(range(1, num_blocks + 1)) or len(set(order)) < len(order):
+    if isinstance(order, (str, int)) or not set(order) <= set(range(1, num_blocks + 1)) or len(set(order)) < len(order):
         raise ValueError(f"`order` must be 'greedy', or different numbers from 1 to {num_blocks}, got {order!r}.")
     return [number - 1 for number in order]
 

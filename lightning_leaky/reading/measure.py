@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.paths.block_path import path_of
-from lightning_leaky.paths.layers import LayerChoice
+from lightning_leaky.paths.layers import LayerChoice, device_of
 from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
@@ -123,6 +123,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes.items():  # parts may have modes of their own, as a frozen batch norm
             module.training = was_training
+
+
+def same_noise(model: nn.Module) -> AbstractContextManager[None]:
+    """Let a network draw the random numbers that it drew the last time, and leave the generators as they were."""
+    device = device_of(model)
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def read_batches(

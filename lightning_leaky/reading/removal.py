@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeAlias
@@ -13,7 +14,7 @@ from lightning_leaky.hooks.skipped import SkippedBlocks
 from lightning_leaky.hooks.structures import all_tensors_of
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice, device_of
-from lightning_leaky.reading.measure import evaluating, inputs_and_targets, read_batches, run_model
+from lightning_leaky.reading.measure import evaluating, inputs_and_targets, read_batches, run_model, same_noise
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.utilities.processes import summed
@@ -65,20 +66,23 @@ class Removal:
     ) -> None:
         if not batches:
             raise ValueError("`batches` must hold at least one batch, got none.")
-        self._model, self._batches, self._cost = model, batches, cost
+        # A metric that the model logs besides keeps what it has counted.
+        self._cost = copy.deepcopy(cost) if hasattr(cost, "compute") else cost
+        self._model, self._batches = model, batches
         self.sign = -1 if getattr(cost, "higher_is_better", False) else 1
         self.on_pass: Callable[[], object] = lambda: None
         chosen = ReadingSettings(["relative_distance"], **settings)
+        self._batch_axis = (chosen.sample_layout.axes or "n").index("n")
         observer = PathObserver(model, path_of(model, layers, chosen.effective_depth), chosen, strict=True)
-        read_batches(observer, model, batches[:1], cost=None)
+        with same_noise(model):
+            read_batches(observer, model, batches[:1], cost=None)
         self._skipping: SkippedBlocks = observer.skipping()
         self.names = tuple(self._skipping.names)
         self._costs: dict[frozenset[int], float] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> Removal:
-        """Let the network run in evaluation mode, with hooks on its blocks."""
-        self._open.enter_context(evaluating(self._model))
+        """Put hooks on the blocks."""
         self._open.enter_context(self._skipping)
         return self
 
@@ -104,14 +108,16 @@ class Removal:
         is_metric, sums = hasattr(self._cost, "compute"), torch.zeros(2, dtype=torch.float64)
         if is_metric:
             self._cost.reset()
-        for batch in self._batches:
-            inputs, targets = inputs_and_targets(batch)
-            outputs = run_model(self._model, inputs)
-            if is_metric:
-                self._cost.update(outputs, targets)
-            else:
-                size = next(len(one) for one in all_tensors_of([inputs, targets]) if one.ndim)
-                sums += size * torch.tensor([float(self._cost(outputs, targets)), 1.0], dtype=torch.float64)
+        with evaluating(self._model), same_noise(self._model):
+            for batch in self._batches:
+                inputs, targets = inputs_and_targets(batch)
+                outputs = run_model(self._model, inputs)
+                if is_metric:
+                    self._cost.update(outputs, targets)
+                else:
+                    tensors = all_tensors_of([inputs, targets])
+                    size = next(one.shape[self._batch_axis] for one in tensors if one.ndim > self._batch_axis)
+                    sums += size * torch.tensor([float(self._cost(outputs, targets)), 1.0], dtype=torch.float64)
         if is_metric:
             return float(self._cost.compute())
         total, count = summed(sums.to(device_of(self._model)))

@@ -21,6 +21,7 @@ from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.paths.branches import BranchChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
+from lightning_leaky.utilities.imports import located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,9 @@ class ReadingSettings(ReadingOptions):
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
         rtol: Relative cut-off of the raw form.
         features: Features σ(A) of a layer: ``"relu"``, the paper's, ``"linear"``, A itself, ``"crelu"``, both signs of
-            A, another activation by name, or a function from shape (N, w) to (N, d). ``None`` takes the activation of
-            the path where it says so, as a `LeakyResNet` does; else relu on a path that leaks, and linear on others.
+            A, another activation by name, or a function from shape (N, w) to (N, d), or its import path. ``None`` takes
+            the activation of the path where it says so, as a `LeakyResNet` does; else relu on a path that leaks, and
+            linear on others.
         constant_column: Whether a column of ones follows them; ``None`` takes what the path says, else true.
         weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖², for the momentum readings, the Hamiltonian of
             any block and its residual. These read it of all trainable parameters θ_l of a block; W_l is θ_l/ρ_l where
@@ -98,6 +100,8 @@ class ReadingSettings(ReadingOptions):
             resolve_quantities(self.quantities)
             object.__setattr__(self, "quantities", plain_quantities(self.quantities))
         if self.features is not None:
+            if isinstance(self.features, str) and callable(found := located(self.features)):
+                object.__setattr__(self, "features", found)
             resolve_features(self.features)
         if self.weight_decay is not None:
             check_positive("weight_decay", self.weight_decay)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_leaky import AblationMonitor, EnergyMonitor, ablate_path
 from tests.blocks import Net
@@ -115,3 +115,43 @@ def test_copies(make_trainer):
     fit(make_trainer, monitor)
     for copied in (copy.deepcopy(monitor), pickle.loads(pickle.dumps(monitor))):
         assert copied.ablation.names == monitor.ablation.names
+
+
+def test_a_measurement_that_fails_leaves_the_training_alone(make_trainer):
+    plain = fit(make_trainer, module=Module(with_cost=False))
+    with pytest.warns(UserWarning, match="`cost` must be given"):
+        watched = fit(make_trainer, AblationMonitor(every_n_epochs=1), module=Module(with_cost=False))
+    assert watched.losses == plain.losses
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_batches_are_of_the_precision_of_the_module(make_trainer, precision):
+    monitor = AblationMonitor()
+    fit(make_trainer, monitor, precision=precision)
+    assert monitor.ablation.costs.isfinite().all()
+
+
+class Stream(IterableDataset):
+    """Samples without a number."""
+
+    def __iter__(self):
+        yield from loaders()[1].dataset
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [lambda one: {"a": one, "b": one}, lambda one: [one, one], lambda one: DataLoader(Stream(), 4)],
+    ids=["dictionary", "list", "stream"],
+)
+def test_the_first_of_several_loaders_is_read(make_trainer, arrange):
+    monitor, module = AblationMonitor(), Module()
+    module.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
+    train, val = loaders()
+    make_trainer(monitor, max_epochs=1).fit(module, train, arrange(val))
+    expected = ablate_path(module, val, F.mse_loss).costs
+    torch.testing.assert_close(monitor.ablation.costs, expected)
+
+
+def test_a_path_to_no_function_is_refused():
+    with pytest.raises(ValueError, match=r"`cost` must be a function, or the import path of one, got 'torch\.nope'"):
+        AblationMonitor("torch.nope")

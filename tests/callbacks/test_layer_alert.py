@@ -455,6 +455,19 @@ def test_readings_do_not_depend_on_the_order_of_callbacks(make_module, make_data
     assert same(*found)
 
 
+def test_gradients_of_frozen_parameters_are_read_in_either_order(make_module, make_data, make_trainer):
+    found = []
+    for turn in (1, -1):
+        callbacks = [
+            EnergyMonitor(quantities=["cost_of_identity", "pontryagin_residual"]),
+            LayerAlert(**SECOND, action="freeze"),
+        ]
+        make_trainer(*callbacks[::turn], max_epochs=5).fit(make_module(SGD), datamodule=make_data())
+        found.append(callbacks[0].readings["train"].quantities)
+    assert found[0]["pontryagin_residual"][1] != 1
+    assert same(*found)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_fp16_scaler_goes_on(make_module, make_data, make_trainer, fused):
     """Where every parameter would be frozen none is: a scaler raises where it has seen no gradient."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from lightning_leaky import ablate_path
 from lightning_leaky.dropping import drop_layers
 from tests.blocks import Block, Net
 from tests.dropping.helpers import Looped, outputs, same, skipped
@@ -186,3 +187,15 @@ def test_compiled(whole):
     outputs(model, inputs)
     drop_layers(model, "encoder.1", inputs)
     assert same(outputs(model, inputs), want)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
+def test_a_linear_map_of_a_plain_stack_goes_with_its_activation(activation):
+    """As `ablate_path` leaves it out."""
+    layers = [(nn.Linear(6, 6), activation(), nn.Dropout(0.1)) for _ in range(4)]
+    model = nn.Sequential(nn.Linear(3, 6), activation(), *(part for layer in layers for part in layer), nn.Linear(6, 2))
+    data = [(torch.randn(8, 3), torch.randn(8, 2))]
+    found = ablate_path(model, data, nn.functional.mse_loss, order=[2, 3])
+    drop_layers(model, [found.names[1], found.names[2]], data[0])
+    assert [type(part) for part in model[2:-1]] == [nn.Linear, activation, nn.Dropout] * 2
+    assert float(nn.functional.mse_loss(model.eval()(data[0][0]), data[0][1])) == pytest.approx(float(found.curve[-1]))

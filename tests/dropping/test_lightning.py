@@ -180,3 +180,21 @@ def test_a_model_of_hugging_face_inside():
     drop_layers(module, "net.encoder.layer.2", ids)
     assert module.hparams.num_layers == module.net.config.num_hidden_layers == 3
     assert same(outputs(module, ids), want)
+
+
+class Rates(LightningModule):
+    """A rate of dropout a block: evaluation does not show them."""
+
+    def __init__(self, depth=3, rates=(0.1, 0.2, 0.3)):
+        super().__init__()
+        self.save_hyperparameters()
+        self.encoder = nn.Sequential(*(nn.Sequential(Block(), nn.Dropout(rate)) for rate in rates[:depth]))
+
+    def forward(self, hidden):
+        return self.encoder(hidden)
+
+
+def test_what_only_training_shows_is_kept():
+    model, inputs = Rates(), torch.randn(2, 6)
+    drop_layers(model, "encoder.0", inputs)
+    assert (model.hparams.depth, tuple(model.hparams.rates)) == (2, (0.2, 0.3))

@@ -244,3 +244,14 @@ def test_each_segment_has_estimates_of_its_own():
     read = readings(segments=(2, 2), cost_of_identity=(9.0, 4.0, 1.0, 0.9), energy_hamiltonian=(-3.0, -3.0, -5.0, -5.0))
     found = {key: float(value) for key, value in rank_scalars(read, "encoder/").items()}
     assert found == {"encoder/rank/segment_1/lower": 3.0, "encoder/rank/segment_1/upper": 4.0}
+
+
+def test_a_way_from_a_state_of_zeros_has_not_diverged():
+    ones = {"cost_of_identity": torch.ones(2), "block_influence": torch.tensor([0.5, 0.1])}
+    readings = Readings(ones | {"relative_speed": torch.tensor([math.inf, 1.0])}, torch.tensor([0.5, 0.5]), 0.0)
+    assert diagnose(readings)[0].diverged is None
+
+
+def test_without_a_leak_nothing_moves():
+    quantities = {"cost_of_identity": torch.ones(3), "block_influence": torch.zeros(3)}
+    assert "Layers: nothing moves." in diagnose(Readings(quantities, torch.full((3,), 1 / 3), 0.0))[0].sentences

@@ -63,3 +63,9 @@ def test_unknown_features_are_named_with_their_value(name):
 def test_an_unknown_activation_is_named_with_its_value(activation):
     with pytest.raises(ValueError, match=rf"`activation` must be one of .*relu.*got {activation!r}"):
         resolve_activation(activation)
+
+
+def test_a_function_may_write_into_what_it_takes():
+    A = torch.tensor([[-1.0, 2.0]])
+    assert features(A, torch.nn.ReLU(inplace=True)).tolist() == [[0.0, 2.0, 1.0]]
+    assert A.tolist() == [[-1.0, 2.0]]

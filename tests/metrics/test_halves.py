@@ -58,3 +58,12 @@ def test_halves_follow_their_segments():
     for number in range(2):
         joined = torch.cat([part.halves[number]["cost_of_identity"] for part in (first, second)])
         assert torch.equal(joined, readings.halves[number]["cost_of_identity"])
+
+
+@pytest.mark.parametrize(("num_batches", "expected"), [(1, 0), (2, 2), (5, 2)])
+def test_batches_of_one_sample_go_to_either_half(num_batches, expected):
+    path = random_path(num_samples=num_batches, width=4)
+    reader = PathReader([(4, 3)], Recipe(["cost_of_identity"], path.depth), "samples", halves=True)
+    for number in range(num_batches):
+        reader.update(*path.batch(slice(number, number + 1))[:3])
+    assert len(reader.compute().halves) == expected

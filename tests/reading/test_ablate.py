@@ -5,12 +5,13 @@ from itertools import combinations
 
 import pytest
 import torch
+import torchmetrics
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lightning_leaky import ablate_path
+from lightning_leaky import Layout, ablate_path
 from lightning_leaky.hooks.skipped import SkippedBlocks
 from tests.blocks import Block
 
@@ -286,3 +287,48 @@ def test_a_state_that_is_not_certain_is_asked_for_and_a_sum_can_be_left_out():
         skipped = copy.deepcopy(model)
         del skipped.blocks[index]
         assert float(found.costs[index]) == float(F.mse_loss(skipped(data[0][0]), data[0][1]))
+
+
+class Noisy(nn.Module):
+    """Noise in evaluation too."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden):
+        return self.block(hidden + torch.randn_like(hidden))
+
+
+def test_all_passes_have_the_same_noise():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 6), Noisy(nn.Sequential(Block(), Block(), Block())), nn.Linear(6, 2))
+    data = [(inputs.float(), targets.float()) for inputs, targets in batches(4)]
+    for parameter in model[1].block[1].parameters():
+        nn.init.zeros_(parameter)  # it does nothing
+    before = torch.get_rng_state()
+    found = ablate_path(model, data, F.mse_loss, "1.block.*")
+    assert found.increases[1] == 0
+    assert found.increases[0] != 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_metric_keeps_what_it_has_counted():
+    metric = torchmetrics.MeanSquaredError()
+    metric.update(torch.ones(2), torch.zeros(2))
+    ablate_path(net().float(), [(inputs.float(), targets.float()) for inputs, targets in batches(4)], metric)
+    assert metric.compute() == 1
+
+
+def test_samples_are_counted_along_the_axis_of_the_batch():
+    """Two positions of one sample, and two of three."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.Sequential(Block(), Block()), nn.Linear(6, 2)).double()
+    data = [(torch.randn(2, size, 3).double(), torch.randn(2, size, 2).double()) for size in (1, 3)]
+    found = ablate_path(model, data, F.mse_loss, "1.*", layout=Layout("tnc"))
+    costs = [F.mse_loss(model(inputs), targets).item() for inputs, targets in data]
+    assert found.baseline == pytest.approx((costs[0] + 3 * costs[1]) / 4, rel=1e-12)
+
+
+def test_a_number_is_no_order():
+    with pytest.raises(ValueError, match="`order` must be 'greedy', or different numbers from 1 to 4, got 3"):
+        ablate_path(net(), batches(2), F.mse_loss, order=3)

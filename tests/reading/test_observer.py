@@ -292,3 +292,18 @@ def test_weights_are_compared_with_the_features_that_they_act_on_only(module, ba
     own = measure_path(module, [batch], ["criticality_residual"], features="relu", constant_column=True, **arguments)
     expected = measure_path(module, [batch], ["criticality_residual"], **arguments)
     assert torch.equal(own["criticality_residual"], expected["criticality_residual"])
+
+
+def test_features_may_be_an_import_path():
+    settings = ReadingSettings(features="torch.nn.functional.softplus")
+    assert settings.features is torch.nn.functional.softplus
+    A = torch.randn(5, 4)
+    found = measure_path(
+        nn.Sequential(nn.Identity()), [A], ["cost_of_identity"], layers="*", features=settings.features
+    )
+    named = measure_path(
+        nn.Sequential(nn.Identity()), [A], ["cost_of_identity"], layers="*", features="torch.nn.functional.softplus"
+    )
+    assert torch.equal(found["cost_of_identity"], named["cost_of_identity"])
+    with pytest.raises(ValueError, match=r"`features` must be one of .* or a function, got 'torch\.no_such'"):
+        ReadingSettings(features="torch.no_such")
