@@ -13,22 +13,18 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.imports import RequirementCache
 
+from lightning_leaky.dropping import bought, drop_layers, expense_of
 from lightning_leaky.module import LeakyResNetModule
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.reading.settings import ReadingSettings
-from lightning_leaky.report import as_html, as_json, compare, read_run, report_on
-from lightning_leaky.report.comparison import table_of
-from lightning_leaky.report.page import content_of, name_of
+from lightning_leaky.report.comparison import compare, read_run, table_of
+from lightning_leaky.report.page import as_html, as_json, content_of, name_of, report_on
 from lightning_leaky.utilities.imports import located
 from lightning_leaky.utilities.progress import watched
 
 # Whose code runs before that of a user: an error with no other on its way is about the arguments.
 _NOT_OF_USER = ["lightning_leaky", "lightning", "jsonargparse", "argparse", "yaml", "torch", "fsspec", "contextlib"]
-_OURS = (
-    "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of runs, and "
-    "`lightning-leaky drop` of some of its blocks (see --help)."
-)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -45,12 +41,11 @@ def main(args: Sequence[str] | None = None) -> None:
     if not needed:
         raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
     given = list(sys.argv[1:] if args is None else args)
-    # As `python -m` does: a class path may name a module of the user's in the folder the command is given in.
+    # As `python -m` does: a class path may name a module in the working directory.
     sys.path.insert(0, os.getcwd())
-    commands = {"report": _report, "compare": _compare, "drop": _drop}
     try:
-        if given and given[0] in commands:
-            _run(given[0], commands[given[0]], given[1:])
+        if given and given[0] in _COMMANDS:
+            _run(given[0], given[1:])
         else:
             _lightning(args)
     except ModuleNotFoundError as error:
@@ -59,10 +54,17 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from error
 
 
-def _run(name: str, command: Callable[[Sequence[str]], None], args: Sequence[str]) -> None:
+def _run(name: str, args: Sequence[str]) -> None:
     """Run a command of ours: what is wrong with its arguments is said in one line."""
+    from jsonargparse import ArgumentParser
+
+    command, description, own = _COMMANDS[name]
+    parser = ArgumentParser(prog=f"lightning-leaky {name}", description=description, exit_on_error=False)
+    for argument, settings in own.items():
+        parser.add_argument(argument, **settings)
+    parser.add_function_arguments(command, skip={argument.strip("-") for argument in own})
     try:
-        command(args)
+        command(**parser.instantiate_classes(parser.parse_args(args)))
     except Exception as error:
         if _is_of_user(error):
             raise
@@ -71,7 +73,7 @@ def _run(name: str, command: Callable[[Sequence[str]], None], args: Sequence[str
 
 
 def _is_of_user(error: Exception) -> bool:
-    """Whether somebody's own code was on the way to an error, or to what caused it: then it is shown whole."""
+    """Whether a user's code was on the way to an error, or to its cause: then it is shown whole."""
     frames = [frame for one in (error, error.__cause__) if one for frame, _ in traceback.walk_tb(one.__traceback__)]
     return any(str(frame.f_globals.get("__name__")).split(".")[0] not in _NOT_OF_USER for frame in frames)
 
@@ -86,22 +88,12 @@ def _lightning(args: Sequence[str] | None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"epilog": _OURS},
+        parser_kwargs={
+            "epilog": "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of "
+            "runs, and `lightning-leaky drop` of some of its blocks (see --help)."
+        },
         args=None if args is None else list(args),  # Lightning warns where both are given
     )
-
-
-def _parser(command: str, description: str) -> Any:
-    from jsonargparse import ArgumentParser
-
-    return ArgumentParser(prog=f"lightning-leaky {command}", description=description, exit_on_error=False)
-
-
-def _report(args: Sequence[str]) -> None:
-    parser = _parser("report", "Write a report on a trained model: one page of HTML, and the numbers as JSON.")
-    parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
-    parser.add_function_arguments(write_report, skip={"ckpt"})
-    write_report(**parser.instantiate_classes(parser.parse_args(args)))
 
 
 def write_report(
@@ -139,7 +131,9 @@ def write_report(
     # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
     is_ours = knows_weights(path_of(module, layers, told.effective_depth))
     decay = getattr(module, "weight_decay", None) if is_ours else None
-    of_batch = _function("cost", cost) if cost else getattr(module, "cost", None)
+    of_batch: Any = located(cost) if cost else getattr(module, "cost", None)
+    if cost and not callable(of_batch):
+        raise ValueError(f"`cost` must be a function's path, as torch.nn.functional.mse_loss, got {cost!r}.")
     folder = _folder(output)
     report = report_on(
         module,
@@ -162,25 +156,14 @@ def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) ->
         if _is_of_user(error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0].strip(": ")
-        remedy = " Name the class that was trained with --model; it calls `save_hyperparameters()` in its __init__."
-        raise ValueError(
-            f"`ckpt` must be a checkpoint of a `model` {model.__name__}, got {ckpt!r}: {reason}."
-            f"{'' if isinstance(error, OSError) else remedy}"
-        ) from None
-
-
-def _function(name: str, path: str) -> Any:
-    """A function by its import path."""
-    found = located(path)
-    if not callable(found):
-        raise ValueError(
-            f"`{name}` must be the import path of a function, as torch.nn.functional.mse_loss, got {path!r}."
-        )
-    return found
+        said = f"`ckpt` must be a checkpoint of a `model` {model.__name__}, got {ckpt!r}: {reason}."
+        if not isinstance(error, OSError):
+            said += " Name the class that was trained with --model; it calls `save_hyperparameters()` in its __init__."
+        raise ValueError(said) from None
 
 
 def _folder(output: str) -> Path:
-    """A folder to write to; what is wrong with it is said before the reading, which may take long."""
+    """A folder to write to, made before a long reading."""
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,36 +176,22 @@ def _folder(output: str) -> Path:
 def _loader(data: LightningDataModule, split: str) -> Iterable[Any]:
     data.prepare_data()
     data.setup("test" if split == "test" else "fit")
-    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    loader: Iterable[Any] = getattr(data, f"{split}_dataloader")()
     if not isinstance(loader, Iterable) or isinstance(loader, (list, tuple, dict)):
         raise ValueError(f"`data` must give one loader of {split} batches, got {type(loader).__name__}.")
     return loader
 
 
-def _compare(args: Sequence[str]) -> None:
-    parser = _parser(
-        "compare", "Lay runs side by side on one page of HTML: last numbers, layers, all that reports say."
-    )
-    parser.add_argument("runs", nargs="+", help="Folders with logs of TensorBoard or CSV, or JSON of reports.")
-    parser.add_argument("--output", default="comparison", help="Folder to write index.html to, made where missing.")
-    given = parser.parse_args(args)
-    runs, page = [read_run(run) for run in given.runs], _folder(given.output) / "index.html"
-    page.write_text(compare(runs), encoding="utf-8")
-    rows = [["", *(run.name for run in runs)], *table_of(runs)]
+def _compare(runs: list[str], output: str) -> None:
+    read, page = [read_run(run) for run in runs], _folder(output) / "index.html"
+    page.write_text(compare(read), encoding="utf-8")
+    rows = [["", *(run.name for run in read)], *table_of(read)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     _say(*("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows))
-    for run in runs:
+    for run in read:
         if run.report is not None:
             _say("", f"{run.name}:", *run.report["diagnosis"])
     _say(f"Page: {page}")
-
-
-def _drop(args: Sequence[str]) -> None:
-    parser = _parser("drop", "Take blocks out of a trained model for good, and say what it bought.")
-    parser.add_argument("ckpt", type=str, help="Checkpoint of a LightningModule.")
-    parser.add_argument("--layers", nargs="+", required=True, help="Names of the blocks that go, or patterns of them.")
-    parser.add_function_arguments(drop_blocks, skip={"ckpt", "layers"})
-    drop_blocks(**parser.instantiate_classes(parser.parse_args(args)))
 
 
 def drop_blocks(
@@ -243,8 +212,6 @@ def drop_blocks(
         output: Checkpoint to write; it holds no state of an optimizer.
         weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
     """
-    from lightning_leaky.dropping import bought, drop_layers, expense_of
-
     module = _load(model, ckpt, weights_only)
     batch = next(iter(_loader(data, "val")))
     trainer = Trainer(
@@ -264,11 +231,31 @@ def drop_blocks(
 
 def _metrics(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> dict[str, float]:
     """What a module logs in validation; nothing if it has no validation step."""
-    if not is_overridden("validation_step", module):
-        return {}
-    found = trainer.validate(module, datamodule=data, verbose=False)
+    is_there = is_overridden("validation_step", module)
+    found = trainer.validate(module, datamodule=data, verbose=False) if is_there else []
     return {key: value for one in found for key, value in one.items()}
 
 
 def _say(*lines: str) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+_CKPT: dict[str, Any] = {"ckpt": {"type": str, "help": "Checkpoint of a LightningModule."}}
+# Each with what it does, and arguments that its signature does not tell.
+_COMMANDS: dict[str, tuple[Callable[..., None], str, dict[str, Any]]] = {
+    "report": (write_report, "Write a report on a trained model: one page of HTML, and the numbers as JSON.", _CKPT),
+    "compare": (
+        _compare,
+        "Lay runs side by side on one page of HTML: last numbers, layers, all that reports say.",
+        {
+            "runs": {"nargs": "+", "help": "Folders with logs of TensorBoard or CSV, or JSON of reports."},
+            "--output": {"default": "comparison", "help": "Folder to write index.html to, made where missing."},
+        },
+    ),
+    "drop": (
+        drop_blocks,
+        "Take blocks out of a trained model for good, and say what it bought.",
+        _CKPT
+        | {"--layers": {"nargs": "+", "required": True, "help": "Names of the blocks that go, or patterns of them."}},
+    ),
+}

@@ -9,10 +9,7 @@ from typing import Any, TypeAlias
 from lightning_leaky.metrics.quantity import WORK, Quantity
 from lightning_leaky.metrics.records import BOTTLENECK, QUANTITIES, STEP_SIZE, TRUST
 
-_EVALUATION = "On validation and test data"
 _FORMS = {"hamiltonian": "momentum form", "energy_hamiltonian": "energy form"}
-_SEGMENT = r"(segment_\d+/)?"
-
 
 Charts: TypeAlias = dict[str, dict[str, list[Any]]]
 """Kind and tags of each chart, by category and title."""
@@ -26,23 +23,28 @@ def custom_charts(
     Tags are regular expressions, so that the number of layers may change. There is no estimate of a rank without a
     leak, and none of a whole path in several segments.
     """
-    start = f"^{re.escape(prefix)}"
+    start = re.escape(prefix)
     layout: Charts = {BOTTLENECK: {}, TRUST: {}, WORK: {}}
-    keys = [record.key for record in training]
-    forms = [key for key in _FORMS if key in keys]
-    if has_rank and forms and "cost_of_identity" in keys:
+    read = {record.key: record for record in training}
+    forms = [key for key in _FORMS if key in read]
+    if has_rank and forms and "cost_of_identity" in read:
         ends = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
         layout[BOTTLENECK]["rank, two estimates"] = ["Margin", ends]
     for record in training:
         layout.setdefault(record.category, {}).update(_chart_of_layers(record, start))
-    for record in training:
-        for category, title in (summary.chart for summary in record.summaries if summary.chart is not None):
-            layout.setdefault(category, {})[title] = ["Multiline", _tags_of_summaries(title, [*training], start)]
+    # All that a chart may show, whichever are read: TensorBoard lays it out twice where two runs disagree on its tags.
+    tags: dict[tuple[str, str], list[str]] = {}
+    for record in (QUANTITIES | read).values():
+        for summary in record.summaries:
+            if summary.chart is not None:
+                tags.setdefault(summary.chart, []).append(rf"^{start}{record.key}/(segment_\d+/)?{summary.end}$")
+    for category, title in (one.chart for record in training for one in record.summaries if one.chart is not None):
+        layout.setdefault(category, {})[title] = ["Multiline", tags[category, title]]
     if has_rank and forms:
-        tags = [f"{prefix}{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
-        layout[TRUST][f"−2H/L̃ over the layers ({_FORMS[forms[0]]})"] = ["Margin", tags]
+        ends = [f"{prefix}{forms[0]}/bottleneck_rank{end}" for end in ("", "_min", "_max")]
+        layout[TRUST][f"−2H/L̃ over the layers ({_FORMS[forms[0]]})"] = ["Margin", ends]
     for record in evaluation:
-        layout.setdefault(_EVALUATION, {}).update(_chart_of_layers(record, f"{start}(val|test)_"))
+        layout.setdefault("On validation and test data", {}).update(_chart_of_layers(record, f"{start}(val|test)_"))
     return {category: charts for category, charts in layout.items() if charts}
 
 
@@ -66,20 +68,5 @@ def summary_keys(quantities: Collection[Quantity], leaks: bool = True) -> list[s
 
 
 def _chart_of_layers(record: Quantity, start: str) -> dict[str, list[Any]]:
-    prefix = start.removeprefix("^")
-    own = f"^({prefix})?" if record is STEP_SIZE and prefix else start  # the adapter has a prefix of its own
-    return {f"{record.title}, each layer": ["Multiline", [rf"{own}{record.key}/layer_"]]}
-
-
-def _tags_of_summaries(title: str, read: list[Quantity], start: str) -> list[str]:
-    """Tags of a chart of summaries: those of all quantities that it may show, whichever are read.
-
-    TensorBoard lays a chart out twice where two runs disagree on its tags.
-    """
-    records = {record.key: record for record in (*QUANTITIES.values(), *read)}.values()
-    return [
-        rf"{start}{record.key}/{_SEGMENT}{summary.end}$"
-        for record in records
-        for summary in record.summaries
-        if summary.chart is not None and summary.chart[1] == title
-    ]
+    own = f"({start})?" if record is STEP_SIZE and start else start  # the adapter has a prefix of its own
+    return {f"{record.title}, each layer": ["Multiline", [f"^{own}{record.key}/layer_"]]}

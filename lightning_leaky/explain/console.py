@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from lightning_leaky.explain.diagnosis import paragraphs, work_of_layers
+from lightning_leaky.explain.diagnosis import diagnose, paragraphs
 from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import records_at
@@ -13,13 +13,18 @@ from lightning_leaky.metrics.records import records_at
 if TYPE_CHECKING:
     from rich.console import Console
 
-_BAR = 12
-
 
 def check_rich() -> None:
     """Raise ModuleNotFoundError that names the extra where rich is missing."""
     if find_spec("rich") is None:
         raise ModuleNotFoundError("The table of layers needs rich: pip install 'lightning-leaky[rich]'.")
+
+
+def work_of_layers(readings: Readings) -> tuple[list[float], list[bool]]:
+    """Each layer's share of the work of its segment, NaN where it was not read, and whether the layer moves little."""
+    parts, count = diagnose(readings), len(readings.step_sizes)
+    shares = [share for part in parts for share in part.work.tolist()] or [float("nan")] * count
+    return shares, [any(number in part.moves_little for part in parts) for number in range(1, count + 1)]
 
 
 def print_layers(readings: Readings, console: Console | None = None, source: str = "") -> None:
@@ -51,24 +56,20 @@ def print_layers(readings: Readings, console: Console | None = None, source: str
     console = Console(highlight=False) if console is None else console
     records = records_at(readings.records.values(), readings.effective_depth)
     headings = {name: record.heading for name, record in records.items() if record.heading}
-    has_steps = not has_equal_steps(readings.step_sizes)
+    steps = [] if has_equal_steps(readings.step_sizes) else readings.step_sizes.tolist()
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("layer", justify="right")
-    if has_steps:
-        table.add_column("ρ", justify="right")
-    table.add_column("work", justify="left", no_wrap=True)
+    for heading in ["layer", "ρ"] if steps else ["layer"]:
+        table.add_column(heading, justify="right")
+    table.add_column("work", no_wrap=True)
     for heading in headings.values():
         table.add_column(heading, justify="right")
     if readings.names:
         table.add_column("name", overflow="ellipsis", no_wrap=True)
-    for layer, (work, little) in enumerate(work_of_layers(readings)):
+    for layer, (work, little) in enumerate(zip(*work_of_layers(readings), strict=True)):
+        bar = "" if work != work else f"{'█' * round(12 * work):12} {work:4.0%}"
         values = [f"{readings[name][layer]:.3g}" for name in headings]
-        steps = [f"{float(readings.step_sizes[layer]):.3g}"] if has_steps else []
-        cells = [f"{layer + 1}", *steps, _bar(work), *values, *readings.names[layer : layer + 1]]
+        step = [f"{rho:.3g}" for rho in steps[layer : layer + 1]]
+        cells = [f"{layer + 1}", *step, bar, *values, *readings.names[layer : layer + 1]]
         table.add_row(*cells, style="dim" if little else None)
     console.print(table)
     console.print(*paragraphs(readings, source), sep="\n", soft_wrap=True)
-
-
-def _bar(share: float) -> str:
-    return "" if share != share else f"{'█' * round(_BAR * share):{_BAR}} {share:4.0%}"

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_leaky.explain.sentences import ranges, sentences_of
 from lightning_leaky.functional import fewest_layers, layer_shares, path_median
 from lightning_leaky.metrics.readings import Readings
-
-Trust = Literal["unknown", "no", "partly", "yes"]
-
-# Of the residual: at 0.1 the two forms of the Hamiltonian agree within the width of a chart's line, at 0.5 in sign.
-_GOOD, _FAIR = 0.1, 0.5
-# A bottleneck has at most half of the dimensions that the path begins with.
-_NARROW = 0.5
-# No dimension is left where all samples are one point: the soft count is then far below 1.
-_COLLAPSED = 0.5
-# Of a rank, with one decimal.
-_NEARLY_ZERO = 0.05
-# Half of a dimension: estimates of the rank that have crossed by less still round to the same count.
-_CROSSED = 0.5
-# Share of the work that the working layers do together; with a tenth of an equal share of the way a layer moves little.
-_MOST, _LITTLE = 0.8, 0.1
-# Samples for each dimension: with as many, two halves of Gaussian samples differ by a few per cent.
-_ENOUGH = 5
 
 
 @dataclass(frozen=True)
@@ -48,8 +32,8 @@ class Diagnosis:
         work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
             was not read, and zero where nothing moves.
         working: The fewest layers that do 80 % of the work, in order.
-        moves_little: Layers with less than a tenth of an equal share of the path's length; without a leak, with less
-            than a tenth of the median block influence. What such a layer is worth is measured by `ablate_path`.
+        moves_little: Layers with less than a tenth of an equal share of the path's length; without a leak, of the
+            median block influence. `ablate_path` measures what such a layer is worth.
         influences: Block influence of each layer, shape (L,); empty where it was not read.
         num_samples: How many samples were read, by the layer with the fewest; ``None`` where that is not known.
         disagreement: By how much the least cost of identity of two halves of the samples differs, as a share of it;
@@ -72,39 +56,41 @@ class Diagnosis:
     work: Tensor
     working: tuple[int, ...]
     moves_little: tuple[int, ...]
-    widest: float = float("nan")
+    widest: float = math.nan
     influences: Tensor = field(default_factory=lambda: torch.zeros(0))
     num_samples: int | None = None
-    disagreement: float = float("nan")
+    disagreement: float = math.nan
     width: int | None = None
 
     @property
-    def trust(self) -> Trust:
+    def trust(self) -> Literal["unknown", "no", "partly", "yes"]:
         """Whether the Hamiltonian can be trusted; yes with a residual below 0.1, partly below 0.5."""
-        return _trust(self.residual)
+        if self.residual != self.residual:
+            return "unknown"
+        # At 0.1 the two forms of the Hamiltonian agree within the width of a chart's line, at 0.5 in sign.
+        return "yes" if self.residual < 0.1 else "partly" if self.residual < 0.5 else "no"
 
     @property
     def has_collapsed(self) -> bool:
         """Whether no dimension is left somewhere on a leaky path."""
-        return self.leaks and self.dimensions[1] < _COLLAPSED
+        return self.leaks and self.dimensions[1] < 0.5  # far below 1, as where all samples are one point
 
     @property
     def has_bottleneck(self) -> bool | None:
         """Whether the path narrows to half of the cost of identity that it begins with, or less.
 
-        ``None`` is no verdict: the cost of identity was not read, or the training of a path that leaks is far from an
-        optimum.
+        ``None`` is no verdict: the cost of identity was not read, or a path that leaks is far from an optimum.
         """
         if self.dimensions[1] != self.dimensions[1] or (self.leaks and self.trust == "no"):
             return None
-        return self.dimensions[1] <= _NARROW * self.dimensions[0]
+        return self.dimensions[1] <= self.dimensions[0] / 2
 
     @property
     def has_enough_samples(self) -> bool | None:
         """Whether there are five samples for each dimension that was read; ``None`` where either is not known."""
         if self.num_samples is None or self.dimension_read != self.dimension_read:
             return None
-        return self.num_samples >= _ENOUGH * self.dimension_read
+        return self.num_samples >= 5 * self.dimension_read  # two halves of Gaussian samples then differ by few per cent
 
     @property
     def counts_dimensions(self) -> bool:
@@ -124,22 +110,25 @@ class Diagnosis:
         As L̃ grows the median of −2H/L̃ comes from below and the least cost of identity from above. Where they have met,
         the discretisation may have them cross by a little. ``None`` is no estimate; `sentences` says why.
         """
-        return _rank_estimates(self.rank_from_below, self.dimensions[1], self.residual)
+        below, above = self.rank_from_below, self.dimensions[1]
+        # Zero is written with one decimal; what has crossed by less than half a dimension rounds to the same count.
+        is_one = self.trust != "no" and -0.05 <= below <= above + 0.5
+        return (min(below, above), max(below, above)) if is_one else None
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """Answers to the four questions of a reader."""
         if self.diverged is not None:
             return (f"Diverged: readings are not finite from layer {self.diverged} on, and nothing can be said.",)
-        return sentences_of(self)
+        of_size = _of_rank if self.leaks else _of_dimension
+        return _of_bottleneck(self), of_size(self), _of_work(self), _of_trust(self)
 
 
 def diagnose(readings: Readings) -> list[Diagnosis]:
     """Say what readings mean, segment by segment.
 
     Args:
-        readings: Of any quantities; cost of identity, kinetic energy, a Hamiltonian and the criticality residual are
-            looked at.
+        readings: Of any quantities; it looks at costs of identity, energies, block influences and residuals.
 
     Returns:
         One diagnosis a segment; one in all for a path in one piece.
@@ -161,100 +150,150 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
 def paragraphs(readings: Readings, source: str = "") -> list[str]:
     """All sentences, after what was read where that is told, with a line before those of each of several segments."""
     found = [f"Read of {source}."] if source else []
-    parts = diagnose(readings)
-    for number, part in enumerate(parts, start=1):
-        if len(parts) > 1:
-            layers = tuple(range(part.first, part.first + list(readings.segments)[number - 1]))
-            found.append(f"Segment {number}, {ranges(layers)}:")
-        found.extend(part.sentences)
-    return found
-
-
-def work_of_layers(readings: Readings) -> list[tuple[float, bool]]:
-    """Of each layer its share of the work of its segment, NaN where that was not read, and whether it moves little."""
-    found: list[tuple[float, bool]] = []
-    for part, diagnosis in zip(readings.split(), diagnose(readings), strict=True):
-        shares = diagnosis.work.tolist() or [float("nan")] * len(part.step_sizes)
-        found += [
-            (share, number in diagnosis.moves_little) for number, share in enumerate(shares, start=diagnosis.first)
-        ]
+    for index, part in enumerate(diagnose(readings)):
+        if len(readings.segments) > 1:
+            found.append(f"Segment {index + 1}, {ranges(range(part.first, part.first + readings.segments[index]))}:")
+        found += part.sentences
     return found
 
 
 def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
     """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any."""
-    parts = readings.split()
-    estimates = [_rank_estimates(_rank_from_below(part), float(_costs(part).min()), _residual(part)) for part in parts]
-    return {
-        f"{prefix}rank/{f'segment_{number}/' if len(parts) > 1 else ''}{end}": torch.tensor(rank, dtype=torch.float64)
-        for number, found in enumerate(estimates, start=1)
-        for end, rank in zip(("lower", "upper"), found or (), strict=False)
-    }
+    found = {}
+    for number, part in enumerate(diagnose(readings), start=1):
+        place = f"segment_{number}/" if len(readings.segments) > 1 else ""
+        for end, rank in zip(("lower", "upper"), part.rank_estimates or (), strict=False):
+            found[f"{prefix}rank/{place}{end}"] = torch.tensor(rank, dtype=torch.float64)
+    return found
 
 
 def _diagnose(part: Readings, first: int) -> Diagnosis:
-    costs = _costs(part)
-    kinetic = part.quantities.get("kinetic_energy", torch.zeros(0))
+    read, leaks = part.quantities, part.effective_depth > 0
+    costs = read.get("cost_of_identity", torch.full((1,), math.nan))
+    kinetic, influences = (read.get(name, torch.zeros(0)) for name in ("kinetic_energy", "block_influence"))
+    residuals = read.get("criticality_residual", read.get("pontryagin_residual"))
     work, length = layer_shares(kinetic, part.step_sizes[: len(kinetic)])
-    influences = part.quantities.get("block_influence", torch.zeros(0))
-    if part.effective_depth > 0 or not len(influences):
-        little = length < _LITTLE / max(1, len(length))
-    else:
-        little = influences < _LITTLE * influences.median()
+    little = length < 0.1 / max(1, len(length))
+    if not leaks and len(influences):
+        little = influences < 0.1 * influences.median()
+    # From a state of zeros, as of a decoder's queries, any way is infinitely long.
+    checked = [values for name, values in read.items() if name != "relative_speed"]
+    broken = (~torch.stack(checked).isfinite()).any(0).nonzero().flatten().tolist() if checked else []
+    halves = [float(half["cost_of_identity"].min()) for half in part.halves if "cost_of_identity" in half]
+    form = "hamiltonian" if "hamiltonian" in read else "energy_hamiltonian"
     return Diagnosis(
         first=first,
-        diverged=_first_broken(part, first),
-        leaks=part.effective_depth > 0,
+        diverged=first + broken[0] if broken else None,
+        leaks=leaks,
         dimensions=(float(costs[0]), float(costs.min())),
         narrowest=first + int(costs.argmin()),
-        rank_from_below=_rank_from_below(part),
-        residual=_residual(part),
+        rank_from_below=float(part.summaries().get(f"{form}/bottleneck_rank", math.nan)),
+        residual=math.nan if residuals is None else float(path_median(residuals, part.step_sizes)),
         work=work,
-        working=tuple(first + index for index in fewest_layers(work, _MOST)),
+        working=tuple(first + index for index in fewest_layers(work, 0.8)),
         moves_little=tuple(first + index for index in little.nonzero().flatten().tolist()),
         widest=float(costs.max()),
         influences=influences,
         num_samples=min(part.num_samples, default=None),
-        disagreement=_disagreement(part),
+        disagreement=abs(halves[0] - halves[1]) / max(sum(halves) / 2, 1e-12) if len(halves) == 2 else math.nan,
         width=part.widths[0] if part.widths else None,
     )
 
 
-def _first_broken(part: Readings, first: int) -> int | None:
-    # From a state of zeros, as of a decoder's queries, any way is infinitely long.
-    checked = [values for name, values in part.quantities.items() if name != "relative_speed"]
-    broken = [index for values in checked for index in (~torch.isfinite(values)).nonzero().flatten()]
-    return first + int(min(broken)) if broken else None
+def _of_bottleneck(found: Diagnosis) -> str:
+    start, least = found.dimensions
+    if least != least:
+        return "Bottleneck: not known, for the cost of identity was not read."
+    if found.has_collapsed:
+        return f"Bottleneck: the path has collapsed; before layer {found.narrowest} no dimension is left."
+    seen = f"goes from {start:.1f} to {least:.1f}, before layer {found.narrowest}"
+    if found.narrowest == found.first:
+        seen = f"is least, {least:.1f}, at the start"
+    told = {None: "no verdict yet, training is far from an optimum", False: "no", True: "yes"}[found.has_bottleneck]
+    return f"Bottleneck: {told}; the cost of identity {seen}."
 
 
-def _trust(residual: float) -> Trust:
-    if residual != residual:
-        return "unknown"
-    return "yes" if residual < _GOOD else "partly" if residual < _FAIR else "no"
+def _of_rank(found: Diagnosis) -> str:
+    below, above = found.rank_from_below, found.dimensions[1]
+    if below != below or above != above:
+        return "Rank: no estimate; it takes a Hamiltonian and the cost of identity."
+    written = f"{round(below, 1) + 0.0:.1f} by −2H/L̃, {above:.1f} by the least cost of identity"  # no −0.0
+    if found.rank_estimates is not None:
+        return f"Rank: {written}."
+    if found.trust == "no":
+        return f"Rank: no estimate yet, training is far from an optimum; {written}."
+    why = "L̃ is too small for one" if below < 0 else "the two have crossed by too much"
+    return f"Rank: no estimate, {why}; {written}."
 
 
-def _rank_estimates(below: float, above: float, residual: float) -> tuple[float, float] | None:
-    is_one = _trust(residual) != "no" and -_NEARLY_ZERO <= below <= above + _CROSSED
-    return (min(below, above), max(below, above)) if is_one else None
+def _of_dimension(found: Diagnosis) -> str:
+    least = found.dimensions[1]
+    if least != least:
+        return "Dimension: not known, for the cost of identity was not read."
+    if not found.counts_dimensions:
+        return (
+            f"Dimension: not counted; the cost of identity, {least:.1f} or more, is above the width of {found.width}. "
+            'Its features cannot express the representation; features="linear" counts.'
+        )
+    differ = f"{found.disagreement:.0%}" if found.disagreement >= 0.01 else "less than 1%"
+    halves = "" if found.disagreement != found.disagreement else f" (halves differ by {differ})"
+    return f"Dimension: {least:.1f} at the narrowest layer, layer {found.narrowest}{halves}."
 
 
-def _rank_from_below(part: Readings) -> float:
-    form = "hamiltonian" if "hamiltonian" in part.quantities else "energy_hamiltonian"
-    return float(part.summaries().get(f"{form}/bottleneck_rank", torch.nan))
+def _of_influence(found: Diagnosis) -> str:
+    order = found.influences.argsort(descending=True, stable=True).tolist()
+    if len(order) < 2:
+        return f"Layers: one, with a block influence of {float(found.influences[0]):.2g}."
+    if not bool(found.influences.any()):
+        return "Layers: nothing moves."
+    count = max(1, len(order) // 4)
+    most, least = (tuple(sorted(found.first + index for index in part)) for part in (order[:count], order[-count:]))
+    numbers = " and ".join(f"{float(one):.2g}" for one in (found.influences.max(), found.influences.min()))
+    told = f"{_who(most, 'turn')} the samples most, {ranges(least)} least (block influence {numbers}){_little(found)}"
+    return f"Layers: {told}. `ablate_path` measures which can go."
 
 
-def _costs(part: Readings) -> Tensor:
-    return part.quantities.get("cost_of_identity", torch.full((1,), torch.nan))
+def _of_work(found: Diagnosis) -> str:
+    if not found.leaks and len(found.influences):
+        return _of_influence(found)
+    if not len(found.work):
+        return "Layers: not known, for the kinetic energy was not read."
+    if found.has_collapsed:
+        return "Layers: there is nothing left to work on."
+    if not found.working:
+        return "Layers: nothing moves."
+    return f"Layers: 80% of the work is done in {ranges(found.working)}{_little(found)}."
 
 
-def _disagreement(part: Readings) -> float:
-    """Difference of the least cost of identity of two halves of the samples, as a share of their mean."""
-    if len(part.halves) < 2 or "cost_of_identity" not in part.quantities:
-        return float("nan")
-    one, other = (float(half["cost_of_identity"].min()) for half in part.halves)
-    return abs(one - other) / max((one + other) / 2, 1e-12)
+def _little(found: Diagnosis) -> str:
+    return f"; {_who(found.moves_little, 'move')} little" if found.moves_little else ""
 
 
-def _residual(part: Readings) -> float:
-    found = part.quantities.get("criticality_residual", part.quantities.get("pontryagin_residual"))
-    return float("nan") if found is None else float(path_median(found, part.step_sizes))
+def _who(layers: Sequence[int], verb: str) -> str:
+    return f"{ranges(layers)} {verb}{'s' if len(layers) == 1 else ''}"
+
+
+def _of_trust(found: Diagnosis) -> str:
+    residual = f"the median criticality residual is {found.residual:.2f}"
+    if found.leaks and found.trust != "unknown":
+        verdict = {"no": "not yet, far from an optimum", "partly": "a first impression", "yes": "yes"}[found.trust]
+        return f"Trust: {verdict}; {residual}."
+    told, number, read = "the energies are exact", found.num_samples, f"{found.dimension_read:.0f} dimensions"
+    if found.has_enough_samples is not None:
+        is_enough = found.has_enough_samples
+        told = f"{number} samples are enough for {read}" if is_enough else f"too few samples, {number} for {read}"
+    if found.leaks:
+        about_it = "" if found.rank_from_below != found.rank_from_below else ", so H says little"
+        told += f"; whether training is at an optimum was not read{about_it}"
+    elif found.trust != "unknown":
+        place = {"no": "far from", "partly": "near", "yes": "at"}[found.trust]
+        told += f"; training is {place} an optimum, {residual}"
+    return f"Trust: {told}."
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
+    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # the same along a run
+    runs = [[number for _, number in run] for _, run in places]
+    written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"layer{'s' if len(numbers) > 1 else ''} {written}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Collection, Iterable, Mapping
 
 from lightning_leaky.metrics.quantity import Quantity
@@ -41,30 +40,28 @@ def guide_page(
 
     The page describes the path that was read. Without readings it describes a leaky path in one piece.
     """
-    records = list(records_at(quantities, 1.0 if readings is None else readings.effective_depth).values())
+    known = records_at(quantities, 1.0 if readings is None else readings.effective_depth)
+    records = known.values()
     place = "/segment_*/" if readings is not None and len(readings.segments) > 1 else "/"
-    ends = [summary.end for record in records for summary in record.summaries]
-    has_rank = "bottleneck_rank" in ends and "cost_of_identity" in [record.key for record in records]
-    rows = [(f"`{record.key}/layer_*`", record.label(), record.says) for record in records]
-    rows += [
-        (f"`{record.key}{place}{summary.end}`", f"summary of {record.title}", summary.says)
-        for record in records
-        for summary in record.summaries
-    ]
+    rows = [(f"{record.key}/layer_*", record.label(), record.says) for record in records]
+    for record in records:
+        rows += [(f"{record.key}{place}{one.end}", f"summary of {record.title}", one.says) for one in record.summaries]
+    has_rank = "cost_of_identity" in known and any(tag.endswith("/bottleneck_rank") for tag, _, _ in rows)
     rank = {tag.replace("/", place): says for tag, says in TAGS_OF["EnergyMonitor"].items()} if has_rank else {}
     tags = TAGS_OF | {"EnergyMonitor": rank}
-    rows += [(f"`{tag}`", f"of {name}", says) for name in tags if name in callbacks for tag, says in tags[name].items()]
+    rows += [(tag, f"of {name}", says) for name in tags if name in callbacks for tag, says in tags[name].items()]
+    told = {name: str(value).replace("|", r"\|") for name, value in settings.items()}
     return "\n".join(
         [
             "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets.",
             "",
             "| tag | what it is | what it says |",
             "| --- | --- | --- |",
-            *(f"| {' | '.join(row)} |" for row in rows),
+            *(f"| `{tag}` | {what} | {says} |" for tag, what, says in rows),
             "",
             "| setting | value |",
             "| --- | --- |",
-            *(f"| {name} | `{_escaped(value)}` |" for name, value in settings.items()),
+            *(f"| {name} | `{value}` |" for name, value in told.items()),
         ]
     )
 
@@ -76,7 +73,7 @@ def key_table(quantities: Iterable[Quantity], tags: Mapping[str, str]) -> str:
         rows.append((f"``{record.key}/layer_*``", record.unit, f"{record.formula}: {record.says}"))
         rows += [(f"``{record.key}/{one.end}``", one.unit, one.says) for one in record.summaries]
     rows += [(f"``{tag}``", "–", says) for tag, says in tags.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = "  ".join("=" * width for width in widths)
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([rule, lines[0], rule, *lines[1:], rule])
@@ -85,8 +82,4 @@ def key_table(quantities: Iterable[Quantity], tags: Mapping[str, str]) -> str:
 def with_key_table(docstring: str | None) -> str:
     """Return the docstring of a class with the table of keys in place of ``{keys}``."""
     table = key_table(QUANTITIES.values(), TAGS_OF["EnergyMonitor"])
-    return (docstring or "").replace("{keys}", textwrap.indent(table, " " * 4).lstrip())
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("|", "\\|")
+    return (docstring or "").replace("{keys}", table.replace("\n", "\n    "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +17,17 @@ from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
-from lightning_leaky.report.html import render
+from lightning_leaky.report.page import render
 
 # Of several loaders Lightning's own end comes last.
-_LOADER = r"(?P<loader>(/dataloader_idx_\d+)?)"
-_LAYER = re.compile(rf"(?P<name>.+)/layer_(?P<number>\d+){_LOADER}$")
+_LOADER = r"(/dataloader_idx_\d+|)$"
+_LAYER = re.compile(rf"(.+)/layer_(\d+){_LOADER}")
 _RECORDS = {**QUANTITIES, STEP_SIZE.key: STEP_SIZE}
 # A quantity of a monitor, whose `prefix` ends in no letter: as "decoder/".
-_QUANTITY = re.compile(rf"(?P<prefix>(.*\W)?)(?P<where>(val_|test_)?)(?P<name>{'|'.join(_RECORDS)}){_LOADER}$")
+_QUANTITY = re.compile(rf"(?<!\w)(val_|test_|)({'|'.join(_RECORDS)}){_LOADER}")
 _WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
-# The last readings again, beside the hyper-parameters.
-_FINAL = re.compile(r"(^|\W)final_")
-# What a logger adds for itself.
-_NO_RESULTS = ("epoch", "step", "hp_metric")
+# What a logger adds for itself, and the last readings again, beside the hyper-parameters.
+_NO_RESULT = re.compile(r"(epoch|step|hp_metric)$|(.*\W)?final_")
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def _of_report(file: Path) -> Run:
     return Run(str(file), content["summaries"], layers, content)
 
 
-def _last_of_csv(file: Path) -> Mapping[str, tuple[float, float]]:
+def _last_of_csv(file: Path) -> dict[str, tuple[float, float]]:
     """Step and value of the last entry of each column."""
     last: dict[str, tuple[float, float]] = {}
     with file.open(newline="", encoding="utf-8") as lines:
@@ -90,28 +89,28 @@ def _last_of_csv(file: Path) -> Mapping[str, tuple[float, float]]:
     return last
 
 
-def _last_of_events(folder: Path) -> Mapping[str, tuple[float, float]]:
+def _last_of_events(folder: Path) -> dict[str, tuple[float, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # One of each is enough; 0 would keep all.
-    events = EventAccumulator(str(folder), size_guidance={"images": 1, "histograms": 1, "tensors": 1, "scalars": 1})
-    events.Reload()
-    found = {key: events.Scalars(key)[-1] for key in events.Tags()["scalars"]}
-    return {key: (float(event.step), float(event.value)) for key, event in found.items()}
+    sizes = dict.fromkeys(("images", "histograms", "tensors", "scalars"), 1)
+    events = EventAccumulator(str(folder), size_guidance=sizes).Reload()
+    last = ((key, events.Scalars(key)[-1]) for key in events.Tags()["scalars"])
+    return {key: (float(event.step), float(event.value)) for key, event in last}
 
 
-def _of_numbers(name: str, last: Mapping[str, tuple[float, float]]) -> Run:
-    """Layers of one quantity are those of its last step: others were there before, and were merged away."""
-    layers: dict[str, dict[int, tuple[float, float]]] = {}
+def _of_numbers(name: str, last: dict[str, tuple[float, float]]) -> Run:
+    """Keep the layers of the last step of each quantity: others were merged away."""
     numbers: dict[str, float] = {}
+    layers: dict[str, dict[int, tuple[float, float]]] = {}
     for key, (step, value) in last.items():
         if match := _LAYER.match(key):
-            layers.setdefault(match["name"] + match["loader"], {})[int(match["number"])] = (step, value)
-        elif key not in _NO_RESULTS and not _FINAL.search(key):
+            layers.setdefault(match[1] + match[3], {})[int(match[2])] = (step, value)
+        elif not _NO_RESULT.match(key):
             numbers[key] = value
-    found: dict[str, list[float]] = {}
+    found = {}
     for quantity, entries in layers.items():
-        latest = max(step for step, _ in entries.values())
+        latest, _ = max(entries.values())
         found[quantity] = [value for _, (step, value) in sorted(entries.items()) if step == latest]
     return Run(name, numbers, found)
 
@@ -130,17 +129,16 @@ def compare(runs: Sequence[Run]) -> str:
         raise ValueError("`runs` must be at least one, got none.")
     figures = []
     for name in dict.fromkeys(name for run in runs for name in run.layers):
-        curves = {
-            f"{number}: {run.name}".replace("$", r"\$"): torch.tensor(_numbers(run.layers[name]))
-            for number, run in enumerate(runs, start=1)
-            if name in run.layers
-        }
+        curves = {}
+        for number, run in enumerate(runs, start=1):
+            if name in run.layers:
+                values = [math.nan if value is None else value for value in run.layers[name]]
+                curves[f"{number}: {run.name}".replace("$", r"\$")] = torch.tensor(values)
         if name == STEP_SIZE.key and all(map(has_equal_steps, curves.values())):
             continue
-        title = _title(name, runs)
-        figure = new_figure()
+        title, figure = _title(name, runs), new_figure()
         _, axes = plot_along_path(curves, ylabel=title, ax=figure.add_subplot())
-        if all(bool((values > 0).all()) for values in curves.values()):
+        if all(bool((curve > 0).all()) for curve in curves.values()):
             axes.set_yscale("log")
         figures.append((f"{title}, at the end", svg(figure)))
     return render("comparison.html.j2", title="Runs side by side", runs=runs, rows=table_of(runs), figures=figures)
@@ -148,19 +146,13 @@ def compare(runs: Sequence[Run]) -> str:
 
 def table_of(runs: Sequence[Run]) -> list[list[str]]:
     """Rows of a table: a key, and what each run ended with."""
-    keys = sorted({key for run in runs for key in run.numbers})
-    ends = {key: [run.numbers.get(key) for run in runs] for key in keys}
-    return [[key, *("–" if one is None else f"{one:.4g}" for one in row)] for key, row in ends.items()]
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+    rows = {key: [run.numbers.get(key) for run in runs] for key in sorted({key for run in runs for key in run.numbers})}
+    return [[key, *("–" if one is None else f"{one:.4g}" for one in row)] for key, row in rows.items()]
 
 
 def _title(name: str, runs: Sequence[Run]) -> str:
-    """Title of a quantity, of the monitor and the data set that the key names; the key itself where nothing tells."""
-    told = [run.report["quantities"][name]["title"] for run in runs if run.report and name in run.report["quantities"]]
-    found = _QUANTITY.match(name)
-    if told or not found:
-        return told[0] if told else name
-    return f"{found['prefix']}{_RECORDS[found['name']].title}{_WHERE[found['where']]}{found['loader']}"
+    """Title of a quantity, from a report or else from its key."""
+    for run in runs:
+        if run.report and name in run.report["quantities"]:
+            return str(run.report["quantities"][name]["title"])
+    return _QUANTITY.sub(lambda found: f"{_RECORDS[found[2]].title}{_WHERE[found[1]]}{found[3]}", name)

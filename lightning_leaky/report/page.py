@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_leaky.explain.diagnosis import paragraphs, work_of_layers
+from lightning_leaky.explain.console import work_of_layers
+from lightning_leaky.explain.diagnosis import paragraphs
 from lightning_leaky.explain.figures import figures_of
 from lightning_leaky.explain.shown import has_equal_steps
 from lightning_leaky.metrics.readings import Readings
@@ -20,7 +21,6 @@ from lightning_leaky.paths.leaky_path import leaky_paths
 from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
-from lightning_leaky.report.html import render
 from lightning_leaky.report.removal import BlockRemoval, measure_removal, plot_removal
 
 # True with and without a leak.
@@ -89,17 +89,17 @@ def report_on(
     readings = measure_path(model, chain(first, remaining), **settings)
     of_path = {name: settings[name] for name in _OF_PATH if name in settings}
     samples, cost = sample_path(model, first[0], **of_path), settings.get("cost")
-    removal, facts = None, dict(facts or {})
+    removal, said = None, dict(facts or {})
     if cost is not None and removal_batches:
         try:
             removal = measure_removal(model, first, cost, readings, **of_path)
         except ValueError as error:  # the readings stand without it
-            facts["removal of blocks"] = f"not measured: {error}"
+            said["removal of blocks"] = f"not measured: {error}"
     found: dict[str, Any] = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth}
     if has_equal_steps(readings.step_sizes):
         found["step-size ρ of each layer"] = f"{float(readings.step_sizes[0]):.4g}"
-    found |= {"mode of the network": "evaluation, without dropout", **facts}
-    return Report(title, readings, samples, found, removal)
+    found["mode of the network"] = "evaluation, without dropout"
+    return Report(title, readings, samples, found | said, removal)
 
 
 def content_of(report: Report) -> dict[str, Any]:
@@ -107,45 +107,38 @@ def content_of(report: Report) -> dict[str, Any]:
     readings = report.readings
     records = records_at(readings.records.values(), readings.effective_depth)
     says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
-    places = {key: f"{key.split('/')[0]}/{key.split('/')[-1]}" for key in readings.summaries()}
-    meanings = {key: says[place] for key, place in places.items() if place in says}
-    shares, little = zip(*work_of_layers(readings), strict=True)
+    summaries, removal = readings.summaries(), report.removal
+    meanings = {key: says[place] for key in summaries if (place := re.sub("/.*/", "/", key)) in says}
+    shares, little = work_of_layers(readings)
     content = {
         "format": 3,
         "title": report.title,
         "facts": dict(report.facts),
-        "summaries": {key: float(readings.summaries()[key]) for key in meanings},
+        "summaries": {key: float(summaries[key]) for key in meanings},
         "meanings": meanings,
         "layers": {
-            "name": list(readings.names),
+            "name": readings.names,
             "step_size": readings.step_sizes.tolist(),
             "position": readings.positions.tolist(),
-            "share_of_work": list(shares),
-            "moves_little": list(little),
+            "share_of_work": shares,
+            "moves_little": little,
             **{name: readings[name].tolist() for name in records},
         },
-        "segments": list(readings.segments),
-        "diagnosis": paragraphs(readings) + ([] if report.removal is None else [report.removal.sentence]),
-        "removal": None if report.removal is None else report.removal.content(readings),
+        "segments": readings.segments,
+        "diagnosis": paragraphs(readings) + ([removal.sentence] if removal else []),
+        "removal": removal.content(readings) if removal else None,
         "quantities": {
             name: {"title": record.title, "label": record.label(), "says": record.says}
             for name, record in records.items()
         },
     }
-    return dict(_finite(content))
+    # Python writes what is not finite by a name that is no JSON, and reads such a name as we tell it.
+    return dict(json.loads(json.dumps(content, default=str), parse_constant=lambda name: None))
 
 
 def as_json(report: Report) -> str:
     """`content_of` a report as JSON."""
     return json.dumps(content_of(report), ensure_ascii=False, indent=1, allow_nan=False)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def as_html(report: Report) -> str:
@@ -162,23 +155,34 @@ def figures_with_captions(report: Report) -> Iterable[tuple[str, Any]]:
     """Each figure with its caption."""
     readings = report.readings
     records = records_at(readings.records.values(), readings.effective_depth)
-    part = " Of the longest segment." if len(readings.segments) > 1 else ""
     for name, figure in figures_of(readings, report.samples):
-        yield _CAPTIONS[name] + ("" if name == "energies" else part), figure
-    for name in ("cost_of_identity", "criticality_residual"):
-        record = records.get(name)
-        if record is not None:
-            figure, axes = plot_along_path({name: readings[name]}, readings.positions, record.title)
-            if name == "cost_of_identity":
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0)
-            yield f"{record.title.capitalize()}. {record.says}", figure
-    if report.removal is not None:
-        yield (
-            "What the network costs without some of its blocks, in the order of a score.",
-            plot_removal(report.removal),
-        )
+        is_of_part = name != "energies" and len(readings.segments) > 1
+        yield f"{_CAPTIONS[name]}{' Of the longest segment.' if is_of_part else ''}", figure
+    for name, axis in (("cost_of_identity", {"yscale": "log"}), ("criticality_residual", {"ylim": (0, None)})):
+        if name in records:
+            title = records[name].title
+            figure, axes = plot_along_path({name: readings[name]}, readings.positions, title)
+            axes.set(**axis)
+            yield f"{title.capitalize()}. {records[name].says}", figure
+    if report.removal:
+        caption = "What the network costs without some of its blocks, in the order of a score."
+        yield caption, plot_removal(report.removal)
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this package, by its file name, with values; they are escaped where they are text."""
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Reports need jinja2: pip install 'lightning-leaky[report]'.") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lightning_leaky", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return str(environment.get_template(template).render(**values))
 
 
 def name_of(model: nn.Module) -> str:

@@ -17,7 +17,6 @@ from lightning_leaky.reading.removal import Cost, Removal
 SCORES = ("block_influence", "relative_distance", "relative_speed", "first_order")
 """Quantities that guess what leaving out a block costs."""
 
-_DRAWS = 3
 _MEASURED, _RANDOM = "measured", "at random"
 
 
@@ -42,13 +41,12 @@ class BlockRemoval:
 
     def content(self, readings: Readings) -> dict[str, Any]:
         """What a report says of it, in numbers."""
-        shown = {QUANTITIES[key].title: readings[key].tolist() for key in SCORES if key in readings.quantities}
         return {
             "baseline": self.baseline,
             "increase": self.increases.tolist(),
-            "scores": shown,
-            "correlations": dict(self.correlations),
-            "curves": {title: list(curve) for title, curve in self.curves.items()},
+            "scores": {title: values.tolist() for title, values in _scores(readings).items()},
+            "correlations": self.correlations,
+            "curves": self.curves,
         }
 
     @property
@@ -77,19 +75,23 @@ def measure_removal(
         layers: Which blocks, as of `EnergyMonitor`.
         **settings: How blocks are found, as of `ReadingSettings`.
     """
-    scores = {QUANTITIES[key].title: readings[key] for key in SCORES if key in readings.quantities}
+    scores = _scores(readings)
     with Removal(model, batches, cost, layers, settings) as removal:
         alone = removal.sign * torch.tensor([removal.cost_without([index]) for index in range(len(removal.names))])
         count = len(removal.names) // 2
-        orders = {title: values.argsort(stable=True) for title, values in {**scores, _MEASURED: alone}.items()}
-        curves = {title: removal.curve(order[:count].tolist()) for title, order in orders.items()}
+        known = {**scores, _MEASURED: alone}
+        curves = {title: removal.curve(values.argsort(stable=True)[:count].tolist()) for title, values in known.items()}
         generator = Generator().manual_seed(0)
-        draws = [torch.randperm(len(removal.names), generator=generator)[:count].tolist() for _ in range(_DRAWS)]
+        draws = [torch.randperm(len(removal.names), generator=generator)[:count].tolist() for _ in range(3)]
         curves[_RANDOM] = torch.tensor([removal.curve(order) for order in draws], dtype=torch.float64).mean(0).tolist()
         baseline = removal.cost_without([])
     increases = alone.double() - removal.sign * baseline
     correlations = {title: rank_correlation(values, increases) for title, values in scores.items()}
     return BlockRemoval(removal.names, baseline, increases, correlations, curves)
+
+
+def _scores(readings: Readings) -> dict[str, Tensor]:
+    return {QUANTITIES[key].title: readings[key] for key in SCORES if key in readings.quantities}
 
 
 def rank_correlation(values: Tensor, others: Tensor) -> float:
@@ -106,9 +108,8 @@ def plot_removal(removal: BlockRemoval) -> Any:
     for colour, (title, curve) in zip(COLOURS * len(removal.curves), removal.curves.items(), strict=False):
         style = {_MEASURED: "-", _RANDOM: ":"}.get(title, "--")
         axes.plot(range(len(curve)), curve, style, marker="o", markersize=3, color=colour, label=title)
-    axes.set_xlabel("blocks removed")
-    axes.set_ylabel("cost")
-    axes.set_xticks(range(1 + max(len(curve) for curve in removal.curves.values())))
+    ticks = range(1 + max(map(len, removal.curves.values())))
+    axes.set(xlabel="blocks removed", ylabel="cost", xticks=ticks)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return axes.figure

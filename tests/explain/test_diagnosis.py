@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_leaky import Readings
-from lightning_leaky.explain.diagnosis import diagnose, paragraphs, rank_scalars
-from lightning_leaky.explain.sentences import ranges
+from lightning_leaky.explain.diagnosis import diagnose, paragraphs, ranges, rank_scalars
 
 
 def readings(depth: float = 2.0, step_sizes=(0.25, 0.25, 0.25, 0.25), segments=(), **quantities) -> Readings:

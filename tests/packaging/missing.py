@@ -14,7 +14,7 @@ import lightning_leaky
 from lightning_leaky import plotting
 from lightning_leaky.explain.console import print_layers
 from lightning_leaky.metrics import Readings, StableRank
-from lightning_leaky.report.html import render
+from lightning_leaky.report.page import render
 
 PROJECT = "lightning-leaky"
 
