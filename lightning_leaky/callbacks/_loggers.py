@@ -35,41 +35,32 @@ def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
             logger.experiment.log_text(logger.run_id, text, f"{key}/step_{step:08d}.md")
 
 
-def log_histogram(trainer: Trainer, key: str, values: Tensor, step: int) -> None:
-    """Hand a histogram to TensorBoard."""
+def tell_tensorboard(trainer: Trainer, method: str, *news: object) -> None:
+    """Call a method of TensorBoard's writers, as ``add_histogram``."""
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
-        logger.experiment.add_histogram(key, values, step)
-
-
-def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
-    """Hand a layout of charts to TensorBoard."""
-    for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
-        logger.experiment.add_custom_scalars(layout)
+        getattr(logger.experiment, method)(*news)
 
 
 def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
-    """Tell TensorBoard's table of runs, before Lightning writes it, which final numbers there will be.
+    """Tell TensorBoard's table of runs which final numbers there will be, before Lightning does: the first list counts.
 
-    The first list of metrics that a run writes is the one that counts. Lightning's own, of one ``hp_metric``, says
-    nothing; where a logger was made without it somebody has plans for that list, and it is left to them.
+    Where a logger was made without Lightning's own ``hp_metric``, somebody else will write that list.
     """
     sources: list[Any] = [getattr(trainer, "datamodule", None), trainer.lightning_module]
-    # Private flags, as that of the logger below: without them everybody is taken to want the table.
+    # Private flags, as `_default_hp_metric` below: without them everybody is taken to want the table.
     logged = [dict(source.hparams) for source in sources if getattr(source, "_log_hyperparams", bool(source))]
     plain = _plain({name: value for part in logged for name, value in part.items()})
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
-        if getattr(logger, "_default_hp_metric", True):
+        writer = logger.experiment.file_writer if getattr(logger, "_default_hp_metric", True) else None
+        if writer is not None:  # else closed by a fit before, whose list counts
             from torch.utils.tensorboard.summary import hparams
 
-            writer = logger.experiment.file_writer
-            if writer is None:  # closed by a fit before: its list is the one that counts
-                continue
             for summary in hparams(plain, dict.fromkeys(keys, 0.0)):  # type: ignore[no-untyped-call]
                 writer.add_summary(summary)
 
 
 def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
-    """Hyper-parameters as TensorBoard takes them: without nesting, and numbers, booleans or text only."""
+    """Hyper-parameters as TensorBoard takes them: not nested; numbers, booleans or text."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -80,7 +71,7 @@ def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
 
 
 def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Write the final numbers that TensorBoard's table of runs shows beside the hyper-parameters."""
+    """Write the final numbers of TensorBoard's table of runs."""
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
         logger.log_metrics(dict(metrics), step)
 

@@ -42,21 +42,19 @@ def training_observer(
 ) -> PathObserver:
     """Return the observer of training batches, with its hooks attached."""
     path = _path_of(trainer, pl_module, layers, settings)
-    own, decay_of = settings.weight_decay, None
-    if own is None and any(group.get("weight_decay") for one in trainer.optimizers for group in one.param_groups):
-        decay_of = partial(_trainer.optimizer_weight_decay, trainer)
+    own, held = settings.weight_decay, _trainer.gradient_decays(trainer)
+    decay_of = partial(_trainer.optimizer_weight_decay, trainer) if own is None and any(held.values()) else None
     decay = None if path is None or decay_of is None else decay_of(path.layers)
     if own is None and knows_weights(path):
         own = float(getattr(pl_module, "weight_decay", None) or 0.0) or None
         if own and decay:
             warn(
-                f"EnergyMonitor: the model's own `weight_decay` = {own:g} is in its loss, and the optimizer decays the "
-                f"same weights by {decay:g} besides; momenta are read with the λ of both together. Most likely one is "
-                "too many: `torch.optim.AdamW` decays by 0.01 unless told `weight_decay=0.0`."
+                f"EnergyMonitor: the model's `weight_decay` = {own:g} is in its loss, the optimizer decays the same by "
+                f"{decay:g}, and momenta are read with the λ of both. Most likely one is too many: `torch.optim.AdamW` "
+                "decays by 0.01 unless told `weight_decay=0.0`."
             )
     records = _records(trainer, path, settings, bool(own or decay))
     settings = replace(settings, quantities=records, weight_decay=own)
-    held = _trainer.gradient_decays(trainer)
     return PathObserver(pl_module, path, settings, decay_of=decay_of, held=held).attach()
 
 
@@ -70,9 +68,8 @@ def evaluation_observer(
         return None
     if _trainer.may_skip_evaluation(trainer):
         warn(
-            "EnergyMonitor reads no validation and test sets where "
-            "`allow_zero_length_dataloader_with_multiple_devices` is set: a process without batches skips the whole "
-            "loop, and the others would wait for it forever. Give each process a batch, or unset it."
+            "EnergyMonitor reads no validation and test sets: `allow_zero_length_dataloader_with_multiple_devices` is "
+            "set, so a process without batches skips them, and the others would wait. Give each a batch, or unset it."
         )
         return None
     held = held_parameters(*trainer.optimizers) or None  # without a fit there are none
@@ -100,14 +97,14 @@ def _records(
     with_weights = [record.key for record in records if record.needs in needs]
     if with_weights and _trainer.has_flat_parameters(trainer):
         raise ValueError(
-            f"`quantities` cannot include {with_weights} under {type(trainer.strategy).__name__}: they need the "
-            "weights, and FSDPStrategy leaves pieces of them (ModelParallelStrategy does not). Leave them out."
+            f"`quantities` cannot include {with_weights} under {type(trainer.strategy).__name__}, which leaves pieces "
+            "of the weights. Leave them out, or use ModelParallelStrategy."
         )
     return records
 
 
 def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -> None:
-    """Warn once where no training batch will be read, else, as soon as that is known, where nobody writes readings."""
+    """Warn once where no training batch will be read, or else, as soon as that is known, nobody writes readings."""
     why = _trainer.why_unread(trainer, every_n_steps)
     if why is not None:
         warn_once(f"EnergyMonitor reads no training batch: {why}", "unread", said)
@@ -121,13 +118,13 @@ def warn_of_nan(readings: Readings, stage: str, said: set[str]) -> None:
     if broken:
         said.update(broken)
         warn(
-            f"EnergyMonitor: {sorted(broken)} are not finite in the {stage} reading and are logged as they are. A "
-            "layer has diverged, or no gradient has reached it."
+            f"EnergyMonitor: {sorted(broken)} are not finite in the {stage} reading. A layer has diverged, or no "
+            "gradient has reached it."
         )
 
 
 def say_notes(observer: PathObserver, said: set[str]) -> None:
-    """Log what an observer reads, and how, where it is not among what has been said."""
+    """Log what an observer reads, and how, where it has not been said."""
     for note in observer.notes:
         if note not in said:
             said.add(note)

@@ -9,13 +9,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_leaky.callbacks._observers import say_notes
-from lightning_leaky.callbacks._trainer import (
-    gradient_scale,
-    is_accumulating,
-    is_due,
-    may_skip_steps,
-    optimizers_of,
-)
+from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, optimizers_of, scaler_of
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
@@ -30,7 +24,6 @@ class StepReader:
         observer.said = said
         self.unlogged: Readings | None = None
         self._is_collecting = False
-        self._adds_up: bool | None = None  # gradients to those of earlier batches
 
     def start(self, trainer: Trainer, batch: object, period: int) -> None:
         """Arm for a batch that is due, or that may show where the path is."""
@@ -41,7 +34,8 @@ class StepReader:
                 self._num_batches = 0
             self._num_batches += 1
             self._is_collecting, self._awaited = True, optimizers_of(trainer, observer.path)
-            self._version, self._adds_up = self._version_now(), None
+            self._version = self._version_now()
+            self._adds_up: bool | None = None  # gradients to those of earlier batches
             observer.arm(Batch(batch))
         elif observer.path is None:
             observer.arm()
@@ -57,26 +51,27 @@ class StepReader:
     def step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Read before an optimizer that holds the layers moves them."""
         if self._is_collecting and optimizer in self._awaited:
-            self._read(trainer, has_step=not self._adds_up, optimizer=optimizer)
+            self._read(trainer, optimizer)
 
     def end(self, trainer: Trainer) -> None:
         """Add a micro-batch that took no step, read where steps are not heard of, and find the path."""
         if self._is_collecting and is_accumulating(trainer):
             self.observer.drain(gradient_scale(trainer))
         elif self._is_collecting:
-            self._read(trainer, has_step=not self._adds_up and self._version != self._version_now())
+            self._read(trainer)
         elif self.observer.path is None:
             self.observer.forget()
         say_notes(self.observer, self.said)
 
-    def _read(self, trainer: Trainer, has_step: bool, optimizer: Optimizer | None = None) -> None:
-        """Read what has passed, before an optimizer's step, or leave it out, where momenta belong to no step."""
+    def _read(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
+        """Read what has passed, or leave it out where momenta belong to no step."""
         self._is_collecting = False
+        has_step = not self._adds_up and (optimizer is not None or self._version != self._version_now())
         is_left_out = not has_step and self.observer.reads_gradients
         if is_left_out and self.observer.path is not None:
             warn_once(
-                "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is of "
-                "this batch alone. Choose an `every_n_steps` at which one is, or leave out momentum quantities.",
+                "EnergyMonitor: a batch is not read, for momenta belong to a step, and none of these layers is of it "
+                "alone. Choose an `every_n_steps` at which one is, or leave out momenta.",
                 "no step",
                 self.said,
             )
@@ -86,11 +81,11 @@ class StepReader:
 
     def _parameter_scale(self, trainer: Trainer, optimizer: Optimizer | None) -> float | None:
         """What multiplied the cost of all micro-batches in the gradients that parameters have; ``None`` if unknown."""
-        if optimizer is None or (may_skip_steps(trainer) and len(self._awaited) > 1):
+        if optimizer is None or (scaler_of(trainer) is not None and len(self._awaited) > 1):
             if any(record.needs == "parameters" for record in self.observer.quantities):
                 warn_once(
-                    "EnergyMonitor: quantities of parameters are not read, for their gradients belong to a step of one "
-                    "optimizer of the layers, and none is heard of. Step by Lightning's optimizers.",
+                    "EnergyMonitor: quantities of parameters are not read: no step of one optimizer of the layers, to "
+                    "which gradients belong, is heard of. Step by Lightning's optimizers.",
                     "no gradients",
                     self.said,
                 )
@@ -120,7 +115,7 @@ class LoaderReader:
         self.observer.reset()
 
     def end(self, loader: int) -> None:
-        """Add a batch, where it is the first of a loader after the reading of the one before."""
+        """Read the loaders before, and add a batch."""
         self._read(loader)
         self.observer.drain()
         say_notes(self.observer, self.said)
@@ -133,7 +128,7 @@ class LoaderReader:
                 yield index, f"/dataloader_idx_{index}" if len(self._readings) > 1 else "", readings
 
     def _read(self, number: int) -> None:
-        """Read the first loaders, which are over, where it has not happened."""
+        """Read the first loaders that have not been read."""
         while len(self._readings) < number:
             self._readings.append(None)
             with harmless("EnergyMonitor: a reading", self.said, is_own=True):

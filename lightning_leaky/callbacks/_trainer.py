@@ -17,13 +17,6 @@ from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.utilities.optimizer_steps import held_parameters
 from lightning_leaky.utilities.processes import warn
 
-_REFUSED = {
-    "DeepSpeedStrategy": "DeepSpeed's engine steps without the optimizer's hooks and keeps gradients and weights to "
-    "itself; use ddp, FSDP or ModelParallelStrategy",
-    "XLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
-    "XLAFSDPStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
-    "SingleDeviceXLAStrategy": "lazy XLA tensors have no values when hooks run; use a CPU or a CUDA device",
-}
 _DECAY_BY_GRADIENT = ("SGD", "ASGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
 
 
@@ -45,13 +38,10 @@ def reading_period(trainer: Trainer, every_n_steps: int | None) -> int:
 def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
     """Why a fit will read no training batch, as far as is known, and what to change."""
     if 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps):
-        return "there is none. Raise `limit_train_batches`, `max_epochs` or `max_steps`, whichever is 0."
+        return "`limit_train_batches`, `max_epochs` or `max_steps` is 0. Raise it."
     period, last, batches = reading_period(trainer, every_n_steps), math.inf, trainer.num_training_batches
     if period == 0:
-        return (
-            "`every_n_steps` follows the trainer unless told, and this one never logs (`barebones`, or "
-            "`log_every_n_steps` of 0). Pass EnergyMonitor(every_n_steps=...)."
-        )
+        return "`every_n_steps` is the trainer's, and it never logs. Pass EnergyMonitor(every_n_steps=...)."
     if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:  # by hand a batch takes any number
         last = trainer.max_steps
     if trainer.train_dataloader is not None and batches != math.inf and trainer.max_epochs not in (None, -1):
@@ -62,22 +52,20 @@ def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
 
 
 def validates(trainer: Trainer) -> bool:
-    """Whether this run has a validation set to go through."""
+    """Whether this run validates."""
     return trainer.state.fn == "validate" or bool(trainer.enable_validation)
 
 
 def is_due(trainer: Trainer, period: int) -> bool:
-    """Whether the optimizer step that the present batch is part of is a multiple of a period.
+    """Whether the optimizer step of the present batch, as loggers count it, is a multiple of a period.
 
-    The step is counted as loggers count it, so that what is logged lands on the x-axis of the loss, whatever the number
-    of micro-batches and of optimizers. A pass that only renews batch norms, as `StochasticWeightAveraging` ends with,
-    takes none.
+    A pass that only renews batch norms, as `StochasticWeightAveraging` ends with, takes no step.
     """
     return not trainer.fit_loop._skip_backward and period > 0 and (num_steps(trainer) + 1) % period == 0
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Whether the present micro-batch is not the last one before an optimizer step."""
+    """Whether an optimizer step waits for more micro-batches than the present one."""
     return trainer.fit_loop._should_accumulate()
 
 
@@ -86,27 +74,26 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer | None = None) -> floa
 
     At the step of an optimizer the gradients of its own parameters are without the AMP scale, unless it unscales them.
     """
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = scaler_of(trainer)
     is_unscaled = optimizer is not None and not getattr(optimizer, "_step_supports_amp_scaling", False)
     scale = 1.0 if scaler is None or is_unscaled else float(scaler.get_scale())
     return scale / trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else scale
 
 
-def may_skip_steps(trainer: Trainer) -> bool:
-    """Whether an fp16 scaler may leave out a step, and with it the optimizer's hooks."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
+def scaler_of(trainer: Trainer) -> Any:
+    """The scaler of fp16, if any: it may leave out a step, and with it the optimizer's hooks."""
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tensor | None:
-    """Which samples of an evaluation batch are no repeats, shape (batch,); ``None`` where all are, or nothing says so.
+    """Which samples of an evaluation batch are no repeats, shape (batch,); ``None`` for all.
 
-    A distributed sampler ends with repeats, so that all of W processes get as many samples: the k-th one of process r
-    is number r + kW, and a repeat where the data set has no such number.
+    A distributed sampler gives all W processes as many: the k-th of process r is number r + kW, or else a repeat.
     """
     loop: Any = trainer._evaluation_loop
     loader = loop._combined_loader.flattened[dataloader_idx]
     sampler: Any = getattr(loader, "sampler", None)
-    size = getattr(loader, "batch_size", None)
+    size: Any = getattr(loader, "batch_size", None)
     # By name: Lightning's wrapper exists in two packages, and a subclass may share samples out in another order.
     is_known = type(sampler).__name__ in ("DistributedSampler", "DistributedSamplerWrapper")
     # A step that draws its batches itself, from an iterator, has them after this hook.
@@ -126,16 +113,18 @@ def num_loaders(trainer: Trainer) -> int:
 
 
 def check_strategy(trainer: Trainer, asker: str) -> None:
-    """Raise ValueError where a strategy splits a model in a way that a callback cannot follow."""
+    """Raise ValueError where a callback cannot follow a strategy."""
     strategy: Any = trainer.strategy
-    reason = next((_REFUSED[name] for name in class_names(strategy) if name in _REFUSED), None)
-    if "ModelParallelStrategy" in class_names(strategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
-        reason = (
-            "with tensor_parallel_size > 1 several processes hold the same samples, or parts of their neurons; pass "
-            "tensor_parallel_size=1 and shard by fully_shard"
-        )
-    if reason is not None:
-        raise ValueError(f"`strategy` must be one that {asker} can follow, got {type(strategy).__name__}: {reason}.")
+    names = class_names(strategy)
+    if "DeepSpeedStrategy" in names:
+        reason = "its engine calls no hooks of the optimizer; use ddp, FSDP or ModelParallelStrategy"
+    elif any("XLA" in name for name in names):
+        reason = "its tensors have no values when hooks run; use a CPU or a CUDA device"
+    elif "ModelParallelStrategy" in names and strategy.device_mesh["tensor_parallel"].size() > 1:
+        reason = "with tensor_parallel_size > 1 processes share samples or neurons; use fully_shard and a size of 1"
+    else:
+        return
+    raise ValueError(f"`strategy` must be one that {asker} can follow, got {type(strategy).__name__}: {reason}.")
 
 
 def rewrap(trainer: Trainer) -> None:
@@ -146,18 +135,20 @@ def rewrap(trainer: Trainer) -> None:
         strategy.configure_ddp()
 
 
-def why_not_rewrap(trainer: Trainer) -> str | None:
-    """What is in the way of new parameters, with the remedy; ``None`` where nothing is."""
+def check_rewrap(trainer: Trainer, asker: str) -> None:
+    """Raise ValueError where something is in the way of new parameters."""
     strategy: Any = trainer.strategy
     if "SingleDeviceStrategy" in class_names(strategy):
-        return None
+        return
     if "DDPStrategy" not in class_names(strategy):
-        return "it shards the parameters; refine under ddp or on one device, and train on from that checkpoint"
-    if strategy._ddp_kwargs.get("static_graph"):
-        return "static_graph=True promises a graph that does not change; leave it out"
-    if strategy._ddp_comm_state is not None:
-        return "`ddp_comm_state` is of as many parameters as there were; leave it out"
-    return None
+        reason = "it shards the parameters; use ddp or one device"
+    elif strategy._ddp_kwargs.get("static_graph"):
+        reason = "static_graph=True promises that the graph stays; leave it out"
+    elif strategy._ddp_comm_state is not None:
+        reason = "`ddp_comm_state` is of as many parameters as there were; leave it out"
+    else:
+        return
+    raise ValueError(f"`strategy` must let {asker} add parameters, got {type(strategy).__name__}: {reason}.")
 
 
 def has_flat_parameters(trainer: Trainer) -> bool:
@@ -166,7 +157,7 @@ def has_flat_parameters(trainer: Trainer) -> bool:
 
 
 def may_skip_evaluation(trainer: Trainer) -> bool:
-    """Whether a process may leave out an evaluation that others run: with no batches it does, and calls no hook."""
+    """Whether a process without batches may leave out an evaluation that others run, and so call no hook."""
     sources: tuple[Any, ...] = (trainer.lightning_module, getattr(trainer, "datamodule", None))
     allowed = any(getattr(source, "allow_zero_length_dataloader_with_multiple_devices", False) for source in sources)
     return allowed and trainer.world_size > 1
@@ -175,8 +166,7 @@ def may_skip_evaluation(trainer: Trainer) -> bool:
 def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
     """Hand numbers to every logger, at the step of the loss, and to callbacks that look at `callback_metrics`.
 
-    As Lightning's own monitors do, and not through `log`: that makes a metric of each key, and for a hundred of them
-    takes longer than a training step.
+    Not through `log`: it makes a metric of each, and for a hundred takes longer than a training step.
     """
     if not scalars:
         return
@@ -188,10 +178,7 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
 
 
 def log_summaries(trainer: Trainer, scalars: Mapping[str, Tensor], loader: int) -> None:
-    """Hand numbers to loggers and callbacks, and to what `validate` and `test` print and return of one loader.
-
-    What `log` is given at the end of an epoch is printed of every loader.
-    """
+    """Hand numbers to loggers, callbacks and what `validate` and `test` print of one loader; `log` prints of all."""
     numbers = {key: value.to(torch.float32) for key, value in scalars.items()}
     trainer.callback_metrics.update(numbers)
     outputs = trainer._evaluation_loop._logged_outputs  # of the loaders that had batches
@@ -199,7 +186,7 @@ def log_summaries(trainer: Trainer, scalars: Mapping[str, Tensor], loader: int) 
 
 
 def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimizer]:
-    """Optimizers that hold a trainable parameter of a path, or all where none does; of a path not known yet no one."""
+    """Optimizers that hold a trainable parameter of a path, or all where none does; none of a path not known yet."""
     if path is None and len(trainer.optimizers) > 1:
         return []
     trained = set() if path is None else {id(one) for one in path.layers.parameters() if one.requires_grad}
@@ -207,10 +194,7 @@ def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimi
 
 
 def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
-    """The weight decay that the optimizers apply to the matrices of some layers; ``None`` if there is none, or several.
-
-    Biases and normalisations, of one dimension, are often exempted and do not count. A frozen matrix does not decay.
-    """
+    """The one weight decay > 0 of all matrices of some layers, if any: 0 of a frozen one; biases are often exempted."""
     decays = {
         id(parameter): float(group.get("weight_decay", 0.0))
         for optimizer in trainer.optimizers
@@ -240,17 +224,13 @@ def gradient_decays(trainer: Trainer) -> dict[int, float]:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """All callbacks of a trainer."""
-    return list(_untyped(trainer).callbacks)
-
-
-def add_callback(trainer: Trainer, callback: Callback) -> None:
-    """Add a callback to those of a trainer, whose hooks are called from now on."""
-    _untyped(trainer).callbacks.append(callback)
+    """All callbacks of a trainer: its own list."""
+    callbacks: list[Callback] = _untyped(trainer).callbacks
+    return callbacks
 
 
 def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> None:
-    """Have the hooks of a callback called after those of all callbacks of a kind."""
+    """Have a callback's hooks called after those of all callbacks of a kind."""
     others = [one for one in callbacks_of(trainer) if one is not callback]
     place = max((index for index, one in enumerate(others, start=1) if isinstance(one, kind)), default=0)
     if place > callbacks_of(trainer).index(callback):
@@ -259,7 +239,7 @@ def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> N
 
 def tell_callbacks(trainer: Trainer, method: str, *news: object) -> None:
     """Call a method of ours on all callbacks of a trainer that have it."""
-    for callback in callbacks_of(trainer):
+    for callback in [*callbacks_of(trainer)]:
         tell = getattr(callback, method, None)
         if callable(tell):
             tell(trainer, trainer.lightning_module, *news)
@@ -270,14 +250,11 @@ def warn_of_prefix(trainer: Trainer, callback: Any) -> None:
     others: list[Any] = [one for one in callbacks_of(trainer) if type(one) is type(callback) and one is not callback]
     if any(other.prefix == callback.prefix for other in others):
         kind = type(callback).__name__
-        warn(
-            f"Several {kind}s have the `prefix` {callback.prefix!r} and write under the same keys. Give one of them "
-            f'another, as in {kind}(..., prefix="teacher/").'
-        )
+        warn(f"Several {kind}s have the `prefix` {callback.prefix!r} and so the same keys. Give one its own.")
 
 
 def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object]:
-    """What the callbacks of this package beside some were told, as ``StepSizeAdapter, damping``."""
+    """What our callbacks beside some were told, as ``StepSizeAdapter, damping``."""
     found: dict[str, object] = {}
     for other in callbacks_of(trainer):
         is_ours = any(cls.__module__.startswith("lightning_leaky.") for cls in type(other).__mro__)
@@ -290,10 +267,10 @@ def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object
 
 
 def class_names(thing: object) -> list[str]:
-    """Classes of an object, by name: Lightning exists in two packages, and a strategy's own may be missing."""
+    """Classes of an object, by name: Lightning exists in two packages, and one may be missing."""
     return [cls.__name__ for cls in type(thing).__mro__]
 
 
 def _untyped(trainer: Trainer) -> Any:
-    # Lightning's connectors set these attributes where a type checker does not see it.
+    # Its connectors set these attributes where a type checker does not see it.
     return trainer

@@ -36,20 +36,19 @@ class EnergyMonitor(HookedCallback):
     Two kinds of readings, both also kept in `readings`:
 
     - ``readings["train"]``: of the training batch (all micro-batches of an accumulated one), every `every_n_steps`
-      optimizer steps, taken after the backward pass and before the optimizer moves the weights: of several optimizers
-      the first that holds a trainable parameter of the layers. Where that one takes no step in the batch, momenta
-      belong to none, and a monitor of momenta leaves it out; others read at its end.
-    - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly. No gradients flow there, so no
-      momentum quantities. The keys start with ``val_`` and ``test_``. The monitor reads several loaders one by
-      one: keys end with ``/dataloader_idx_0`` as Lightning's own do, and the second reading is
-      ``readings["validate/dataloader_idx_1"]``.
+      optimizer steps, before the optimizer moves the weights: of several optimizers the first that holds a trainable
+      parameter of the layers. Where it takes no step in the batch, a monitor of momenta leaves the batch out, for they
+      belong to a step; others read at its end.
+    - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly, without momenta, for no
+      gradients flow there. Keys start with ``val_`` and ``test_`` and, of several loaders, end with
+      ``/dataloader_idx_0`` as Lightning's own do; the second reading is ``readings["validate/dataloader_idx_1"]``.
 
     Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
     its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way. `ReadingGuide`,
     which explains the keys on a board, is one and is added where there is none.
 
-    Training is not touched: losses are bit-equal with and without the monitor. A layer that diverged reads NaN, with
-    one warning; a batch that cannot be read is left out, with one warning that says why.
+    Losses are bit-equal with and without the monitor. A layer that diverged reads NaN, and a batch that cannot be read
+    is left out, each with one warning.
 
     Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3; where the path has several segments,
     summaries are per segment, as ``cost_of_identity/segment_2/min``:
@@ -58,10 +57,10 @@ class EnergyMonitor(HookedCallback):
 
     Args:
         layers: Which modules to read: a glob over their names, as ``"encoder.layers.*"``, where ``*`` stops at a dot; a
-            regular expression after ``"re:"``; a type of module (in YAML its import path); or a predicate
-            ``(name, module) -> bool`` (in YAML its import path). ``None`` takes the leaky path of the model or, where
-            it has none, the longest run of shape-preserving blocks of one class, found on the first batch and named in
-            the log. Blocks that change the shape are left out and split the path into segments.
+            regular expression after ``"re:"``; a type of module or a predicate ``(name, module) -> bool`` (in YAML the
+            import path of either). ``None`` takes the leaky path of the model or, where it has none, the longest run of
+            shape-preserving blocks of one class, found on the first batch and named in the log. Blocks that change the
+            shape are left out and split the path into segments.
         quantities: Which readings to take, as of `ReadingSettings`. ``None``: cost of identity and kinetic energy; with
             a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is known, the Hamiltonian
             in momentum form with its criticality residual.
@@ -71,10 +70,9 @@ class EnergyMonitor(HookedCallback):
         print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
         prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors.
         pool_loaders: Whether to read all validation or test loaders as one set.
-        **settings: How to read, as of `ReadingSettings`: `gamma`, `weight_decay`, `effective_depth`, `layout`,
-            `padding_mask`, `form` and others. A `weight_decay` of ``None`` takes that of the optimizer, converted as
-            `lightning_leaky.functional.objective_weight_decay` says, and of a leaky path that knows its weights the
-            module's ``weight_decay``; where there are both, their sum, with a warning.
+        **settings: How to read: the other arguments of `ReadingSettings`. A `weight_decay` of ``None`` takes that of
+            the optimizer, converted as `lightning_leaky.functional.objective_weight_decay` says, and of a leaky path
+            that knows its weights the module's ``weight_decay``; where there are both, their sum, with a warning.
 
     Attributes:
         settings: How it reads.
@@ -138,8 +136,9 @@ class EnergyMonitor(HookedCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the readings explained, where nobody does yet."""
-        if not any(isinstance(callback, ReadingGuide) for callback in _trainer.callbacks_of(trainer)):
-            _trainer.add_callback(trainer, ReadingGuide())
+        callbacks = _trainer.callbacks_of(trainer)
+        if not any(isinstance(one, ReadingGuide) for one in callbacks):
+            callbacks.append(ReadingGuide())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register the forward hooks; layers may not exist earlier."""
@@ -159,7 +158,7 @@ class EnergyMonitor(HookedCallback):
         warn("EnergyMonitor reads nothing in `trainer.predict`: call `trainer.validate`, or `measure_path`.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Register the forward hooks of a run without a fit, and start the sums anew."""
+        """Register the hooks of a run without a fit, and start the sums anew."""
         if not self.observers:
             self._said.clear()
             self._start(trainer, pl_module)
@@ -169,14 +168,12 @@ class EnergyMonitor(HookedCallback):
     on_test_start = on_validation_start
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the layers that there are now, after a step whose reading may still have to be logged."""
-        unlogged = None if self._steps is None else self._steps.unlogged
+        """Watch the new layers, after a step whose reading may still have to be logged."""
+        before = self._steps
         self._detach()
         self._start(trainer, pl_module)
-        if self._steps is not None:
-            self._steps.unlogged = unlogged
-
-    # Training: armed over the micro-batches of one optimizer step, computed before the weights move.
+        if before is not None and self._steps is not None:
+            self._steps.unlogged = before.unlogged
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm for a batch whose optimizer step is to be read."""
@@ -199,7 +196,7 @@ class EnergyMonitor(HookedCallback):
             self._steps.step(trainer, optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Add a micro-batch that did not step, or log the reading of the one that did."""
+        """Add a micro-batch, or log the reading of a step."""
         if self._steps is None:
             return
         self._steps.end(trainer)
@@ -257,7 +254,7 @@ class EnergyMonitor(HookedCallback):
     on_test_epoch_end = on_validation_epoch_end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the observers behind: a copy has no hooks until its run starts."""
+        """Leave the observers behind."""
         return super().__getstate__() | {"_steps": None, "_loaders": None}
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -276,7 +273,7 @@ class EnergyMonitor(HookedCallback):
         self._steps = self._loaders = None
 
     def _publish(self, trainer: Trainer, stage: str, readings: Readings) -> None:
-        """Keep the readings, warn once of what is not finite, and tell callbacks that look at readings."""
+        """Keep the readings, tell callbacks that look at them, and warn of what is not finite."""
         self.readings[stage], self.step = readings, _trainer.num_steps(trainer)
         _trainer.tell_callbacks(trainer, "on_readings", self, stage)
         _observers.warn_of_nan(readings, stage, self._said)

@@ -34,7 +34,7 @@ _INCHES = (4.4, 3.0)
 class PathFigures(HookedCallback):
     """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
 
-    Figures, each with limits of axes and colours that only ever grow over a run, so that drawings can be compared:
+    Figures, whose limits of axes and colours only grow over a run, so that drawings can be compared:
 
     ===============================  ===================================================================================
     tag                              what it shows
@@ -51,14 +51,13 @@ class PathFigures(HookedCallback):
 
     and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnose`). Energies and text are
     of validation data from the first such reading of a fit on, with momenta of the last training batch that was read;
-    all else is of training batches, and titles say so. They are made on the first process, where a logger shows
-    pictures. Where the path has several segments energies are drawn of all, and spectra and path of the longest; of
-    several monitors the first one's.
+    all else is of training batches, and titles say so. The first process draws, where a logger shows pictures: of
+    several segments energies of all, spectra and path of the longest; of several monitors the first.
 
     Args:
-        every_n_steps: Optimizer steps between two drawings; the first reading after so many is drawn (of validation
-            data, once there is one), and the last one of a fit. A drawing takes about a second.
-        num_samples: How many samples to draw the path and to take the spectra of A of, at most.
+        every_n_steps: Optimizer steps between two drawings, of about a second each: of the first reading after so many
+            (of validation data, once there is one), and of the last one of a fit.
+        num_samples: Of how many samples to draw the path and the spectra of A, at most.
 
     Raises:
         ValueError: If an argument is below 1; at the start of a fit without an `EnergyMonitor`.
@@ -73,42 +72,39 @@ class PathFigures(HookedCallback):
         for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
-        new_figure()  # complains here, not after an hour of training, where matplotlib is missing
+        new_figure()  # where matplotlib is missing, complains now and not after an hour of training
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self._limits = Limits()
         self._history: dict[str, History] = {}
         self._drawn_at = -every_n_steps  # the first reading is drawn
         self._monitor: EnergyMonitor | None = None
-        self._readings: dict[str, Readings] = {}
         self._said: set[str] = set()
         self._undrawn: int | None = None  # the step of the reading to draw
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the monitor to keep samples, and forget the last fit; a checkpoint brings its own back afterwards."""
+        """Ask the monitor to keep samples, and forget the last fit; a checkpoint is restored afterwards."""
         if stage != "fit":
             return
-        monitor = next((other for other in callbacks_of(trainer) if isinstance(other, EnergyMonitor)), None)
+        callbacks = callbacks_of(trainer)
+        monitor = next((one for one in callbacks if isinstance(one, EnergyMonitor)), None)
         if monitor is None:
-            raise ValueError(
-                "`callbacks` must hold an EnergyMonitor for PathFigures to draw what it reads, got "
-                f"{[type(other).__name__ for other in callbacks_of(trainer)]}; add EnergyMonitor()."
-            )
+            names = [type(one).__name__ for one in callbacks]
+            raise ValueError(f"`callbacks` must hold an EnergyMonitor to draw, got {names}; add EnergyMonitor().")
         monitor.num_shown = max(monitor.num_shown, self.num_samples)
         self._monitor = monitor
-        self._limits, self._drawn_at, self._undrawn = Limits(), -self.every_n_steps, None
-        self._history, self._readings = {}, {}
+        self._limits, self._history, self._drawn_at, self._undrawn = Limits(), {}, -self.every_n_steps, None
         self._said.clear()
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
         """Remember a reading of a fit, and draw where it is time to and the reading is one to show."""
         if trainer.state.fn != "fit" or monitor is not self._monitor or not shows_pictures(trainer):
             return
-        readings = self._readings[stage] = monitor.readings[stage]
+        readings = monitor.readings[stage]
         if stage == "train":
             for name in _heat_maps(readings):
                 values = readings.step_sizes if name == STEP_SIZE.key else readings[name]
                 self._history.setdefault(name, History()).add(monitor.step, values)
-        if stage == ("validate" if "validate" in self._readings else "train"):
+        if stage == ("validate" if "validate" in monitor.readings else "train"):
             self._undrawn = monitor.step
             if monitor.step - self._drawn_at >= self.every_n_steps:
                 self._draw(trainer)
@@ -126,21 +122,21 @@ class PathFigures(HookedCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with scale and history of the run that is resumed."""
+        """Go on with the run that is resumed."""
         self._limits = Limits(state_dict["limits"])
         self._history = {name: History.of(state) for name, state in state_dict["history"].items()}
         self._drawn_at = int(state_dict["drawn_at"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the monitor behind."""
-        return super().__getstate__() | {"_monitor": None, "_undrawn": None, "_readings": {}}
+        return super().__getstate__() | {"_monitor": None, "_undrawn": None}
 
     def _draw(self, trainer: Trainer) -> None:
         if self._undrawn is None or self._monitor is None:
             return
         self._drawn_at, self._undrawn = self._undrawn, None
         with harmless("PathFigures: drawing", self._said):
-            readings, source = shown_readings(self._readings)
+            readings, source = shown_readings(self._monitor.readings)
             sources = {"energies": source, "singular_values_of_A": TRAINING, "path": TRAINING}
             for name, figure in self._figures(trainer, self._monitor, readings):
                 if name in sources:
@@ -151,7 +147,6 @@ class PathFigures(HookedCallback):
             log_text(trainer, "layers/diagnosis", "\n\n".join(paragraphs(readings, source)), self._drawn_at)
 
     def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
-        """Each figure by name."""
         yield from figures_of(readings, monitor.samples)
         weights = None if has_flat_parameters(trainer) else _weights_of(monitor)
         if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
@@ -173,9 +168,9 @@ def _heat_maps(readings: Readings) -> dict[str, Quantity]:
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:
-    """All W_l, shape (L, w, d), where the path knows them and this process alone holds them."""
+    """All W_l, shape (L, w, d), where the path knows them and this process holds them whole."""
     path: Any = monitor.path
-    if not knows_weights(path) or any(is_sharded(parameter) for parameter in path.layers.parameters()):
+    if not knows_weights(path) or any(map(is_sharded, path.layers.parameters())):
         return None
     weights: Tensor = path.weights().detach()
     return weights if bool(torch.isfinite(weights).all()) else None

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
-from lightning_leaky.callbacks._loggers import announce_final, log_final, log_layout, log_text
+from lightning_leaky.callbacks._loggers import announce_final, log_final, log_text, tell_tensorboard
 from lightning_leaky.explain.charts import Charts, custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.guide import guide_page
 from lightning_leaky.metrics.quantity import Quantity
@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # it adds a guide, and so imports this file
 class ReadingGuide(HookedCallback):
     """Explains the tags of every `EnergyMonitor` of a trainer; a monitor adds one where there is none.
 
-    Once a run, of each monitor: a text ``layers/guide`` that says what each tag means and what was read with which
-    settings, and for TensorBoard a layout of its custom scalars. At the end of a fit the last summaries as
-    ``final_*``, for the table of hyper-parameters; of several segments those of the longest, beside each.
+    Once a run, of each monitor: a text ``layers/guide`` of what each tag means and what was read with which settings,
+    and a layout of TensorBoard's custom scalars. At the end of a fit the last summaries as ``final_*``, for the table
+    of hyper-parameters; of several segments those of the longest, beside each.
 
     Example:
         >>> import lightning as L
@@ -33,36 +33,31 @@ class ReadingGuide(HookedCallback):
     """
 
     def __init__(self) -> None:
-        self._explained: set[str] = set()
         self._said: set[str] = set()
         self._written: dict[str, object] = {}
         self._layouts: dict[str, Charts] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell TensorBoard's table which final numbers there will be, before Lightning writes it."""
-        self._explained.clear()
+        """Tell TensorBoard's table which final numbers there will be."""
         self._said.clear()
         self._layouts.clear()
         if _trainer.log_period(trainer):
-            keys = [
-                f"{monitor.prefix}final_{key}"
-                for monitor in _monitors_of(trainer)
-                for key in summary_keys(*_training(monitor))
-            ]
+            keys: list[str] = []
+            for monitor in _monitors_of(trainer):
+                leaks = (monitor.settings if monitor.path is None else monitor.path).effective_depth > 0
+                keys += [f"{monitor.prefix}final_{key}" for key in summary_keys(_read(monitor, "train"), leaks)]
             with harmless("ReadingGuide: announcing", self._said):
                 announce_final(trainer, keys)
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
-        """Write once what the tags of this run mean, and which of them belong into one chart."""
-        if monitor.prefix in self._explained or not _trainer.log_period(trainer) or not trainer.is_global_zero:
-            return
-        self._explained.add(monitor.prefix)
-        with harmless("ReadingGuide: writing", self._said):
-            self._explain(trainer, monitor, monitor.readings[stage])
+        """Write once what the tags mean, and which belong into one chart."""
+        if monitor.prefix not in self._layouts and _trainer.log_period(trainer) and trainer.is_global_zero:
+            self._layouts[monitor.prefix] = {}
+            with harmless("ReadingGuide: writing", self._said):
+                self._explain(trainer, monitor, monitor.readings[stage])
 
     def _explain(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> None:
-        training, _ = _training(monitor)
-        evaluation = monitor.observers["evaluation"].quantities if "evaluation" in monitor.observers else ()
+        training, evaluation = _read(monitor, "train"), _read(monitor, "evaluation")
         # By name, subclasses too: a callback does not import the others.
         names = {name for callback in _trainer.callbacks_of(trainer) for name in _trainer.class_names(callback)}
         adapts = (STEP_SIZE,) if "StepSizeAdapter" in names else ()
@@ -71,14 +66,14 @@ class ReadingGuide(HookedCallback):
         validated = evaluation if _trainer.validates(trainer) or trainer.state.fn == "test" else ()
         layout = custom_charts((*training, *adapts), validated, has_rank, monitor.prefix)
         explained = dict.fromkeys((*training, *evaluation, *adapts))
-        text = guide_page(list(explained), self._settings(trainer, monitor, readings), names, readings)
+        text = guide_page(explained, self._settings(trainer, monitor, readings), names, readings)
+        self._layouts[monitor.prefix] = layout
         written = ([(logger.name, logger.version) for logger in trainer.loggers], layout, text)
         if written == self._written.get(monitor.prefix):  # a fit that goes on in the same log
             return
         self._written[monitor.prefix] = written
-        self._layouts[monitor.prefix] = layout
         if layout:
-            log_layout(trainer, merged_charts(self._layouts))
+            tell_tensorboard(trainer, "add_custom_scalars", merged_charts(self._layouts))
         log_text(trainer, f"{monitor.prefix}layers/guide", text)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,12 +88,12 @@ class ReadingGuide(HookedCallback):
                     log_final(trainer, finals, _trainer.num_steps(trainer))
 
     def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:
-        """What is read, and with what: not what was asked for, which may have been nothing."""
-        settings = monitor.settings
-        decay = monitor.observers["train"].weight_decay_read if "train" in monitor.observers else None
-        named = [f"{readings.names[0]} … {readings.names[-1]}"] if readings.names else []
+        """What is read, and how; what was asked for may have been nothing."""
+        settings, observer = monitor.settings, monitor.observers.get("train")
+        decay = None if observer is None else observer.weight_decay_read
+        named = f", {readings.names[0]} … {readings.names[-1]}" if readings.names else ""
         said = {
-            "layers": ", ".join([f"{len(readings.step_sizes)} layers", *named]),
+            "layers": f"{len(readings.step_sizes)} layers{named}",
             "segments": readings.segments or "one",
             "effective depth L̃": f"{readings.effective_depth:g}",
             "weight decay λ": "no momenta are read" if decay is None else f"{decay:g}",
@@ -106,18 +101,8 @@ class ReadingGuide(HookedCallback):
             "optimizer steps between two training readings": _trainer.reading_period(trainer, monitor.every_n_steps),
             "validation and test sets are read": "evaluation" in monitor.observers,
         }
-        shown = (
-            "rtol",
-            "features",
-            "constant_column",
-            "loss_reduction",
-            "layout",
-            "padding_mask",
-            "form",
-            "halves",
-            "branches",
-        )
-        told = {name: getattr(settings, name) for name in shown}
+        shown = "rtol features constant_column loss_reduction layout padding_mask form halves branches"
+        told = {name: getattr(settings, name) for name in shown.split()}
         return said | told | _trainer.settings_of_others(trainer, *_monitors_of(trainer), self)
 
 
@@ -126,10 +111,7 @@ def _monitors_of(trainer: Trainer) -> list[EnergyMonitor]:
     return [callback for callback in found if "EnergyMonitor" in _trainer.class_names(callback)]
 
 
-def _training(monitor: EnergyMonitor) -> tuple[tuple[Quantity, ...], bool]:
-    """What a monitor reads of training batches, and whether of a path that leaks."""
-    observer = monitor.observers.get("train")
-    if observer is None:
-        return (), False
-    path = observer.path
-    return observer.quantities, (observer.settings.effective_depth if path is None else path.effective_depth) > 0
+def _read(monitor: EnergyMonitor, reader: str) -> tuple[Quantity, ...]:
+    """What one of its observers reads."""
+    observer = monitor.observers.get(reader)
+    return () if observer is None else observer.quantities

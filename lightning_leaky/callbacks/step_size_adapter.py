@@ -12,11 +12,11 @@ from torch import nn
 
 from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
-from lightning_leaky.callbacks._loggers import log_histogram
+from lightning_leaky.callbacks._loggers import tell_tensorboard
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
-from lightning_leaky.paths.leaky_path import PathChoice, find_leaky_path, path_name, step_sizes_of
+from lightning_leaky.paths.leaky_path import find_leaky_path, path_name, step_sizes_of
 from lightning_leaky.utilities.arguments import takes
 from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.optimizer_steps import held_parameters
@@ -33,11 +33,62 @@ class _Arguments(AdaptationSettings):
     prefix: str = ""
 
 
-class StepSizeAdapter(HookedCallback):
+class PathFollower(HookedCallback):
+    """What `StepSizeAdapter` and `LayerRefiner` share: a hook for the time of a fit, and its state."""
+
+    def __init__(self, settings: object, prefix: str) -> None:
+        self.settings, self.prefix = dict(vars(settings)), prefix
+        self._hook: Any = None
+        self._restored: dict[str, Any] | None = None
+        self._final_state: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
+        if stage == "fit":
+            self._detach()  # from what a trial that broke has left
+            self._final_state, path = {}, self.settings["path"]
+            if isinstance(path, nn.Module):  # of which a checkpoint can hold the name
+                self.settings["path"] = path_name(pl_module, path) or path
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the hook's state; after a fit that with which it ended."""
+        return self._final_state if self._hook is None else dict(self._hook.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the hook's state, before or after the fit has started: strategies differ in the order."""
+        if self._hook is not None:
+            self._hook.load_state_dict(state_dict)
+        elif state_dict:
+            self._restored = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the hook behind."""
+        return super().__getstate__() | {"_hook": None, "_final_state": self.state_dict()}
+
+    @property
+    def _path_key(self) -> dict[str, Any]:
+        """What tells paths apart in a checkpoint; nothing by default, as in earlier versions."""
+        path = self.settings["path"]
+        return {} if path is None else {"path": path if isinstance(path, str) else id(path)}
+
+    def _restore(self) -> None:
+        """Give a new hook the state that came before it."""
+        if self._restored is not None:
+            self._hook.load_state_dict(self._restored)
+            self._restored = None
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._final_state = self.state_dict()
+            self._hook.detach()
+            self._hook = None
+
+
+class StepSizeAdapter(PathFollower):
     """Adapts layer step-sizes during training (arXiv 2405.17573, section 4): `StepSizeHook` for a Lightning trainer.
 
-    The only callback here that changes a model. The step-sizes are saved with the model, the adapter's own state with
-    the checkpoint: a resumed run equals an uninterrupted one. Each fit that is not resumed counts its own steps.
+    The step-sizes are saved with the model, the adapter's own state with the checkpoint: a resumed run equals an
+    uninterrupted one. Each fit that is not resumed counts its own steps.
 
     Log keys: ``step_size/layer_*`` (ρ_l, no unit), those that the logged step ran with, and for TensorBoard their
     histogram, ``step_sizes``.
@@ -56,37 +107,32 @@ class StepSizeAdapter(HookedCallback):
         >>> trainer = L.Trainer(callbacks=[StepSizeAdapter(every_n_steps=10, damping=0.1)], logger=False)
     """
 
+    _hook: StepSizeHook | None
+
     @takes(_Arguments)
     def __init__(self, *values: Any, optimizer_index: int | None = None, prefix: str = "", **settings: Any) -> None:
-        chosen = AdaptationSettings(*values, **settings)
-        self.settings = dict(vars(chosen))
-        self.optimizer_index, self.prefix = optimizer_index, prefix
-        self._hook: StepSizeHook | None = None
-        self._restored: dict[str, Any] | None = None
-        self._final_state: dict[str, Any] = {}
+        chosen = AdaptationSettings(*values, **settings)  # by itself: so a command line sees what it takes
+        super().__init__(chosen, prefix)
+        self.optimizer_index = optimizer_index
 
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
-        return self._generate_state_key(optimizer_index=self.optimizer_index, **path_key(self.settings["path"]))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
-        if stage == "fit":
-            self._final_state = {}
-            self.settings["path"] = plain_choice(pl_module, self.settings["path"])
+        return self._generate_state_key(optimizer_index=self.optimizer_index, **self._path_key)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook to the optimizer."""
-        self._detach()
         _trainer.check_strategy(trainer, "StepSizeAdapter")
-        self._warn_of_averaging(trainer)
+        # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
+        if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
+            warn(
+                "WeightAveraging with `use_buffers=True` averages the step-sizes too, and no training step had those. "
+                "Pass `use_buffers=False`."
+            )
         _trainer.warn_of_prefix(trainer, self)
         optimizer = self._designated(trainer.optimizers)
         self._hook = self._hook_on(pl_module, optimizer)
-        if self._restored is not None:
-            self._hook.load_state_dict(self._restored)
-            self._restored = None
+        self._restore()
         self._hook.attach(optimizer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -99,17 +145,17 @@ class StepSizeAdapter(HookedCallback):
                 rho = step_sizes_of(self._hook.path)
                 keys = [f"{self.prefix}step_size/{layer_key(index, len(rho))}" for index in range(len(rho))]
                 _trainer.log_scalars(trainer, dict(zip(keys, rho, strict=True)))
-                log_histogram(trainer, f"{self.prefix}step_sizes", rho, _trainer.num_steps(trainer))
+                tell_tensorboard(trainer, "add_histogram", f"{self.prefix}step_sizes", rho, _trainer.num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Forget the distances of a step that an fp16 scaler has skipped: no hook of the optimizer was called."""
-        if self._hook is None or not _trainer.may_skip_steps(trainer):
+        """Forget the distances of a step that an fp16 scaler has skipped, and with it the optimizer's hooks."""
+        if self._hook is None or _trainer.scaler_of(trainer) is None:
             return
         if pl_module.automatic_optimization and not _trainer.is_accumulating(trainer):
             self._hook.forget()
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the layers that there are now with a new hook, which goes on counting."""
+        """Follow the new layers with a new hook, which goes on counting."""
         if self._hook is not None:
             before, optimizer = self._hook, self._designated(trainer.optimizers)
             before.detach()
@@ -119,24 +165,20 @@ class StepSizeAdapter(HookedCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the hook's state and the settings; after a fit those with which it ended."""
-        if self._hook is None:
-            return self._final_state
-        return self._hook.state_dict() | {"settings": self._plain_settings}
+        state = super().state_dict()
+        return state if self._hook is None else state | {"settings": self._plain_settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the hook's state, before or after the fit has started: strategies differ in the order.
-
-        The settings stay those of this object; a warning names those that were others when the state was saved.
-        """
-        self._warn_of_settings(state_dict.get("settings", self._plain_settings))
-        if self._hook is not None:
-            self._hook.load_state_dict(state_dict)
-        elif state_dict:
-            self._restored = state_dict
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the hook behind: a copy has none until its run starts."""
-        return super().__getstate__() | {"_hook": None, "_final_state": self.state_dict()}
+        """Restore the hook's state; the settings stay, and a warning names those that were others when it was saved."""
+        own, saved = self._plain_settings, state_dict.get("settings", {})
+        # An older version has saved fewer.
+        changed = [f"{name}={saved[name]!r}" for name, value in own.items() if saved.get(name, value) != value]
+        if changed:
+            warn(
+                f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with {own}. "
+                "Pass the saved values to continue as it was."
+            )
+        super().load_state_dict(state_dict)
 
     @property
     def _plain_settings(self) -> dict[str, Any]:
@@ -150,48 +192,8 @@ class StepSizeAdapter(HookedCallback):
         return StepSizeHook(pl_module, **(self.settings | {"path": cast("nn.Module", path)}))
 
     def _designated(self, optimizers: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-        if self.optimizer_index is None and len(optimizers) != 1:
-            raise ValueError(
-                f"`optimizer_index` must say which of {len(optimizers)} optimizers to follow, got None; "
-                "the step-sizes move with the steps of exactly one."
-            )
-        index = self.optimizer_index or 0
-        if not 0 <= index < len(optimizers):
-            raise ValueError(
-                f"`optimizer_index` must be below {len(optimizers)}, the optimizers there are, got {index}."
-            )
+        number = len(optimizers)
+        index = 0 if self.optimizer_index is None and number == 1 else self.optimizer_index
+        if index is None or not 0 <= index < number:
+            raise ValueError(f"`optimizer_index` must be that of one of {number} optimizers, from 0 on, got {index}.")
         return optimizers[index]
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._final_state = self.state_dict()
-            self._hook.detach()
-            self._hook = None
-
-    def _warn_of_settings(self, saved: dict[str, Any]) -> None:
-        own = self._plain_settings
-        # An older version has saved fewer.
-        changed = [f"{name}={saved[name]!r}" for name, value in own.items() if saved.get(name, value) != value]
-        if changed:
-            warn(
-                f"StepSizeAdapter: the checkpoint was saved with {', '.join(changed)}; the run goes on with "
-                f"{own}. To continue as it was, pass the saved values."
-            )
-
-    def _warn_of_averaging(self, trainer: Trainer) -> None:
-        # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
-        if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
-            warn(
-                "WeightAveraging with `use_buffers=True` averages the step-sizes too: the averaged model runs on "
-                "step-sizes that no training step had. Pass `use_buffers=False`."
-            )
-
-
-def plain_choice(pl_module: LightningModule, path: PathChoice | None) -> PathChoice | None:
-    """A choice of a path as a checkpoint can hold it: a module by its name."""
-    return (path_name(pl_module, path) or path) if isinstance(path, nn.Module) else path
-
-
-def path_key(path: PathChoice | None) -> dict[str, Any]:
-    """What tells callbacks on several paths apart in a checkpoint; nothing by default, as earlier versions had it."""
-    return {} if path is None else {"path": path if isinstance(path, str) else id(path)}
