@@ -11,12 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_leaky.callbacks import _trainer
-from lightning_leaky.callbacks._hooked import HookedCallback
+from lightning_leaky.callbacks._follower import PathFollower
 from lightning_leaky.callbacks._loggers import tell_tensorboard
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
-from lightning_leaky.paths.leaky_path import find_leaky_path, path_name, step_sizes_of
+from lightning_leaky.paths.leaky_path import find_leaky_path, step_sizes_of
 from lightning_leaky.utilities.arguments import takes
 from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.optimizer_steps import held_parameters
@@ -31,57 +31,6 @@ class _Arguments(AdaptationSettings):
 
     optimizer_index: int | None = None
     prefix: str = ""
-
-
-class PathFollower(HookedCallback):
-    """What `StepSizeAdapter` and `LayerRefiner` share: a hook for the time of a fit, and its state."""
-
-    def __init__(self, settings: object, prefix: str) -> None:
-        self.settings, self.prefix = dict(vars(settings)), prefix
-        self._hook: Any = None
-        self._restored: dict[str, Any] | None = None
-        self._final_state: dict[str, Any] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
-        if stage == "fit":
-            self._detach()  # from what a trial that broke has left
-            self._final_state, path = {}, self.settings["path"]
-            if isinstance(path, nn.Module):  # of which a checkpoint can hold the name
-                self.settings["path"] = path_name(pl_module, path) or path
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the hook's state; after a fit that with which it ended."""
-        return self._final_state if self._hook is None else dict(self._hook.state_dict())
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the hook's state, before or after the fit has started: strategies differ in the order."""
-        if self._hook is not None:
-            self._hook.load_state_dict(state_dict)
-        elif state_dict:
-            self._restored = state_dict
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the hook behind."""
-        return super().__getstate__() | {"_hook": None, "_final_state": self.state_dict()}
-
-    @property
-    def _path_key(self) -> dict[str, Any]:
-        """What tells paths apart in a checkpoint; nothing by default, as in earlier versions."""
-        path = self.settings["path"]
-        return {} if path is None else {"path": path if isinstance(path, str) else id(path)}
-
-    def _restore(self) -> None:
-        """Give a new hook the state that came before it."""
-        if self._restored is not None:
-            self._hook.load_state_dict(self._restored)
-            self._restored = None
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._final_state = self.state_dict()
-            self._hook.detach()
-            self._hook = None
 
 
 class StepSizeAdapter(PathFollower):
