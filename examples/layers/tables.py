@@ -15,6 +15,7 @@ Tables = Mapping[str, pd.DataFrame]
 REFERENCE = "block influence"
 """What every score is compared with."""
 
+_ONE = ", one batch"
 _ONCE = ("ablate_path, greedy", "ablate_path", "first order", REFERENCE, "relative distance", "relative speed", "last")
 
 
@@ -166,6 +167,19 @@ def early_table(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def batch_table(tables: Tables) -> pd.DataFrame:
+    """Rank correlation of scores read on one batch with the same on all batches."""
+    blocks, rows = with_networks(tables, "blocks"), []
+    scores = [column.removesuffix(_ONE) for column in blocks.columns if column.endswith(_ONE)]
+    for kind in kinds_in(blocks):
+        row: dict[str, object] = {"kind": kind}
+        for score in scores:
+            of_kind = blocks[blocks["kind"] == kind].groupby("run")
+            row[score] = _cell([one[score].corr(one[score + _ONE], method="spearman") for _, one in of_kind])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def steps_table(tables: Tables) -> pd.DataFrame:
     """What removing single blocks costs, with equal and with adaptive step-sizes: least, median and greatest."""
     rows = []
@@ -192,6 +206,7 @@ def all_tables(tables: Tables) -> dict[str, pd.DataFrame]:
         "removals": removal_table(tables),
         "kept": kept_table(tables),
         "early": early_table(tables),
+        "batches": batch_table(tables),
         "generated": generated_table(tables),
         **({"steps": steps_table(tables)} if len(networks(tables, "adaptive")) else {}),
     }
