@@ -85,7 +85,7 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
         σ(A), shape (..., N, w + 1), or (..., N, w) without the constant column; ``"crelu"`` has 2w in place of w.
 
     Raises:
-        ValueError: If the name is not known.
+        ValueError: If the name is not known, or the function returns another number of rows.
 
     Example:
         >>> features(torch.tensor([[-1.0, 2.0]]))
@@ -94,6 +94,9 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
     function = resolve_features(activation)
     # A function of a user's may write into what it takes, as nn.ReLU(inplace=True) does.
     activated = function(representation if function in _FEATURES.values() else representation.clone())
+    if activated.shape[:-1] != representation.shape[:-1]:
+        told = f"from shape {tuple(representation.shape)} to {tuple(activated.shape)}"
+        raise ValueError(f"`features` must map (N, w) to (N, d), got a function {told}.")
     return torch.cat([activated, torch.ones_like(activated[..., :1])], dim=-1) if constant_column else activated
 
 

@@ -69,3 +69,11 @@ def test_a_function_may_write_into_what_it_takes():
     A = torch.tensor([[-1.0, 2.0]])
     assert features(A, torch.nn.ReLU(inplace=True)).tolist() == [[0.0, 2.0, 1.0]]
     assert A.tolist() == [[-1.0, 2.0]]
+
+
+@pytest.mark.parametrize("function", [torch.sum, lambda A: A.mT, lambda A: A[:1]])
+def test_a_row_of_features_belongs_to_a_row(function):
+    with pytest.raises(
+        ValueError, match=r"`features` must map \(N, w\) to \(N, d\), got a function from shape \(3, 2\) to"
+    ):
+        features(torch.ones(3, 2), function)
