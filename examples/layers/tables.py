@@ -190,7 +190,8 @@ def steps_table(tables: Tables) -> pd.DataFrame:
             if kind not in set(networks(tables, "adaptive")["kind"]):
                 continue
             each = part.groupby("run")["increase"]
-            row = {"kind": kind, "steps": steps, "cost": _cell(runs[runs["kind"] == kind]["cost"].tolist())}
+            costs = runs[runs["kind"] == kind]["cost"].tolist()
+            row = {"kind": kind, "steps": steps, "networks": f"{len(costs)}", "cost": _cell(costs)}
             for name, values in {"least": each.min(), "median": each.median(), "greatest": each.max()}.items():
                 row[name] = _cell(values.tolist())
             rows.append(row)

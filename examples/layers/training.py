@@ -45,7 +45,7 @@ def train(
         optimizer,
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / num_steps)),
     )
-    if hasattr(network.blocks, "step_sizes"):
+    if any(hasattr(module, "step_sizes") for module in network.modules()):
         StepSizeHook(network).attach(optimizer)
     copies, at = {}, {round(share * num_steps): share for share in kept}
     network.train()

@@ -13,7 +13,7 @@ from examples.layers.removal import REMOVALS, judged, without
 from examples.layers.scores import SCORES, run_to_remove
 from examples.layers.tables import all_tables
 from examples.layers.tasks import Task
-from examples.layers.training import train
+from examples.layers.training import adapted, train
 from examples.layers.which import Setting, measure, settings
 from lightning_leaky import ablate_path
 
@@ -126,3 +126,12 @@ def test_a_pair_that_ranks_alike_is_each_of_the_two(task):
     assert found[right] == 1
     assert found[wrong] == -1
     assert found[f"{right} + {wrong}"] != found[f"{right} + {wrong}"]  # all blocks tie
+
+
+def test_step_sizes_adapt(task):
+    torch.manual_seed(0)
+    network = adapted(KINDS["mlp"].network(task, 4))
+    train(network, task, 30, 20, seed=0)
+    (step_sizes,) = (module.step_sizes for module in network.modules() if hasattr(module, "step_sizes"))
+    assert step_sizes.sum() == pytest.approx(1)
+    assert step_sizes.max() > 1.01 * step_sizes.min()
