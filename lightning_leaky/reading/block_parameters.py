@@ -32,13 +32,13 @@ class ParameterReader:
     one module (a linear map and its bias), in blocks that hold a module whose class is named a norm.
 
     Args:
-        decays: Of optimizers: of what they hold, the `.grad` before a step is read. ``None`` without optimizers: all
-            parameters that require gradients count, and their gradients come with each batch.
+        decays: Of optimizers; ``None`` without: all parameters that require gradients count.
         adds_up: Whether what the optimizers add belongs to the objective beside a term of the loss.
+        is_measured: Whether gradients come with each batch; else the `.grad` before a step is read.
     """
 
-    def __init__(self, decays: Decays | None, adds_up: bool) -> None:
-        self._decays, self._adds_up = decays, adds_up
+    def __init__(self, decays: Decays | None, adds_up: bool, is_measured: bool) -> None:
+        self._decays, self._adds_up, self._is_measured = decays, adds_up, is_measured
         self._layers: list[nn.Module] | None = None
 
     def why_not(self, records: Iterable[Quantity], layers: nn.Module, weight_decay: float | None) -> str | None:
@@ -48,7 +48,7 @@ class ParameterReader:
         held = self._held(layers)
         decays = [] if self._decays is None else [self._decays[id(one)] for one in held]
         why = None
-        if any(map(is_flattened, held)) or (self._decays is None and any(map(is_sharded, held))):
+        if any(map(is_flattened, held)) or (self._is_measured and any(map(is_sharded, held))):
             why = (
                 f"{keys} of sharded parameters, whose gradients are pieces; read them in training under "
                 "ModelParallelStrategy, measure a model that is whole"
@@ -79,7 +79,7 @@ class ParameterReader:
 
         ``None`` where nobody needs them, or `.grad` is of no step: of one, `scale` is what multiplied the cost.
         """
-        if not settings.recipe(path).needs_parameters or (scale is None and self._decays is not None):
+        if not settings.recipe(path).needs_parameters or (scale is None and not self._is_measured):
             return None
         self._take(layers)
         own = layer_weight_decays(settings, path, steps)[self._layer]
@@ -118,10 +118,11 @@ class ParameterReader:
         self._layers, self._parameters = layers, list(found)
         places = torch.tensor(list(found.values()), dtype=torch.long).reshape(-1, 3)
         self._layer, self._owner, self._has_norm = places[:, 0], places[:, 1], places[:, 2] > 0
-        self._added = torch.tensor([(self._decays or {}).get(id(one), math.nan) for one in found], dtype=torch.float64)
+        usual, decays = math.nan if self._is_measured else 0.0, self._decays or {}
+        self._added = torch.tensor([decays.get(id(one), usual) for one in found], dtype=torch.float64)
         self._rows = torch.zeros(len(layers), dtype=torch.float64)
         self._evidence = torch.zeros(2, 2, len(found), dtype=torch.float64)
-        given = found if self._decays is None else {}
+        given = found if self._is_measured else {}
         self._sums = [torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in given]
 
     def _of_batches(self, is_mean: bool) -> tuple[list[Tensor], Tensor]:

@@ -68,7 +68,9 @@ def measure_path(
         has_gradients = cost is not None and chosen.reads_all_positions
         keys = readable_quantities(chosen.fits_weights_of(path), has_gradients, has_gradients and bool(weight_decay))
         records, modules = [QUANTITIES[key] for key in keys], model if path is None else path.layers
-        if chosen.branches or ParameterReader(None, adds_up=False).why_not(records, modules, weight_decay):
+        if chosen.branches or ParameterReader(None, adds_up=False, is_measured=True).why_not(
+            records, modules, weight_decay
+        ):
             keys = [key for key in keys if QUANTITIES[key].needs != "parameters"]
         chosen = chosen.reading(keys)
     observer = PathObserver(model, path, chosen, strict=True)

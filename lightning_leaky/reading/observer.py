@@ -67,7 +67,7 @@ class PathObserver:
     ) -> None:
         self.path, self.settings, self.strict = path, settings, strict
         self._model, self._decay_of = model, decay_of
-        self._parameters = ParameterReader(held if isinstance(held, Mapping) else None, decay_of is not None)
+        self._parameters = ParameterReader(held if isinstance(held, Mapping) else None, decay_of is not None, strict)
         self._optimizer_weight_decay = None if path is None or decay_of is None else decay_of(path.layers)
         self.quantities = resolve_quantities(settings.quantities or ())
         if path is not None or decay_of is None:
