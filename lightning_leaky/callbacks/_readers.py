@@ -70,8 +70,8 @@ class StepReader:
         is_left_out = not has_step and self.observer.reads_gradients
         if is_left_out and self.observer.path is not None:
             warn_once(
-                "EnergyMonitor: a batch is not read, for momenta belong to a step, and none of these layers is of it "
-                "alone. Choose an `every_n_steps` at which one is, or leave out momenta.",
+                "EnergyMonitor: a batch is not read, for momenta belong to a step, and no step of these layers is of "
+                "this batch alone. Choose an `every_n_steps` at which one is, or leave out momenta.",
                 "no step",
                 self.said,
             )
@@ -84,8 +84,8 @@ class StepReader:
         if optimizer is None or (scaler_of(trainer) is not None and len(self._awaited) > 1):
             if any(record.needs == "parameters" for record in self.observer.quantities):
                 warn_once(
-                    "EnergyMonitor: quantities of parameters are not read: no step of one optimizer of the layers, to "
-                    "which gradients belong, is heard of. Step by Lightning's optimizers.",
+                    "EnergyMonitor: quantities of parameters are not read: their gradients belong to a step of one "
+                    "optimizer of the layers, and none was seen. Step by Lightning's optimizers.",
                     "no gradients",
                     self.said,
                 )

@@ -231,9 +231,10 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> None:
     """Have a callback's hooks called after those of all callbacks of a kind."""
-    others = [one for one in callbacks_of(trainer) if one is not callback]
+    present = callbacks_of(trainer)
+    others = [one for one in present if one is not callback]
     place = max((index for index, one in enumerate(others, start=1) if isinstance(one, kind)), default=0)
-    if place > callbacks_of(trainer).index(callback):
+    if callback in present and place > present.index(callback):
         _untyped(trainer).callbacks = [*others[:place], callback, *others[place:]]
 
 

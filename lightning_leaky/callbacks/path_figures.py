@@ -57,7 +57,7 @@ class PathFigures(HookedCallback):
     Args:
         every_n_steps: Optimizer steps between two drawings, of about a second each: of the first reading after so many
             (of validation data, once there is one), and of the last one of a fit.
-        num_samples: Of how many samples to draw the path and the spectra of A, at most.
+        num_samples: How many samples to draw the path and the spectra of A from, at most.
 
     Raises:
         ValueError: If an argument is below 1; at the start of a fit without an `EnergyMonitor`.

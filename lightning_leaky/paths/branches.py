@@ -33,7 +33,7 @@ def path_or_finder(
 
     True branches are found. Globs over names in a block, where ``*`` stops at a dot, choose modules in the order in
     which these run: the first tensor that each takes is a state, and the last step ends with what the block returns.
-    Of no blocks, and where a glob matches no module in one, they raise ValueError. The rest is as of `PathFinder`.
+    Without blocks, or where a glob matches no module in one, it raises ValueError. The rest is as of `PathFinder`.
 
     Example:
         >>> block = nn.TransformerEncoderLayer(8, 2, norm_first=True)

@@ -32,7 +32,7 @@ class ParameterReader:
     one module (a linear map and its bias), in blocks that hold a module whose class is named a norm.
 
     Args:
-        decays: Of optimizers; ``None`` without: all parameters that require gradients count.
+        decays: What optimizers add to gradients; ``None`` without optimizers, so that all trainable parameters count.
         adds_up: Whether what the optimizers add belongs to the objective beside a term of the loss.
         is_measured: Whether gradients come with each batch; else the `.grad` before a step is read.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from lightning_leaky.functional.rank_correlation import rank_correlation
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.plotting.style import COLOURS, new_figure
@@ -92,14 +93,6 @@ def measure_removal(
 
 def _scores(readings: Readings) -> dict[str, Tensor]:
     return {QUANTITIES[key].title: readings[key] for key in SCORES if key in readings.quantities}
-
-
-def rank_correlation(values: Tensor, others: Tensor) -> float:
-    """Spearman's rank correlation of two columns, each of shape (n,); NaN if one is constant or not finite."""
-    columns = [values.double(), others.double()]
-    # The mean rank of those that tie; what is not finite has none.
-    ranks = [(one[:, None] > one).sum(1) + 0.5 * (one[:, None] == one).sum(1) + 0 * one for one in columns]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 def plot_removal(removal: BlockRemoval) -> Any:
