@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: If jsonargparse is missing, or the arguments are wrong.
     """
     # Lightning imports its command line without jsonargparse, and complains only where it is used.
-    needed = RequirementCache("jsonargparse[signatures]>=4.39")
+    needed = RequirementCache("jsonargparse[signatures]>=4.43")
     if not needed:
         raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
     given = list(sys.argv[1:] if args is None else args)

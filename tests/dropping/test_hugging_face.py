@@ -201,7 +201,7 @@ class Written(transformers.LlamaConfig):
     model_type = "written"
 
     def to_dict(self):
-        return {"total_blocks": self.total_blocks, **TEXT, **ENDS, "num_hidden_layers": 1}
+        return {"total_blocks": getattr(self, "total_blocks", None), **TEXT, **ENDS, "num_hidden_layers": 1}
 
     @classmethod
     def from_dict(cls, values, **others):

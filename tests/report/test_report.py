@@ -280,7 +280,7 @@ OF_OURS = ["--model=tests.report.test_report.Remembering", *DATA]
         (["own.ckpt", "--model=nowhere.Net", *DATA], "No module named 'nowhere'"),
         (["own.ckpt", "--model=tests.report.test_report.None_", *DATA], "has no attribute 'None_'"),
         (["own.ckpt", "--model=torch.nn.Linear", *DATA], '"model": Expected an import path'),
-        (["own.ckpt", *OF_OURS[:1]], "arguments are required: data"),
+        (["own.ckpt", *OF_OURS[:1]], r"required: data|\bdata\W+is required"),
         (["own.ckpt", *OF_OURS[:1], "--data=nowhere.Data"], "No module named 'nowhere'"),
         (
             ["own.ckpt", *OF_OURS[:1], "--data=tests.report.test_report.Halves", "--split=val"],
