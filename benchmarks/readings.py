@@ -40,7 +40,7 @@ def reading(path: list[Tensor], size: Size) -> Callable[[], Readings]:
 
     def read() -> Readings:
         reader.reset()
-        reader.update(path[:-1], path[1:], step_sizes)
+        reader.update(path[:-1], path[1:], step_sizes, is_last=True)
         return reader.compute()
 
     return read
@@ -53,7 +53,7 @@ def rows_read(path: list[Tensor], size: Size) -> list[Tensor]:
 
 
 def _reader(size: Size) -> PathReader:
-    return PathReader([(size.width, size.num_layers)], Recipe(QUANTITIES, size.effective_depth))
+    return PathReader([(size.width, size.num_layers)], Recipe(QUANTITIES, size.effective_depth, precision="default"))
 
 
 @torch.no_grad()

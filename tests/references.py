@@ -105,11 +105,12 @@ def movements(A, after, S, gradient, k_norm):
     step, of_A, of_step = after - A, k_square(S, A, k_norm), k_square(S, after - A, k_norm)
     lengths = [squared_norm(M[..., None, :]).sqrt() for M in (A, after)]
     cosines = torch.where(lengths[0] * lengths[1] > 0, (A * after).sum(-1) / (lengths[0] * lengths[1]), 0.0)
+    ratio = torch.maximum(*lengths) / torch.minimum(*lengths)
     worth, most = ((one * step).sum(-1).abs().sum(-1) for one in (gradient, gradient.abs()))
     distance = (squared_norm(step) / squared_norm(after)).sqrt()
     return {
         "relative_speed": Reference(of_step.value / of_A.value, of_step.size / of_A.value),
-        "block_influence": Reference(1 - cosines.mean(-1), 1 + 0 * worth),
+        "block_influence": Reference(1 - cosines.mean(-1), ratio.mean(-1)),
         "relative_distance": Reference(distance, distance),
         "first_order": Reference(worth, most),
     }

@@ -54,7 +54,7 @@ def training_observer(
                 "decays by 0.01 unless told `weight_decay=0.0`."
             )
     records = _records(trainer, path, settings, bool(own or decay))
-    settings = replace(settings, quantities=records, weight_decay=own)
+    settings = replace(settings, quantities=records, weight_decay=own, exact=True)  # a batch is whole
     return PathObserver(pl_module, path, settings, decay_of=decay_of, held=held).attach()
 
 

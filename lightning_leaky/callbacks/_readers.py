@@ -75,7 +75,7 @@ class StepReader:
                 "no step",
                 self.said,
             )
-        self.observer.drain(None if is_left_out else gradient_scale(trainer))
+        self.observer.drain(None if is_left_out else gradient_scale(trainer), is_last=True)
         with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
             self.unlogged = self.observer.compute(self._parameter_scale(trainer, optimizer))
 
@@ -114,11 +114,18 @@ class LoaderReader:
         self._readings.clear()
         self.observer.reset()
 
-    def end(self, loader: int) -> None:
-        """Read the loaders before, and add a batch."""
+    def start(self, batch: Batch, loader: int) -> None:
+        """Read the loaders before, and arm for a batch that has samples to be read."""
         self._read(loader)
-        self.observer.drain()
-        say_notes(self.observer, self.said)
+        with harmless("EnergyMonitor: a look at a batch", self.said):
+            self.observer.arm(batch)
+
+    def end(self, loader: int) -> None:
+        """Add a batch; a step that draws it from an iterator knows its loader no earlier."""
+        self._read(loader)
+        if self.observer.capture.armed:
+            self.observer.drain()
+            say_notes(self.observer, self.said)
 
     def finish(self, number: int) -> Iterator[tuple[int, str, Readings]]:
         """Read the last of so many loaders; index, end of the keys, and reading of each that had batches."""

@@ -219,7 +219,8 @@ class EnergyMonitor(HookedCallback):
     ) -> None:
         """Arm for a batch, except of the sanity check."""
         if self._loaders is not None and not trainer.sanity_checking:
-            self._loaders.observer.arm(Batch(batch, _trainer.fresh_samples(trainer, batch_idx, dataloader_idx)))
+            fresh = _trainer.fresh_samples(trainer, batch_idx, dataloader_idx)
+            self._loaders.start(Batch(batch, fresh), 0 if self.pool_loaders else dataloader_idx)
 
     on_test_batch_start = on_validation_batch_start
 

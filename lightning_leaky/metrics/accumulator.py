@@ -16,14 +16,15 @@ from lightning_leaky.functional.moments import (
     MomentumMoments,
     feature_products,
     inner_product,
-    inner_products,
     momentum_moments_of,
     split_moments,
 )
 from lightning_leaky.functional.spectrum import singular_values_from_moments
 from lightning_leaky.metrics.base import SumMetric
-from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, layer_batch
-from lightning_leaky.metrics.recipe import OWN, Recipe, Weights
+from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, in_groups, layer_batch, velocity_scales
+from lightning_leaky.metrics.recipe import MOMENTUM_SUMS, OWN, Recipe, Weights
+
+_ALL = slice(None)
 
 
 class Accumulator(SumMetric):
@@ -43,6 +44,7 @@ class Accumulator(SumMetric):
 
     feature_products: Tensor
     inner: Tensor
+    turns: Tensor
     second_moment: Tensor
     first_order: Tensor
     features_momentum: Tensor
@@ -84,9 +86,14 @@ class Accumulator(SumMetric):
 
     def _add_layer(self, index: int, layer: LayerBatch) -> None:
         if self.recipe.num_matrices:
-            matrices = (layer.previous, layer.velocity)[: self.recipe.num_matrices]
-            self.feature_products[index] += feature_products(layer.features, matrices)
-            self.inner[index] += inner_products(matrices)
+            count, size = self.recipe.num_matrices, layer.features.shape[-1]
+            products = feature_products(layer.features, (layer.previous, layer.step)[:count])
+            products[:, size + self.width :] /= layer.step_size
+            self.feature_products[index] += products
+            scales = velocity_scales(self.inner.new_tensor([layer.step_size]), count)[0]
+            self.inner[index] += scales * layer.inner(count, self.recipe.has_cross)
+        if self.recipe.has_turns:
+            self.turns[index] += layer.turns
         if self.recipe.has_spectrum:
             self.second_moment[index] += layer.previous.mT @ layer.previous
         if layer.momentum is not None:
@@ -97,47 +104,60 @@ class Accumulator(SumMetric):
 
     def _add_momentum(self, index: int, layer: LayerBatch, momentum: Tensor) -> None:
         # 0 where the loss is a sum: a MetricCollection merges metrics whose states are equal.
-        count = momentum.new_tensor([len(momentum) if self.recipe.loss_reduction == "mean" else 0])
+        count = len(momentum) if self.recipe.loss_reduction == "mean" else 0
         if self.recipe.has_first_order:
-            sums = first_order_sums(-momentum, layer.previous, layer.current)
-            self.first_order[index] += torch.cat([sums, count])
+            self.first_order[index, :2] += first_order_sums(-momentum, layer.previous, layer.current)
+            self.first_order[index, 2] += count
         if self.recipe.has_momenta:
             products, *scalars = momentum_moments_of(layer.features, layer.previous, momentum)
             self.features_momentum[index] += products
-            self.momentum_sums[index] += torch.cat([torch.stack(scalars), count])
+            self.momentum_sums[index, :2] += torch.stack(scalars)
+            self.momentum_sums[index, 2] += count
 
-    def momentum_moments(self) -> MomentumMoments:
-        """Momentum moments of the whole data set, of all layers."""
-        inner, square, count = self.momentum_sums.unbind(-1)
+    def momentum_moments(self, layers: slice = _ALL) -> MomentumMoments:
+        """Momentum moments of the whole data set, of all layers or some."""
+        inner, square, count = self.momentum_sums[layers].unbind(-1)
         total = self._total(count)
-        return MomentumMoments(self.features_momentum / total[:, None, None], inner / total, square / total**2)
+        products = self.features_momentum[layers] / total[:, None, None]
+        return MomentumMoments(products, inner / total, square / total**2)
 
     def _total(self, count: Tensor) -> Tensor:
         """What to divide sums of gradients by, that of the whole data set then being of its loss."""
         return count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
 
-    def sums(self, weights: Weights = None) -> dict[str, Tensor]:
-        """Return what `Sums` holds of the whole data set, by name."""
-        found = {name: getattr(self, name) for name in self._defaults if name.startswith(OWN)}
+    def sums(self, weights: Weights = None, layers: slice = _ALL) -> dict[str, Tensor]:
+        """Return what `Sums` holds of the whole data set, by name, of all layers or some.
+
+        Args:
+            weights: W_l of these layers, for the residual.
+            layers: Which.
+        """
+        found = {name: getattr(self, name)[layers] for name in self._defaults if name.startswith(OWN)}
+        if self.recipe.has_turns:
+            found["turns"] = self.turns[layers]
         if self.recipe.num_matrices:
-            layers = map(split_moments, self.feature_products, self.inner)  # one layer's workspace at a time
-            norm = self.recipe.k_norm
-            found["products"] = torch.stack([k_inner_products_from_moments(layer, norm) for layer in layers])
+            found["products"] = self._k_products(layers)
         if self.recipe.has_spectrum:
-            found["singular_values"] = singular_values_from_moments(self.second_moment)
+            found["singular_values"] = singular_values_from_moments(self.second_moment[layers])
         if self.recipe.has_first_order:
-            found["first_order"] = self.first_order[:, :2] / self._total(self.first_order[:, 2:])
+            found["first_order"] = self.first_order[layers, :2] / self._total(self.first_order[layers, 2:])
         if self.recipe.has_momenta:
-            moments = self.momentum_moments()
-            found["features_momentum_square"] = inner_product(moments.features_momentum, moments.features_momentum)
-            found["momentum_representation"] = moments.momentum_representation
-            found["momentum_square"] = moments.momentum_square
+            moments = self.momentum_moments(layers)
+            square = inner_product(moments.features_momentum, moments.features_momentum)
+            found |= dict(zip(MOMENTUM_SUMS, (square, *moments[1:]), strict=True))
             if weights is not None:
                 found["residual"] = self._residuals(moments, weights)
         return found
 
+    def _k_products(self, layers: slice) -> Tensor:
+        """⟨M_i, M_j⟩_K of some layers, shape (…, k, k)."""
+        products, inner, recipe = self.feature_products[layers], self.inner[layers], self.recipe
+        parts = in_groups(range(len(products)), products[0].nbytes)
+        moments = [split_moments(products[part.start : part.stop], inner[part.start : part.stop]) for part in parts]
+        return torch.cat([k_inner_products_from_moments(one, recipe.k_norm, recipe.has_cross) for one in moments])
+
     def _residuals(self, moments: MomentumMoments, weights: Matrices) -> Tensor:
-        """Criticality residuals, shape (L,), with one layer's weights at a time."""
+        """Criticality residuals, with one layer's weights at a time."""
         each = enumerate(map(MomentumMoments, *moments))
         depth = self.recipe.effective_depth
         return torch.stack([criticality_residual_of(weights[index].detach(), layer, depth) for index, layer in each])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor
 
 from lightning_leaky.metrics.accumulator import Accumulator
 from lightning_leaky.metrics.base import gathered
-from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, layer_batch
+from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, in_groups, layer_batch
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.sample_sums import sums_of_samples
-from lightning_leaky.utilities.processes import num_processes
+from lightning_leaky.utilities.processes import num_processes, own_share, summed
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
 """How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""
@@ -43,8 +45,9 @@ class LayerStore:
         self.step_sizes = torch.zeros(num_layers, dtype=torch.float64)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.is_summing = form == "moments"
-        # Of each batch A_{l−1}, A_l and B_l of all layers, shape (N, 2 L or 3 L, w).
-        self._kept: list[Tensor] = []
+        # Of each batch A_{l−1}, A_l and B_l of all layers, 2 L or 3 L matrices of shape (N, w).
+        self._kept: list[Sequence[Tensor]] = []
+        self._levels: list[Sequence[Tensor]] = []  # of their rows, where only some are kept
         self._accumulator: Accumulator | None = None
 
     @property
@@ -55,14 +58,28 @@ class LayerStore:
     @property
     def samples_in_bytes(self) -> int:
         """Bytes of the samples kept so far on this process."""
-        return sum(batch.nbytes for batch in self._kept)
+        return sum(matrix.nbytes for batch in self._kept for matrix in batch)
 
-    def update(self, groups: Sequence[Matrices]) -> None:
-        """Add a batch: A_{l−1}, A_l and, where they are read, B_l of all layers."""
-        if self._keeps({len(matrix) for matrix in groups[0]}):
-            samples = torch.stack([matrix.detach().to(self.dtype) for group in groups for matrix in group], dim=1)
-            samples[:, 2 * self.num_layers :] *= self.recipe.share(samples)
-            self._kept.append(samples.to(self.device))
+    def update(
+        self, groups: Sequence[Matrices], is_last: bool = False, levels: Sequence[Tensor] | None = None
+    ) -> None:
+        """Add a batch: A_{l−1}, A_l and, where they are read, B_l of all layers.
+
+        Args:
+            groups: The matrices.
+            is_last: Whether `values` follows at once, so that nothing can overwrite them before.
+            levels: By which rows can be thinned later, see `thin`, of each layer, shape (N,).
+        """
+        rows = {len(matrix) for matrix in groups[0]}
+        if self._keeps(rows, is_last):
+            kept = [matrix.detach() for group in groups for matrix in group]
+            share = self.recipe.share(kept[0])
+            kept[2 * self.num_layers :] = [share * momentum for momentum in kept[2 * self.num_layers :]]
+            same = all(matrix.dtype == self.dtype and matrix.device == self.device for matrix in kept)
+            if not (is_last and same):
+                kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
+            self._kept.append(kept)
+            self._levels += [] if levels is None else [levels]
             return
         self.turn_to_sums()
         previous, current, *momenta = groups
@@ -80,39 +97,57 @@ class LayerStore:
         """Return every quantity by key, each of shape (L,), over the samples of all processes: a collective."""
         rho = self.step_sizes.to(self.device, _WIDE)
         given = {} if parameters is None else {"parameters": parameters.to(rho)}
+        own = own_share(self.num_layers)
         if self.is_summing:
             accumulator = self._sums()
             with accumulator.sync_context(dist_sync_fn=accumulator.dist_sync_fn):
-                return self.recipe.values(accumulator.sums(weights) | given, rho, failures)
-        samples = gathered(self._samples())
-        each = [
-            sums_of_samples(layer, self.recipe, None if weights is None else weights[index])
-            for index, layer in enumerate(self._layers_of(samples))
-        ]
-        stacked = {name: torch.stack([one[name] for one in each]) for name in each[0]}
-        return self.recipe.values(stacked | given, rho, failures)
+                sums = self._of_all(partial(accumulator.sums, layers=own), own, self.width, weights, failures)
+        else:
+            samples = self._gathered()
+            num_values = min(len(samples[0]), self.width)
+            sums = self._of_all(partial(self._sums_of, samples, own), own, num_values, weights, failures)
+        return self.recipe.values(sums | given, rho, failures)
+
+    def counts(self, num_levels: int) -> Tensor:
+        """How many rows of each layer are kept here at each level, shape (L, num_levels)."""
+        found = torch.zeros(self.num_layers, num_levels, dtype=torch.int64)
+        for batch in self._levels:
+            for layer, levels in zip(found, batch, strict=True):
+                layer += torch.bincount(levels, minlength=num_levels)
+        return found.flip(1).cumsum(1).flip(1)
+
+    def thin(self, level: int) -> None:
+        """Keep only rows of a level or above."""
+        for number, batch in enumerate(self._levels):
+            places = [(levels >= level).nonzero()[:, 0].to(self.device) for levels in batch]
+            kept = enumerate(self._kept[number])
+            self._kept[number] = [matrix[places[index % self.num_layers]] for index, matrix in kept]
+            self._levels[number] = [levels[levels >= level] for levels in batch]
 
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all that come until the next reset."""
         if not self.is_summing:
             self.is_summing = True
-            if self._kept:
-                samples = self._samples()
-                groups = samples.reshape(len(samples), self.num_matrices, self.num_layers, self.width).movedim(0, 2)
+            for batch in self._kept:
+                groups = [batch[start : start + self.num_layers] for start in range(0, len(batch), self.num_layers)]
                 self._sums().add(self.step_sizes.tolist(), *groups)
             self._kept = []
 
     def reset(self) -> None:
         """Forget every batch."""
         self.is_summing = self.form == "moments"
-        self._kept = []
+        self._kept, self._levels = [], []
         if self._accumulator is not None:
             self._accumulator.reset()
 
-    def _keeps(self, rows: set[int]) -> bool:
-        """Whether the samples of a batch are kept, with those before and as many of each other process."""
-        total = num_processes() * (sum(map(len, self._kept)) + sum(rows))
-        fits = not self.is_summing and len(rows) == 1 and total <= self.width
+    def _keeps(self, rows: set[int], is_last: bool) -> bool:
+        """Whether the samples of a batch are kept, with those before and as many of each other process.
+
+        A last batch that is alone is neither copied nor exchanged: it may have any number.
+        """
+        is_alone = is_last and not self._kept and num_processes() == 1
+        total = num_processes() * (sum(len(batch[0]) for batch in self._kept) + sum(rows))
+        fits = not self.is_summing and len(rows) == 1 and (is_alone or total <= self.width)
         return self.form == "samples" or fits
 
     def _sums(self) -> Accumulator:
@@ -123,21 +158,70 @@ class LayerStore:
             self._accumulator.to(self.device)
         return self._accumulator
 
-    def _samples(self) -> Tensor:
-        """All samples kept on this process."""
-        if len(self._kept) == 1:
+    def _gathered(self) -> Sequence[Tensor]:
+        """All matrices over the samples of all processes."""
+        if num_processes() == 1 and len(self._kept) == 1:
             return self._kept[0]
-        empty = torch.zeros(0, self.num_matrices * self.num_layers, self.width, dtype=self.dtype, device=self.device)
-        return torch.cat([empty, *self._kept])
+        empty = torch.zeros(0, self.width, dtype=self.dtype, device=self.device)
+        number = self.num_matrices * self.num_layers
+        if num_processes() == 1:
+            return [torch.cat(parts) for parts in zip([empty] * number, *self._kept, strict=True)]
+        rows = [torch.stack(list(batch), dim=1) for batch in self._kept]
+        return gathered(torch.cat([empty[:, None].expand(0, number, self.width), *rows])).unbind(1)
 
-    def _layers_of(self, samples: Tensor) -> Iterator[LayerBatch]:
-        """Each layer over all samples, one at a time."""
-        kept = samples.dtype if self.recipe.k_norm.bears_float32 else _WIDE
-        feature_map, share = self.recipe.feature_map, self.recipe.share(samples)
-        for index, rho in enumerate(self.step_sizes.tolist()):
-            previous, current, *momenta = samples[:, index :: self.num_layers].unbind(1)
-            momenta = [momentum.to(_WIDE) / share for momentum in momenta]
-            yield layer_batch(feature_map, rho, _WIDE, previous.to(kept), current.to(kept), *momenta)
+    def _of_all(
+        self,
+        compute: Callable[[Weights], dict[str, Tensor]],
+        own: slice,
+        num_values: int,
+        weights: Weights,
+        failures: dict[str, Exception] | None,
+    ) -> dict[str, Tensor]:
+        """What `Sums` holds of all layers, each computed by one process: a collective of a few numbers a layer."""
+        indices, number = range(self.num_layers)[own], num_processes()
+        if number == 1:
+            return compute(weights)
+        shapes = self.recipe.sum_shapes(self.width, num_values, weights is not None)
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        table = torch.zeros(self.num_layers, sum(sizes), dtype=_WIDE, device=self.device)
+        # Each is asked for by all, for a sharded one is gathered.
+        asked = None if weights is None else ((index, weights[index]) for index in range(self.num_layers))
+        known = None if asked is None else [weight for index, weight in asked if index in indices]
+        try:
+            if indices:
+                found = compute(known)
+                table[own] = torch.cat([found[name].reshape(len(indices), -1) for name in shapes], dim=1)
+        except Exception as error:
+            table[own] = torch.nan
+            (failures if failures is not None else {})["all"] = error
+        columns = zip(shapes, torch.split(summed(table), sizes, dim=1), strict=True)
+        return {name: column.reshape(-1, *shapes[name]) for name, column in columns}
+
+    def _sums_of(self, samples: Sequence[Tensor], own: slice, weights: Weights) -> dict[str, Tensor]:
+        """What `Sums` holds of some layers, from all samples."""
+        indices = range(self.num_layers)[own]
+        # Layers that are not alike, as where each was told its own padding, are read one by one.
+        bytes_each = 3 * samples[0].nbytes if len({len(matrix) for matrix in samples}) == 1 else 2**26
+        parts = [
+            sums_of_samples(
+                [self._layer(samples, indices[place]) for place in group],
+                self.recipe,
+                None if weights is None else weights[group.start : group.stop],
+            )
+            for group in in_groups(range(len(indices)), bytes_each)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _layer(self, samples: Sequence[Tensor], index: int) -> LayerBatch:
+        """One layer over all samples."""
+        dtype = self.recipe.dtype(self.dtype)
+        # In N × N form float32 matrices need no more than that; elsewhere differences of sums do.
+        is_kernel = len(samples[0]) <= self.width and self.recipe.k_norm.bears_float32(1e-6)
+        kept = self.dtype if is_kernel else dtype
+        previous, current, *momenta = samples[index :: self.num_layers]
+        momenta = [momentum.to(dtype) / self.recipe.share(momentum) for momentum in momenta]
+        ends = previous.to(kept), current.to(kept)
+        return layer_batch(self.recipe.feature_map, self.step_sizes.tolist()[index], dtype, *ends, *momenta)
 
 
 def check_form(form: Form) -> Form:

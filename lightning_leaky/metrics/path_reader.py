@@ -16,10 +16,12 @@ from lightning_leaky.metrics.layer_store import Form, LayerStore, check_form
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.records import QUANTITIES
-from lightning_leaky.utilities.processes import num_processes, summed
+from lightning_leaky.utilities.processes import meeting_place, num_processes, summed
 
 # Of all layers together. Above it a monitor would no longer be a guest; a fixed number, so that all processes agree.
 MEMORY_LIMIT = 2**30
+NUM_LEVELS = 41
+"""How often rows can be halved."""
 
 
 class PathReader:
@@ -37,14 +39,17 @@ class PathReader:
         recipe: What to read, and how.
         form: ``"auto"``, or the form to take.
         halves: Whether to read the two halves of each batch by themselves too: as much work again, and memory.
+        max_rows: How many rows are kept, of all processes together, fewer where they take more than 1 GiB; ``None``
+            for all.
 
     Attributes:
+        level: Which rows are kept where not all are: those whose level is as high, see `update`.
         moments_in_bytes: What second moments take, in all.
         is_empty: Whether no batch was added since the last reset.
         failures: Why quantities read NaN that could not be computed, by key, of the last `compute`.
 
     Raises:
-        ValueError: If the form is not known.
+        ValueError: If the form is not known, or fewer rows are to be kept than there are features.
 
     Example:
         >>> reader = PathReader([(2, 1)], Recipe(["cost_of_identity"], effective_depth=0.5, k_norm=KNorm(gamma=4.0)))
@@ -54,14 +59,20 @@ class PathReader:
     """
 
     def __init__(
-        self, widths: Sequence[tuple[int, int]], recipe: Recipe, form: Form = "auto", halves: bool = False
+        self,
+        widths: Sequence[tuple[int, int]],
+        recipe: Recipe,
+        form: Form = "auto",
+        halves: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         if not widths or min(map(min, widths)) < 1:
             raise ValueError(f"`widths` must hold widths and numbers of layers of at least 1, got {list(widths)}.")
         self.recipe = recipe
         self.moments_in_bytes = sum(recipe.state_bytes(length, width) for width, length in widths)
-        is_too_much = self.moments_in_bytes > MEMORY_LIMIT
+        is_too_much = self.moments_in_bytes > MEMORY_LIMIT or max_rows is not None
         self.form: Form = "samples" if check_form(form) == "auto" and is_too_much else form
+        self.max_rows, self.level = self._checked(max_rows, widths), 0
         self.stores = [LayerStore(length, width, recipe, self.form) for width, length in widths]
         self.step_sizes = torch.zeros(0, dtype=torch.float64)
         self.is_empty = True
@@ -70,7 +81,9 @@ class PathReader:
         # Gradients are of the whole batch.
         alone = [record for record in recipe.records if not record.has_gradients] if halves else []
         self._odd = 0
-        self._halves = [PathReader(widths, replace(recipe, quantities=alone), form) for _ in range(2) if alone]
+        self._halves = [
+            PathReader(widths, replace(recipe, quantities=alone), form, max_rows=max_rows) for _ in range(2) if alone
+        ]
 
     def expect(self, step_sizes: Tensor, device: torch.device, dtype: torch.dtype) -> None:
         """Say what batches are like; a process that may have none is told.
@@ -98,7 +111,7 @@ class PathReader:
         Args:
             dtype: Dtype of the representations.
         """
-        if self.form != "samples":
+        if self.form != "samples" or self.max_rows is not None:
             return None
         width = sum(store.width * store.num_layers * store.num_matrices for store in self.stores)
         kept = sum(store.samples_in_bytes for store in self.stores)  # all processes gather those of all
@@ -112,6 +125,8 @@ class PathReader:
         current: Sequence[Tensor] | Tensor,
         step_sizes: Tensor,
         momenta: Sequence[Tensor] | Tensor | None = None,
+        is_last: bool = False,
+        levels: Sequence[Tensor] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -120,6 +135,9 @@ class PathReader:
             current: A_l of them.
             step_sizes: Their ρ, shape (L,), the same for all batches between two resets.
             momenta: Their B_l, where a momentum quantity is read.
+            is_last: Whether `compute` follows at once: then nothing can overwrite the tensors, and they are not copied.
+            levels: Where not all rows are kept, how long each stays: whole numbers below `NUM_LEVELS`, shape (N,), on
+                the CPU, of each layer.
 
         Raises:
             ValueError: If the tensors do not fit the layers, or the momenta are missing: then nothing is added. If a
@@ -134,14 +152,17 @@ class PathReader:
         check_layers([store.width for store in self.stores for _ in range(store.num_layers)], **groups)
         for _, part in self._parts():
             rows = [len(matrix) for matrix in previous[part]]
-            if self.form == "samples" and len(set(rows)) > 1:
-                raise ValueError(f"`previous` must have one number of rows to be kept as samples, got {rows}.")
+            is_exchanged = self.max_rows is None or num_processes() > 1
+            if self.form == "samples" and len(set(rows)) > 1 and is_exchanged:
+                hint = "" if self.max_rows is None else "; say exact=True"
+                raise ValueError(f"`previous` must have one number of rows to be kept as samples, got {rows}{hint}.")
         self.expect(
             step_sizes, previous[0].device, functools.reduce(torch.promote_types, [matrix.dtype for matrix in previous])
         )
         try:
             for store, part in self._parts():
-                store.update([group[part] for group in groups.values()])
+                of_store = None if levels is None else levels[part]
+                store.update([group[part] for group in groups.values()], is_last, of_store)
         except Exception as error:
             self.reset()
             raise ValueError(
@@ -150,13 +171,22 @@ class PathReader:
             ) from error
         self.is_empty = False
         self._num_samples += torch.tensor(list(map(len, current)))
+        if self.max_rows is not None:
+            self._fit(self._counts().amax(0).tolist(), self.max_rows)
         for number, half in enumerate(self._halves):
             # The odd row goes to the first half, and the next odd one to the second.
             cut = functools.partial(_half, number=number, odd=self._odd)
-            half.update(list(map(cut, previous)), list(map(cut, current)), step_sizes)
+            parts = None if levels is None else list(map(cut, levels))
+            half.update(list(map(cut, previous)), list(map(cut, current)), step_sizes, None, is_last, parts)
         self._odd = (self._odd + len(current[0])) % 2
 
-    def compute(self, names: Sequence[str] = (), weights: Weights = None, parameters: Tensor | None = None) -> Readings:
+    def compute(
+        self,
+        names: Sequence[str] = (),
+        weights: Weights = None,
+        parameters: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Readings:
         """Return the readings; under torch.distributed a collective that every process must join.
 
         Args:
@@ -165,8 +195,9 @@ class PathReader:
                 residual. One layer at a time is asked for, as sharded weights need.
             parameters: `Sums.parameters` of the layers of all segments, shape (L, 3), likewise; without them there is
                 no quantity that needs them.
+            seen: Where not all rows are kept, how many samples there were of each level, shape (`NUM_LEVELS`,).
         """
-        num_samples = self._agreed()
+        num_samples, samples_read = self._agreed(seen)
         self.failures = {}
         known = weights if self.recipe.needs_weights else None
         parts = [
@@ -191,11 +222,12 @@ class PathReader:
             # With a sample a process one of the halves may be empty.
             tuple(half.compute().quantities for half in self._halves if min(num_samples) > num_processes()),
             tuple(store.width for store in self.stores for _ in range(store.num_layers)),
+            samples_read,
         )
 
     def reset(self) -> None:
         """Forget every batch."""
-        self.is_empty = True
+        self.is_empty, self.level = True, 0
         self._num_samples.zero_()
         self._odd = 0
         for half in self._halves:
@@ -208,17 +240,53 @@ class PathReader:
         ends = list(itertools.accumulate(store.num_layers for store in self.stores))
         return [(store, slice(end - store.num_layers, end)) for store, end in zip(self.stores, ends, strict=True)]
 
-    def _agreed(self) -> tuple[int, ...]:
-        """Return the number of samples of each layer, of all processes; one collective.
+    @staticmethod
+    def _checked(max_rows: int | None, widths: Sequence[tuple[int, int]]) -> int | None:
+        """How many rows to keep at most."""
+        if max_rows is None:
+            return None
+        width = max(width for width, _ in widths)
+        if max_rows <= width:
+            raise ValueError(
+                f"`max_rows` must be at least w + 1 = {width + 1}, got {max_rows!r}: fewer rows than features fit "
+                "whatever they are. Raise it, leave it out, or say exact=True."
+            )
+        return min(max_rows, max(1, MEMORY_LIMIT // sum(8 * width * length for width, length in widths)))
 
-        If a process has turned to sums, as one has where all samples together are too many, all do.
+    def _counts(self) -> Tensor:
+        """Rows kept here of each layer at each level; more than all may keep, at levels that are thinned out."""
+        counts = torch.cat([store.counts(NUM_LEVELS) for store in self.stores])
+        counts[:, : self.level] = 0 if self.max_rows is None else self.max_rows + 1
+        return counts
+
+    def _fit(self, counts: Sequence[int], most: int) -> None:
+        """Thin all layers to the lowest level at which the fullest keeps no more rows than it may."""
+        level = next((level for level, count in enumerate(counts) if count <= most), NUM_LEVELS - 1)
+        if level > self.level:
+            self.level = level
+            for store in self.stores:
+                store.thin(level)
+
+    def _agreed(self, seen: Tensor | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the number of rows of each layer, of all processes, and of samples read and seen; one collective.
+
+        If a process has turned to sums, as one has where all samples together are too many, all do. Of rows that are
+        thinned all processes keep the same.
         """
-        own = torch.tensor([int(store.is_summing) for store in self.stores])
-        total = summed(torch.cat([own, self._num_samples]).to(self.stores[0].device)).tolist()
-        for store, is_summing in zip(self.stores, total[: len(own)], strict=True):
+        flags, place = torch.tensor([int(store.is_summing) for store in self.stores]), self.stores[0].device
+        parts = [flags, self._num_samples]
+        if self.max_rows is not None:
+            parts = [flags, self._counts().flatten(), torch.zeros(NUM_LEVELS) if seen is None else seen]
+        total = summed(torch.cat(parts).to(meeting_place(place))).cpu()
+        for store, is_summing in zip(self.stores, total[: len(flags)].tolist(), strict=True):
             if is_summing:
                 store.turn_to_sums()
-        return tuple(total[len(own) :])
+        if self.max_rows is None:
+            return tuple(total[len(flags) :].tolist()), ()
+        table = total[len(flags) :].reshape(-1, NUM_LEVELS)
+        self._fit(table[:-1].amax(0).tolist(), self.max_rows)
+        of_samples = int(table[-1, self.level :].sum()), int(table[-1].sum())
+        return tuple(table[:-1, self.level].tolist()), of_samples if of_samples[1] else ()
 
 
 def _half(rows: Tensor, number: int, odd: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Need: TypeAlias = Literal[
-    "representation", "energies", "spectrum", "gradients", "parameters", "momenta", "weights", "own"
+    "representation", "squares", "energies", "turns", "spectrum", "gradients", "parameters", "momenta", "weights", "own"
 ]
 """Which sums over samples a quantity is computed from; see `Sums`."""
 
@@ -27,7 +27,9 @@ class Sums:
     Attributes:
         step_sizes: ρ of the layers, shape (L,).
         effective_depth: L̃.
-        products: ⟨M_i, M_j⟩_K, shape (L, k, k), of A and ∂_pA; of A alone for needs of ``"representation"``.
+        products: ⟨M_i, M_j⟩_K, shape (L, k, k), of A and ∂_pA; of A alone for needs of ``"representation"``. NaN beside
+            the diagonal unless a quantity needs ``"energies"``.
+        turns: Σ_i (1 − cos(A_{l−1}, A_l))_i over samples, and their number, shape (L, 2).
         singular_values: Those of A, largest first, shape (L, n).
         first_order: Σ_i ⟨∂C/∂A_l, A_{l−1} − A_l⟩_i over samples, and Σ_i of absolute values, shape (L, 2).
         parameters: (d/2)‖θ_l‖², ‖dθ_l + ∂C/∂θ_l‖² and ‖dθ_l‖² of the parameters of a layer, shape (L, 3).
@@ -46,6 +48,7 @@ class Sums:
     step_sizes: Tensor
     effective_depth: float
     products: Tensor = _ABSENT
+    turns: Tensor = _ABSENT
     singular_values: Tensor = _ABSENT
     first_order: Tensor = _ABSENT
     parameters: Tensor = _ABSENT
@@ -93,8 +96,8 @@ class Quantity:
     Args:
         key: First part of its log keys, as ``"cost_of_identity"``.
         compute: The values, shape (L,), from the sums of a data set; see `Sums`.
-        needs: Which sums: ``"representation"`` or ``"energies"`` (`Sums.products` of A, or of A and ∂_pA),
-            ``"spectrum"`` (`Sums.singular_values`), ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients
+        needs: Which sums: ``"representation"``, ``"squares"`` or ``"energies"`` (`Sums.products` of A, of A and ∂_pA
+            each with itself, or of all pairs), ``"turns"`` (`Sums.turns`), ``"spectrum"`` (`Sums.singular_values`), ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients
             and `Sums.parameters`), ``"momenta"`` (gradients and λ), ``"weights"`` (momenta and `Sums.residual`), or
             ``"own"``.
         sums: Where they are its own: sums over samples, of any shape, from A_{l−1} and A_l of one layer, each of shape

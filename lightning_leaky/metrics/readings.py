@@ -30,6 +30,7 @@ class Readings:
         halves: Quantities of two halves of the samples by name, where they were read: how far they disagree is how far
             the reading can be trusted as one of other samples.
         widths: Width of each layer, L numbers, or none where that is not known.
+        samples_read: Of how many samples of the data set rows were read, and how many it has; none where all were.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -48,6 +49,7 @@ class Readings:
     num_samples: tuple[int, ...] = ()
     halves: tuple[Mapping[str, Tensor], ...] = ()
     widths: tuple[int, ...] = ()
+    samples_read: tuple[int, ...] = ()
 
     @property
     def positions(self) -> Tensor:
@@ -119,6 +121,7 @@ class Readings:
                 num_samples=self.num_samples[end - len(rho) : end],
                 halves=tuple(half[index] for half in parts[1:]),
                 widths=self.widths[end - len(rho) : end],
+                samples_read=self.samples_read,
             )
             for index, (rho, end) in enumerate(zip(torch.split(self.step_sizes, lengths), ends, strict=True))
         ]

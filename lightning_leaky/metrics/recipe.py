@@ -21,11 +21,15 @@ from lightning_leaky.metrics.quantity import Quantity, Sums
 LossReduction: TypeAlias = Literal["mean", "sum"]
 """How a cost runs over the samples of a batch."""
 
+Precision: TypeAlias = Literal["default", "high"]
+"""How float32 representations are multiplied: as they are, where the stabiliser allows it, or in float64."""
+
 Weights: TypeAlias = Sequence[Tensor] | Tensor | None
 """W_1, …, W_L, each of shape (w, d), asked for one layer at a time; ``None`` where they are not known."""
 
 _DEFAULT = KNorm()
 OWN = "own_"
+MOMENTUM_SUMS = ("features_momentum_square", "momentum_representation", "momentum_square")
 _GIVEN = {"weights": "residual", "parameters": "parameters"}
 
 
@@ -40,6 +44,8 @@ class Recipe:
         feature_map: From representations, shape (N, w), to features σ(A), shape (N, d).
         loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
         weight_decay: λ that momenta are made with; any number where only gradients are read.
+        precision: ``"high"``, or ``"default"`` for products of float32 representations in float32; see
+            `ReadingSettings`.
 
     Raises:
         ValueError: If a quantity is not known, or another argument is out of range.
@@ -55,10 +61,12 @@ class Recipe:
     feature_map: FeatureMap = features
     loss_reduction: LossReduction = "mean"
     weight_decay: float = 1.0
+    precision: Precision = "high"
 
     def __post_init__(self) -> None:
         check_non_negative("effective_depth", self.effective_depth)
         check_loss_reduction(self.loss_reduction)
+        check_precision(self.precision)
         _ = self.records  # refuses what is not known
         object.__setattr__(self, "quantities", plain_quantities(self.quantities))
 
@@ -70,7 +78,17 @@ class Recipe:
     @cached_property
     def num_matrices(self) -> int:
         """How many matrices are measured in the K-norm; A and ∂_pA, A alone, or none."""
-        return 2 if self._has("energies") else int(self._has("representation"))
+        return 2 if self.has_cross or self._has("squares") else int(self._has("representation"))
+
+    @cached_property
+    def has_cross(self) -> bool:
+        """Whether their product with one another is needed."""
+        return self._has("energies")
+
+    @cached_property
+    def has_turns(self) -> bool:
+        """Whether it is needed how far a layer turns its samples."""
+        return self._has("turns")
 
     @cached_property
     def has_spectrum(self) -> bool:
@@ -107,6 +125,11 @@ class Recipe:
         """Whether the parameters of layers and their gradients are needed."""
         return self._has("parameters")
 
+    def dtype(self, samples: torch.dtype) -> torch.dtype:
+        """In which dtype products of samples of a dtype are formed and factorised, where all are at hand together."""
+        is_single = self.precision == "default" and self.k_norm.bears_float32()
+        return torch.float32 if is_single and samples != torch.float64 else torch.float64
+
     def share(self, momentum: Tensor) -> int:
         """What to multiply the momenta of a batch by, so that those of batches add up; and to divide their sum by.
 
@@ -121,6 +144,8 @@ class Recipe:
         found: dict[str, tuple[int, ...]] = {}
         if count:
             found |= {"feature_products": (size, size + count * width), "inner": (count, count)}
+        if self.has_turns:
+            found["turns"] = (2,)
         if self.has_spectrum:
             found["second_moment"] = (width, width)
         if self.has_first_order:
@@ -128,6 +153,22 @@ class Recipe:
         if self.has_momenta:  # beside the products, tr(BᵀA), ‖B‖² and the number of samples
             found |= {"features_momentum": (size, width), "momentum_sums": (3,)}
         return found | {name: tuple(own.shape) for name, own in self.own_sums(one, one).items()}
+
+    def sum_shapes(self, width: int, num_values: int, has_weights: bool) -> dict[str, tuple[int, ...]]:
+        """Shape of what `Sums` holds of one layer, by name, with so many singular values."""
+        shapes = self.state_shapes(width)
+        found = {name: shape for name, shape in shapes.items() if name == "turns" or name.startswith(OWN)}
+        if self.num_matrices:
+            found["products"] = shapes["inner"]
+        if self.has_spectrum:
+            found["singular_values"] = (num_values,)
+        if self.has_first_order:
+            found["first_order"] = (2,)
+        if self.has_momenta:
+            found |= dict.fromkeys(MOMENTUM_SUMS, ())
+        if has_weights:
+            found["residual"] = ()
+        return found
 
     def state_bytes(self, num_layers: int, width: int) -> int:
         """Bytes of these sums for so many layers: ``8 (d² + 2dw)`` a layer for the energies, for example.
@@ -181,6 +222,13 @@ class Recipe:
 
     def _has(self, need: str) -> bool:
         return any(record.needs == need for record in self.records)
+
+
+def check_precision(precision: Precision) -> Precision:
+    """Return a precision, or raise ValueError where it is none."""
+    if precision not in ("default", "high"):
+        raise ValueError(f'`precision` must be "default" or "high", got {precision!r}.')
+    return precision
 
 
 def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from lightning_leaky.functional.block_influence import block_influence_of, cosine_sums
+from lightning_leaky.functional.block_influence import block_influence_of
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import (
     energy_hamiltonian_of,
@@ -80,6 +80,7 @@ _RECORDS = (
     Quantity(
         "kinetic_energy",
         lambda sums: kinetic_energy_of(sums.products[:, 1, 1], sums.effective_depth),
+        "squares",
         title="kinetic energy",
         formula="‖∂_pA‖²_K / (2L̃)",
         unit="energy",
@@ -91,15 +92,15 @@ _RECORDS = (
     Quantity(
         "relative_speed",
         lambda sums: relative_speed_of(sums.products, sums.step_sizes),
+        "squares",
         title="relative speed",
         formula="‖A_l − A_{l−1}‖_K / ‖A_{l−1}‖_K",
         says="How far a layer moves the representation, measured by the representation itself.",
     ),
     Quantity(
         "block_influence",
-        lambda sums: block_influence_of(sums.own),
-        "own",
-        sums=cosine_sums,
+        lambda sums: block_influence_of(sums.turns),
+        "turns",
         title="block influence",
         formula="1 − mean cos(A_{l−1}, A_l)",
         says="How far a layer turns the representation of a sample. Near 0 it only scales it.",
@@ -173,6 +174,7 @@ _RECORDS = (
     Quantity(
         "energy_hamiltonian",
         lambda sums: energy_hamiltonian_of(sums.products, sums.effective_depth),
+        "squares",
         title="Hamiltonian, energy form",
         formula="kinetic + potential energy",
         unit="energy",
@@ -183,6 +185,7 @@ _RECORDS = (
     Quantity(
         "speed",
         lambda sums: speed_of(sums.products[:, 1, 1]),
+        "squares",
         title="speed",
         formula="‖∂_pA‖_K",
         says="How fast the representation moves; its integral is the path's length.",

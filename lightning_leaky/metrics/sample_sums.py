@@ -1,48 +1,98 @@
-"""The same sums from the samples themselves: for widths whose second moments would not fit."""
+"""The same sums from the samples themselves: those of some layers, factorised together."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_leaky.functional.criticality import criticality_residual_of
 from lightning_leaky.functional.first_order import first_order_sums
-from lightning_leaky.functional.k_norm import inner_products_of
+from lightning_leaky.functional.k_norm import (
+    KNorm,
+    has_smaller_kernel,
+    inner_products_of,
+    inverse_roots,
+    k_inner_products_from_moments,
+    without_features,
+)
 from lightning_leaky.functional.moments import (
+    SecondMoments,
     features_momentum_square_of,
     inner_product,
+    inner_products,
     momentum_moments_of,
+    split_moments,
 )
+from lightning_leaky.functional.single_precision import products_in_float32
 from lightning_leaky.functional.spectrum import singular_values_by_smaller_side
-from lightning_leaky.metrics.layer_batch import LayerBatch
-from lightning_leaky.metrics.recipe import Recipe
+from lightning_leaky.metrics.layer_batch import LayerBatch, velocity_scales
+from lightning_leaky.metrics.recipe import MOMENTUM_SUMS, Recipe, Weights
+
+# Where a device has no float64, samples are on the CPU.
+_WIDE = torch.float64
 
 
-def sums_of_samples(layer: LayerBatch, recipe: Recipe, weight: Tensor | None = None) -> dict[str, Tensor]:
-    """What `Sums` holds of one layer, by name, from all samples: by N × N matrices where N ≤ w.
-
-    Half of the work on float32 samples is done in float32: the energies err by about 1e-7, where a float32 forward pass
-    moves them by 1e-7 to 2e-5.
+def sums_of_samples(
+    layers: Sequence[LayerBatch], recipe: Recipe, weights: Weights = None
+) -> dict[str, Tensor]:
+    """What `Sums` holds of layers, by name, from all samples: by N × N matrices where N ≤ w.
 
     Args:
-        layer: The layer over the whole data set; its momentum is that of the loss over all of it.
+        layers: Layers over the same samples, the whole data set; their momenta are those of the loss over all of it.
         recipe: What to read, and how.
-        weight: The weight W_l, for the residual.
+        weights: Their W_l, for the residual.
     """
-    wide = layer.features.dtype
-    finite = torch.isfinite(layer.velocity.sum(dtype=wide))
-    features, start, end, moved = layer[:4]
-    if finite.device.type != "cpu" or not finite:  # elsewhere than on a CPU a look would wait for the device
-        # LAPACK raises on NaN: a diverged layer is read through zeros and masked.
-        features, start, end, moved = (torch.where(finite, matrix, 0) for matrix in layer[:4])
-    found = recipe.own_sums(start.to(wide), end.to(wide)) if recipe.has_own else {}
+    each = [_sums_of(layer, recipe, None if weights is None else weights[at]) for at, layer in enumerate(layers)]
+    found = {name: torch.stack([one[name] for one in each]) for name in each[0]}
     if recipe.num_matrices:
-        found["products"] = inner_products_of(recipe.k_norm, features, *(start, moved)[: recipe.num_matrices])
+        found["products"] = _products(layers, recipe.num_matrices, recipe.k_norm, recipe.has_cross)
+        step_sizes = found["products"].new_tensor([layer.step_size for layer in layers])
+        found["products"] *= velocity_scales(step_sizes, recipe.num_matrices)
+    return found
+
+
+def _products(layers: Sequence[LayerBatch], count: int, k_norm: KNorm, has_cross: bool) -> Tensor:
+    """⟨M_i, M_j⟩_K of the first of A and ρV of layers over the same samples, shape (L, count, count)."""
+    groups = [(layer.previous, layer.step)[:count] for layer in layers]
+    if has_smaller_kernel(layers[0].features, k_norm):
+        inverses, gammas = inverse_roots(torch.stack([layer.features @ layer.features.mT for layer in layers]), k_norm)
+        inverses = inverses.to(layers[0].previous.dtype)
+        halves = [[root @ matrix for matrix in group] for root, group in zip(inverses, groups, strict=True)]
+        return without_features(torch.stack([inner_products(pair, has_cross) for pair in halves]), gammas)
+    if k_norm.is_raw:
+        pairs = zip(layers, groups, strict=True)
+        return torch.stack([inner_products_of(k_norm, layer.features, *group) for layer, group in pairs])
+    moments = _moments(layers, groups, has_cross)
+    if layers[0].features.dtype == torch.float32:
+        return products_in_float32([layer.features for layer in layers], groups, moments, k_norm, has_cross)
+    return k_inner_products_from_moments(moments, k_norm, has_cross)
+
+
+def _moments(
+    layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], has_cross: bool
+) -> SecondMoments:
+    """Second moments of all layers, each product written to its place."""
+    count, width, size = len(groups[0]), layers[0].step.shape[-1], layers[0].features.shape[-1]
+    products = layers[0].features.new_empty(len(layers), size, size + count * width)
+    for place, layer, group in zip(products, layers, groups, strict=True):
+        factors = [layer.features, *(matrix.to(layer.features) for matrix in group)]
+        for factor, part in zip(factors, place.split([size] + count * [width], dim=-1), strict=True):
+            torch.mm(layer.features.mT, factor, out=part)
+    return split_moments(products, torch.stack([layer.inner(count, has_cross) for layer in layers]))
+
+
+def _sums_of(layer: LayerBatch, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:
+    """What is no product in the K-norm, of one layer."""
+    found = {} if not recipe.has_own else recipe.own_sums(layer.previous.to(_WIDE), layer.current.to(_WIDE))
+    if recipe.has_turns:
+        found["turns"] = layer.turns
     if recipe.has_spectrum:
-        found["singular_values"] = singular_values_by_smaller_side(start.to(wide))
-    found = {name: torch.where(finite, value, torch.nan) for name, value in found.items()}
+        found["singular_values"] = singular_values_by_smaller_side(layer.previous.to(_WIDE))
     if layer.momentum is not None and recipe.has_first_order:
-        found["first_order"] = first_order_sums(-layer.momentum, layer.previous.to(wide), layer.current.to(wide))
+        ends = layer.previous.to(layer.momentum), layer.current.to(layer.momentum)
+        found["first_order"] = first_order_sums(-layer.momentum, *ends)
     if layer.momentum is not None and recipe.has_momenta:
         found |= _momentum_sums(layer, layer.momentum, recipe, weight)
     return found
@@ -51,15 +101,10 @@ def sums_of_samples(layer: LayerBatch, recipe: Recipe, weight: Tensor | None = N
 def _momentum_sums(layer: LayerBatch, momentum: Tensor, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:
     start = layer.previous.to(momentum)
     if weight is None:  # then nothing of size d × w is formed where samples are few
-        return {
-            "features_momentum_square": features_momentum_square_of(layer.features, momentum),
-            "momentum_representation": inner_product(momentum, start),
-            "momentum_square": inner_product(momentum, momentum),
-        }
+        square = features_momentum_square_of(layer.features, momentum)
+        products = square, inner_product(momentum, start), inner_product(momentum, momentum)
+        return dict(zip(MOMENTUM_SUMS, products, strict=True))
     moments = momentum_moments_of(layer.features, start, momentum)
-    return {
-        "features_momentum_square": inner_product(moments.features_momentum, moments.features_momentum),
-        "momentum_representation": moments.momentum_representation,
-        "momentum_square": moments.momentum_square,
-        "residual": criticality_residual_of(weight.detach(), moments, recipe.effective_depth),
-    }
+    square = inner_product(moments.features_momentum, moments.features_momentum)
+    found = dict(zip(MOMENTUM_SUMS, (square, *moments[1:]), strict=True))
+    return found | {"residual": criticality_residual_of(weight.detach(), moments, recipe.effective_depth)}

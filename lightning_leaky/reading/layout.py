@@ -127,6 +127,16 @@ class Layout:
         most = self.max_samples
         return rows if most is None or len(rows) <= most else _thinned(rows, most, positions)
 
+    def sample_of_rows(self, tensor: Tensor, *masks: Tensor | None) -> Tensor:
+        """Return the place in the batch of each row that `rows` makes of a representation, shape (N,), on the CPU."""
+        places = torch.arange(self.num_samples(tensor), dtype=torch.float64)
+        shape = [1] * tensor.ndim
+        shape[self.batch_axis(tensor)] = len(places)
+        sizes = [*tensor.shape]
+        sizes[self.channel_axis(tensor)] = 1  # one number a row is enough
+        spread = places.reshape(shape).expand(sizes)
+        return self.rows(spread, *(None if mask is None else mask.cpu() for mask in masks))[:, 0].round().long()
+
     def _axes(self, tensor: Tensor) -> str:
         axes = self.axes or _DEFAULTS.get(tensor.ndim)
         if axes is None or len(axes) != tensor.ndim:

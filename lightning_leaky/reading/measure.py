@@ -45,7 +45,8 @@ def measure_path(
         weight_decay: λ > 0, for the momentum readings and the Hamiltonian of any block, as of `ReadingSettings`.
         layers: Which layers, as of `EnergyMonitor`.
         progress: Whether to show a bar of the batches, in a terminal.
-        **settings: How to read, as of `ReadingSettings`; `halves` is true by default.
+        **settings: How to read, as of `ReadingSettings`; `halves` and `exact` are true and `precision` is ``"high"`` by
+            default.
 
     Returns:
         The readings.
@@ -62,7 +63,7 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
-    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{"halves": True, **settings})
+    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{"halves": True, "precision": "high", "exact": True, **settings})
     path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:
         has_gradients = cost is not None and chosen.reads_all_positions
@@ -144,9 +145,9 @@ def read_batches(
             for given in batches:
                 inputs, targets = inputs_and_targets(given)
                 batch = Batch(inputs, None, targets, {} if reads_parameters else None)
-                observer.arm(batch)
-                _run_batch(observer, model, batch, cost)
-                observer.drain()
+                if observer.arm(batch):
+                    _run_batch(observer, model, batch, cost)
+                    observer.drain()
     finally:
         observer.detach()
 

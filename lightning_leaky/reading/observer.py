@@ -21,11 +21,12 @@ from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weig
 from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch
 from lightning_leaky.reading.sample import PathSample
+from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.segmentation import Segmentation
 from lightning_leaky.reading.settings import ReadingSettings, check_quantities_of, momentum_weight_decay
 from lightning_leaky.reading.watched_layers import WatchedLayers
 from lightning_leaky.utilities.harmless import warn_once
-from lightning_leaky.utilities.processes import first_of
+from lightning_leaky.utilities.processes import first_of, meeting_place
 
 
 class PathObserver:
@@ -87,6 +88,7 @@ class PathObserver:
         self.capture.is_search = self.path is None
         self._reader: PathReader | None = None
         self._batch = Batch()
+        self._count = SampleCount()
         self.said: set[str] = set()
         self._step_sizes = torch.zeros(0) if self.path is None else step_sizes_of(self.path)
 
@@ -123,23 +125,32 @@ class PathObserver:
         self.capture.clear()
         self._batch = Batch()
 
-    def arm(self, batch: Batch | None = None) -> None:
-        """Keep what passes from now on: a batch, where something is known of it."""
-        self.capture.arm()
+    def arm(self, batch: Batch | None = None) -> bool:
+        """Keep what passes from now on: a batch, where something is known of it.
+
+        Returns:
+            Whether it is to be read: not where it has none of the samples that are read of a large data set.
+        """
         self._batch = Batch() if batch is None else batch
+        is_chosen = self.settings.exact or self._count.add(self._batch, 0 if self._reader is None else self._reader.level)
+        if self.path is not None and not is_chosen:
+            return False
+        self.capture.arm()
         if self.path is not None:
             self._step_sizes = step_sizes_of(self.path)
+        return True
 
     def forget(self) -> None:
         """Forget what has passed, but for where the path is."""
         self.drain(None)
 
-    def drain(self, gradient_scale: float | None = 1.0) -> None:
+    def drain(self, gradient_scale: float | None = 1.0, is_last: bool = False) -> None:
         """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
 
         Args:
             gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation); ``None`` adds
                 nothing.
+            is_last: Whether `compute` follows at once.
 
         Raises:
             ValueError: If this observer is strict and the batch cannot be read.
@@ -149,7 +160,7 @@ class PathObserver:
             if was_armed:
                 self._find_path()
             if self.path is not None and gradient_scale is not None:
-                self._read(self.path, gradient_scale)
+                self._read(self.path, gradient_scale, is_last)
         except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
             self._complain(f"A batch is not read: {str(error) or repr(error)}", error)
         finally:
@@ -158,6 +169,7 @@ class PathObserver:
 
     def reset(self) -> None:
         """Forget every batch."""
+        self._count = SampleCount()
         if self._reader is not None:
             self._reader.reset()
 
@@ -175,7 +187,7 @@ class PathObserver:
             return None
         device = self.path.step_sizes.device
         has_read = self._reader is not None and not self._reader.is_empty
-        agreed = first_of(self._watched.segmentation.table.to(device), has_read)
+        agreed = first_of(self._watched.segmentation.table.to(meeting_place(device)), has_read)
         if agreed is None:
             return None
         if Segmentation.of(agreed) != self._watched.segmentation:
@@ -186,7 +198,7 @@ class PathObserver:
         layers = self._watched.segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None
         known = self._parameters.sums(self._layers_read(), self.settings, self.path, reader.step_sizes, parameter_scale)
-        readings = reader.compute([self._watched.names[index] for index in layers], weights, known)
+        readings = reader.compute([self._watched.names[index] for index in layers], weights, known, self._count.of_levels)
         for key, error in reader.failures.items():
             self._complain(f"Quantity {key!r} reads NaN: {str(error) or repr(error)}", error)
         return readings
@@ -229,16 +241,19 @@ class PathObserver:
         self.settings = self.settings.reading(self.quantities)
         self.reads_gradients = any(record.has_gradients for record in self.quantities)
 
-    def _read(self, path: LeakyPath, gradient_scale: float) -> None:
+    def _read(self, path: LeakyPath, gradient_scale: float, is_last: bool) -> None:
         """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
         passed = self._watched.passed(self._batch, self._warn)
         self.notes, self._watched.notes = [*self.notes, *self._watched.notes], []
-        self._add(path, passed, gradient_scale)
+        self._add(path, passed, gradient_scale, is_last)
         self.samples = passed.samples(self.num_shown, self._warn) if self.num_shown else self.samples
 
-    def _add(self, path: LeakyPath, passed: PassedBatch, gradient_scale: float) -> None:
+    def _add(self, path: LeakyPath, passed: PassedBatch, gradient_scale: float, is_last: bool) -> None:
         """Add as much of a batch as there is room for."""
-        reader, (previous, current) = self._reader_of(path), passed.matrices
+        reader, levels = self._reader_of(path), None
+        if reader.max_rows is not None:
+            levels = passed.thin(self._count.numbers_of(passed), reader.level, reader.max_rows)
+        previous, current = passed.matrices
         room = reader.room(current[0].dtype)
         if room is not None and room < max(map(len, current)):
             self._warn(
@@ -249,7 +264,7 @@ class PathObserver:
                 return
             previous, current = passed.at_most(room)
         momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_gradients else None
-        reader.update(previous, current, self._step_sizes_read(), momenta)
+        reader.update(previous, current, self._step_sizes_read(), momenta, is_last, levels)
         if passed.batch.gradients is not None:
             self._parameters.add(self._layers_read(), passed.batch.gradients, list(map(reader.recipe.share, current)))
 
@@ -270,10 +285,10 @@ class PathObserver:
     def _reader_of(self, path: LeakyPath) -> PathReader:
         if self._reader is None:
             recipe = self.settings.recipe(path, self._weight_decay(path))
-            self._reader = PathReader(
-                self._watched.segmentation.widths, recipe, self.settings.form, self.settings.halves
-            )
-            if self._reader.form == "samples":
+            widths, settings = self._watched.segmentation.widths, self.settings
+            most = None if self.reads_gradients else settings.most_rows(max(width for width, _ in widths))
+            self._reader = PathReader(widths, recipe, settings.form, settings.halves, most)
+            if self._reader.form == "samples" and most is None:
                 self.notes.append(
                     "The samples themselves are kept, in the N × N form: second moments would take "
                     f"{self._reader.moments_in_bytes / 2**30:.2f} GiB."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.hooks.capture import Passage
+from lightning_leaky.hooks.structures import all_tensors_of
 from lightning_leaky.reading.layout import Layout, PaddingMask, real_positions
 from lightning_leaky.reading.sample import PathSample, label_rows, labels_of, samples_of
 from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.thinning import chosen_rows
 
 Matrices: TypeAlias = tuple[list[Tensor], list[Tensor]]
 """A_{l−1} and A_l of each layer that is read."""
@@ -31,6 +34,11 @@ class Batch(NamedTuple):
     fresh: Tensor | None = None
     targets: Any = None
     gradients: dict[int, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """How many samples it has, as far as is known before it passes: as many as its first tensor has rows."""
+        return next((len(one) for one in all_tensors_of(self.data) if one.ndim), 0)
 
 
 class PassedBatch:
@@ -64,6 +72,36 @@ class PassedBatch:
         self._padding_mask, self._told = padding_mask, real_positions(batch.data, padding_mask)
         self.matrices = self._matrices(layout)
 
+    def thin(self, numbers: Tensor, level: int, max_rows: int) -> list[Tensor]:
+        """Leave only rows that are read of a large data set, and return their levels, of each layer: `chosen_rows`."""
+        found, known = list[Tensor](), dict[tuple[Any, ...], tuple[Tensor, Tensor, int]]()
+        for place, index in enumerate(self.layers):
+            parts = [self._chosen(passage, index, numbers, level, max_rows, known) for passage in self.passages]
+            starts = [0, *itertools.accumulate(number for *_, number in parts)]
+            rows = torch.cat([places + start for (places, *_), start in zip(parts, starts, strict=False)])
+            found.append(torch.cat([levels for _, levels, _ in parts]))
+            for side in self.matrices:
+                side[place] = side[place][rows.to(side[place].device, non_blocking=True)]
+        return found
+
+    def _chosen(
+        self,
+        passage: Passage,
+        index: int,
+        numbers: Tensor,
+        level: int,
+        max_rows: int,
+        known: dict[tuple[Any, ...], tuple[Tensor, Tensor, int]],
+    ) -> tuple[Tensor, Tensor, int]:
+        """Which rows of one pass of a layer, their levels, and how many there are; the same for layers alike."""
+        tensor, real = passage.current[index], self._real(passage, index)
+        shape = () if tensor is None else tuple(tensor.shape)
+        key = (shape, id(real))
+        if tensor is not None and key not in known:
+            samples = self.layout.sample_of_rows(tensor, real, self.batch.fresh)
+            known[key] = (*chosen_rows(samples, numbers, level, max_rows), len(samples))
+        return known[key]
+
     def at_most(self, most: int) -> Matrices:
         """Return the matrices with so many rows at most."""
         return self._matrices(self.layout.limited(max(1, most // len(self.passages))))
@@ -96,6 +134,11 @@ class PassedBatch:
             if number not in labels and taken is not None:  # of the rows that a segment begins with
                 labels[number] = label_rows(known, taken, layout, self._real(passage, index), self.batch.fresh)
         return samples_of(*self._rows_of(passage, layout), self.segments, labels)
+
+    def num_samples(self) -> int:
+        """Return the length of the batch axis of what the first layer returned."""
+        tensor = self.passages[0].current[self.layers[0]]
+        return 0 if tensor is None else self.layout.num_samples(tensor)
 
     def numbers_of_samples(self) -> set[int]:
         """Return the lengths of the batch axes of what the layers returned; none where all samples are fresh."""

@@ -65,12 +65,7 @@ def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tenso
     """Labels of the rows ``layout.rows(like, *keep)`` of a representation, shape (N,): those of their samples."""
     if labels is None or layout.num_samples(like) != len(labels):
         return None
-    shape = [1] * like.ndim
-    shape[layout.batch_axis(like)] = len(labels)
-    sizes = [*like.shape]
-    sizes[layout.channel_axis(like)] = 1  # one number a row is enough
-    spread = labels.to(torch.float64).reshape(shape).expand(sizes)
-    return layout.rows(spread, *(None if mask is None else mask.cpu() for mask in keep))[:, 0].to(labels.dtype)
+    return labels[layout.sample_of_rows(like, *keep)]
 
 
 def samples_of(

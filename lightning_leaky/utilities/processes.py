@@ -48,6 +48,16 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
     return total
 
 
+def meeting_place(device: torch.device) -> torch.device:
+    """Where processes exchange what is on the CPU: on a device that their backend may need, or, of one process, there."""
+    return device if num_processes() > 1 else torch.device("cpu")
+
+
+def own_share(number: int) -> slice:
+    """Which of so many things are this process's to do: every P-th, from its own number on."""
+    return slice(number_of_process(), number, num_processes())
+
+
 def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
     """Whole numbers of the first process that has them, of one shape on all, or ``None``; one collective."""
     marked = torch.cat([numbers.new_tensor([has_them]), numbers.flatten()])
@@ -56,7 +66,8 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
         everybody = [torch.empty_like(marked) for _ in range(num_processes())]
         with collective():
             dist.all_gather(everybody, marked)
-    return next((one[1:].reshape(numbers.shape) for one in everybody if one[0]), None)
+    told = torch.stack(everybody).cpu()  # one look at a device
+    return next((one[1:].reshape(numbers.shape) for one, has in zip(told, told[:, 0].tolist(), strict=True) if has), None)
 
 
 def unsharded(tensor: Tensor) -> Tensor:

@@ -500,7 +500,7 @@ def test_a_wide_network_is_read_from_its_samples_and_told_once(make_trainer, mon
 )
 def test_samples_that_no_memory_is_left_for_are_not_read(make_trainer, monkeypatch, limit, rows_read):
     monkeypatch.setattr(path_reader, "MEMORY_LIMIT", int(limit))
-    monitor, module, batches = EnergyMonitor("blocks.*"), Foreign(blocks()), loader(num_batches=4)
+    monitor, module, batches = EnergyMonitor("blocks.*", exact=True), Foreign(blocks()), loader(num_batches=4)
     with pytest.warns(UserWarning, match="Some samples are not read") as caught:
         make_trainer(monitor).validate(module, batches, verbose=False)
     assert len([one for one in caught if "not read" in str(one.message)]) == 1

@@ -28,7 +28,7 @@ from tests.metrics.paths import (
     references_of,
 )
 
-ARRIVING = [key for key, record in QUANTITIES.items() if record.needs == "energies"]
+ARRIVING = [key for key, record in QUANTITIES.items() if record.needs in ("squares", "energies")]
 FORMS = ("moments", "samples", "auto")
 every_form = pytest.mark.parametrize("form", FORMS)
 both_reductions = pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -140,7 +140,7 @@ def test_a_diverged_layer_is_not_finite_and_its_neighbours_are_right(form, value
 
 
 def spoilt_layers(spoilt, name, form):
-    """Layers that cannot be read. A_1 is where layer 2 is read, and where layer 1 arrives, kept with its samples."""
+    """Layers that cannot be read. A_1 is where layer 2 is read, and where layer 1 arrives."""
     if spoilt == "weights":
         return [1] if name == "criticality_residual" else []
     if name == "pontryagin_residual":
@@ -149,7 +149,7 @@ def spoilt_layers(spoilt, name, form):
         return [0, 1] if spoilt == "representations" else [1]
     if name in MOMENTA:
         return [] if spoilt == "representations" and name == "momentum_norm" else [1]
-    arrives = form == "samples" or name in ARRIVING or name in ("growth", "block_influence", "relative_distance")
+    arrives = name in ARRIVING or name in ("growth", "block_influence", "relative_distance")
     return [] if spoilt == "gradients" else [0, 1] if arrives else [1]
 
 

@@ -16,7 +16,7 @@ SHAPES = {
     "first_order": (3,),
     "features_momentum": (5, 4),
     "momentum_sums": (3,),
-    "own_block_influence": (2,),
+    "turns": (2,),
     "own_relative_distance": (2,),
     "own_growth": (2,),
 }

@@ -1,0 +1,47 @@
+"""The samples of a data set, numbered and counted as they come."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_leaky.metrics.path_reader import NUM_LEVELS
+from lightning_leaky.reading.passed_batch import Batch, PassedBatch
+from lightning_leaky.reading.thinning import sample_levels
+from lightning_leaky.utilities.processes import num_processes, number_of_process
+
+
+class SampleCount:
+    """Numbers the samples of a data set before a batch passes, and counts them by how long each stays.
+
+    The k-th sample of process r of W is number r + kW, as distributed samplers have it.
+
+    Attributes:
+        of_levels: How many had each level, shape (`NUM_LEVELS`,); see `sample_levels`.
+    """
+
+    def __init__(self) -> None:
+        self.of_levels = torch.zeros(NUM_LEVELS, dtype=torch.int64)
+        self._start, self._length = 0, 0
+
+    def add(self, batch: Batch, level: int) -> bool:
+        """Count the samples of a batch, and say whether one has a level or one above, or their number is not known."""
+        self._start += self._length
+        self._length = batch.length
+        return not self._length or self._count(batch.fresh, level)
+
+    def numbers_of(self, passed: PassedBatch) -> Tensor:
+        """Return the numbers of the samples of the batch that was added last and has passed, shape (n,)."""
+        if not self._length:
+            self._length = passed.num_samples()
+            self._count(passed.batch.fresh, 0)
+        return self._numbers(passed.num_samples())
+
+    def _count(self, fresh: Tensor | None, level: int) -> bool:
+        levels = sample_levels(self._numbers(self._length))
+        levels = levels if fresh is None or len(fresh) != len(levels) else levels[fresh.cpu()]
+        self.of_levels += torch.bincount(levels, minlength=NUM_LEVELS)
+        return bool((levels >= level).any())
+
+    def _numbers(self, number: int) -> Tensor:
+        return number_of_process() + num_processes() * torch.arange(self._start, self._start + number)
