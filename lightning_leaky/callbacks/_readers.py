@@ -60,7 +60,7 @@ class StepReader:
         elif self._is_collecting:
             self._read(trainer)
         elif self.observer.path is None:
-            self.observer.forget()
+            self.observer.drain(None)
         say_notes(self.observer, self.said)
 
     def _read(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
@@ -139,5 +139,8 @@ class LoaderReader:
         while len(self._readings) < number:
             self._readings.append(None)
             with harmless("EnergyMonitor: a reading", self.said, is_own=True):
-                self._readings[-1] = self.observer.compute()
+                readings = self._readings[-1] = self.observer.compute()
+                if readings is not None and readings.is_part:
+                    self.observer.notes.append(f"Of a data set {readings.rows_read()} are read; exact=True reads all.")
+            say_notes(self.observer, self.said)
             self.observer.reset()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_leaky.explain.wording import ranges, who
 from lightning_leaky.functional import fewest_layers, layer_shares, path_median
 from lightning_leaky.metrics.readings import Readings
 
@@ -36,6 +36,7 @@ class Diagnosis:
             median block influence. `ablate_path` measures what such a layer is worth.
         influences: Block influence of each layer, shape (L,); empty where it was not read.
         num_samples: How many samples were read, by the layer with the fewest; ``None`` where that is not known.
+        rows: The same in words, with how many the data set has where not all were read.
         disagreement: By how much the least cost of identity of two halves of the samples differs, as a share of it;
             NaN where halves were not read.
         width: Number of neurons; ``None`` where that is not known.
@@ -59,6 +60,7 @@ class Diagnosis:
     widest: float = math.nan
     influences: Tensor = field(default_factory=lambda: torch.zeros(0))
     num_samples: int | None = None
+    rows: str = ""
     disagreement: float = math.nan
     width: int | None = None
 
@@ -195,6 +197,7 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
         widest=float(costs.max()),
         influences=influences,
         num_samples=min(part.num_samples, default=None),
+        rows=part.rows_read(),
         disagreement=abs(halves[0] - halves[1]) / max(sum(halves) / 2, 1e-12) if len(halves) == 2 else math.nan,
         width=part.widths[0] if part.widths else None,
     )
@@ -249,7 +252,7 @@ def _of_influence(found: Diagnosis) -> str:
     count = max(1, len(order) // 4)
     most, least = (tuple(sorted(found.first + index for index in part)) for part in (order[:count], order[-count:]))
     numbers = " and ".join(f"{float(one):.2g}" for one in (found.influences.max(), found.influences.min()))
-    told = f"{_who(most, 'turn')} the samples most, {ranges(least)} least (block influence {numbers}){_little(found)}"
+    told = f"{who(most, 'turn')} the samples most, {ranges(least)} least (block influence {numbers}){_little(found)}"
     return f"Layers: {told}. `ablate_path` measures which can go."
 
 
@@ -266,11 +269,7 @@ def _of_work(found: Diagnosis) -> str:
 
 
 def _little(found: Diagnosis) -> str:
-    return f"; {_who(found.moves_little, 'move')} little" if found.moves_little else ""
-
-
-def _who(layers: Sequence[int], verb: str) -> str:
-    return f"{ranges(layers)} {verb}{'s' if len(layers) == 1 else ''}"
+    return f"; {who(found.moves_little, 'move')} little" if found.moves_little else ""
 
 
 def _of_trust(found: Diagnosis) -> str:
@@ -278,10 +277,10 @@ def _of_trust(found: Diagnosis) -> str:
     if found.leaks and found.trust != "unknown":
         verdict = {"no": "not yet, far from an optimum", "partly": "a first impression", "yes": "yes"}[found.trust]
         return f"Trust: {verdict}; {residual}."
-    told, number, read = "the energies are exact", found.num_samples, f"{found.dimension_read:.0f} dimensions"
+    told, number, read = "the energies are exact", found.rows, f"{found.dimension_read:.0f} dimensions"
     if found.has_enough_samples is not None:
         is_enough = found.has_enough_samples
-        told = f"{number} samples are enough for {read}" if is_enough else f"too few samples, {number} for {read}"
+        told = f"{number} are enough for {read}" if is_enough else f"{number} are too few for {read}"
     if found.leaks:
         about_it = "" if found.rank_from_below != found.rank_from_below else ", so H says little"
         told += f"; whether training is at an optimum was not read{about_it}"
@@ -289,11 +288,3 @@ def _of_trust(found: Diagnosis) -> str:
         place = {"no": "far from", "partly": "near", "yes": "at"}[found.trust]
         told += f"; training is {place} an optimum, {residual}"
     return f"Trust: {told}."
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
-    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # the same along a run
-    runs = [[number for _, number in run] for _, run in places]
-    written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-    return f"layer{'s' if len(numbers) > 1 else ''} {written}"

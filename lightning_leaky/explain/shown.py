@@ -20,10 +20,11 @@ def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
     shown, train = readings.get("validate"), readings.get("train")
     if shown is None:
         return readings["train"], TRAINING
+    data = f"validation data, {shown.rows_read()}" if shown.is_part else "validation data"
     if train is None or len(train.step_sizes) != len(shown.step_sizes):  # layers have come or gone in between
-        return shown, "validation data"
+        return shown, data
     momenta = {name: train[name] for name, record in train.records.items() if record.has_gradients}
-    source = f"validation data{f', momenta of {TRAINING}' if momenta else ''}"
+    source = f"{data}{f', momenta of {TRAINING}' if momenta else ''}"
     return replace(shown, quantities=shown.quantities | momenta, own=train.own), source
 
 

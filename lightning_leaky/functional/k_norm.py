@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +67,7 @@ _DEFAULT = KNorm()
 
 # Of a matrix: below it the whole spectrum is found as fast.
 _LEAST_SIDE = 48
-# Powers between two looks at the estimates, looks, and vectors: one of them may begin with little of the right direction.
+# Powers between two looks, looks, and vectors: several, for one may begin with little of the right direction.
 _POWERS, _ROUNDS, _VECTORS = 8, 12, 4
 
 
@@ -106,7 +105,7 @@ def _by_power_iteration(matrices: Tensor, finite: Tensor, may_look: bool) -> tup
     """‖Gv‖/‖v‖ for what powers of G turn random vectors into, and whether they disagree, each of shape (...)."""
     # Fixed vectors of their own generator: equal on all processes, and nobody's random numbers are used up.
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(matrices.shape[-1], _VECTORS, generator=generator, dtype=torch.float64).to(matrices)
+    vectors = torch.randn(matrices.shape[-1], _VECTORS, generator=generator, dtype=matrices.dtype).to(matrices.device)
     limits = torch.finfo(matrices.dtype)
     for _ in range(_ROUNDS):
         for _ in range(_POWERS):
@@ -212,9 +211,7 @@ def _pseudo_inverse(features: Tensor, rtol: float) -> Tensor:
     return torch.where(finite, inverse, torch.nan)
 
 
-def k_inner_products_from_moments(
-    moments: SecondMoments, k_norm: KNorm = _DEFAULT, has_cross: bool = True
-) -> Tensor:
+def k_inner_products_from_moments(moments: SecondMoments, k_norm: KNorm = _DEFAULT, has_cross: bool = True) -> Tensor:
     """All inner products ``⟨M_i, M_j⟩_K`` of the matrices of some second moments.
 
     With G = σᵀσ the stable form is ``(tr(M_iᵀM_j) − tr((σᵀM_i)ᵀ (G + γI)⁻¹ (σᵀM_j))) / γ``. The difference cancels:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lightning_leaky.functional.features import Activation, resolve_activation
+from lightning_leaky.functional.relu_step import relu_step
 
 
 def leaky_step(
@@ -41,12 +40,28 @@ def leaky_step(
         tensor([[8.]])
     """
     if activation == "relu" and _is_plain(representation, weight, step_size):
-        rho = float(step_size)
-        return _ReluStep.apply(  # type: ignore[no-untyped-call, no-any-return]
-            representation, weight, bias, rho, 1 - rho * effective_depth
-        )
+        current, _ = relu_step(representation, weight, bias, float(step_size), effective_depth)
+        return current
     drive = F.linear(resolve_activation(activation)(representation), weight, bias)
     return (1 - step_size * effective_depth) * representation + step_size * drive
+
+
+def leaky_step_and_handle(
+    representation: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    step_size: Tensor,
+    effective_depth: float,
+    activation: Activation = "relu",
+) -> tuple[Tensor, Tensor | None]:
+    """`leaky_step`, and a handle on ‖W_l‖²_F for `l2_term`, as of `relu_step`; ``None`` where there is none.
+
+    There is none without gradients, and on other devices than a CPU.
+    """
+    is_trained = torch.is_grad_enabled() and weight.requires_grad
+    if is_trained and activation == "relu" and _is_plain(representation, weight, step_size):
+        return relu_step(representation, weight, bias, float(step_size), effective_depth, has_handle=True)
+    return leaky_step(representation, weight, bias, step_size, effective_depth, activation), None
 
 
 def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool:
@@ -64,36 +79,3 @@ def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
-
-
-class _ReluStep(torch.autograd.Function):
-    """The step with leak, step-size and sum inside the matrix products: four passes over N × w fewer than autograd's.
-
-    It keeps A_{l−1}, not σ(A_{l−1}): of the same size, and second derivatives come out right.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, kept: float
-    ) -> Tensor:
-        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃."""
-        ctx.save_for_backward(representation, weight)
-        ctx.step_size, ctx.kept = step_size, kept
-        leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
-        return leaked.addmm_(torch.relu(representation), weight.t(), alpha=step_size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """With G the gradient at A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i."""
-        (gradient,) = gradients
-        representation, weight = ctx.saved_tensors
-        of_representation, of_weight, of_bias = None, None, None
-        if ctx.needs_input_grad[0]:
-            through = torch.addmm(gradient, gradient, weight, beta=0, alpha=ctx.step_size)
-            masked = torch.ops.aten.threshold_backward(through, representation, 0)
-            of_representation = masked.add_(gradient, alpha=ctx.kept)
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.addmm(weight, gradient.t(), torch.relu(representation), beta=0, alpha=ctx.step_size)
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(0).mul_(ctx.step_size)
-        return of_representation, of_weight, of_bias, None, None

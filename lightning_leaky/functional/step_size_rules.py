@@ -33,7 +33,10 @@ class StepSizeRule(Protocol):
     """
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Sums over samples of one layer, of any shape, from A_{l−1} and A_l: shape (N, w), float64, no padding."""
+        """Sums over samples of one layer, of any shape, from A_{l−1} and A_l: shape (N, w), no padding.
+
+        They come in their own dtype, float32 at least. Sum in float64 what must not lose digits.
+        """
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
         """c_l ≥ 0, change per unit of p, shape (L,), from the sums of all layers, shape (L, ...), and their ρ."""
@@ -90,7 +93,7 @@ class SwitchesRule:
         """Number of entries that change sign (0 counts as off), and of all entries."""
         switched = widen(((previous > 0) != (current > 0)).sum())
         # NaN where the layer has diverged: comparisons would not say so, and the hook leaves such a mesh alone.
-        return torch.stack([switched, torch.full_like(switched, current.numel())]) + 0 * widen(current).sum()
+        return torch.stack([switched, torch.full_like(switched, current.numel())]) + 0 * current.sum()
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
         """Shares per unit of p, plus the floor."""

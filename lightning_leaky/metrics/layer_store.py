@@ -15,6 +15,7 @@ from lightning_leaky.metrics.base import gathered
 from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, in_groups, layer_batch
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.sample_sums import sums_of_samples
+from lightning_leaky.utilities.precision import ieee_products
 from lightning_leaky.utilities.processes import num_processes, own_share, summed
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
@@ -60,9 +61,8 @@ class LayerStore:
         """Bytes of the samples kept so far on this process."""
         return sum(matrix.nbytes for batch in self._kept for matrix in batch)
 
-    def update(
-        self, groups: Sequence[Matrices], is_last: bool = False, levels: Sequence[Tensor] | None = None
-    ) -> None:
+    @ieee_products()
+    def update(self, groups: Sequence[Matrices], is_last: bool = False, levels: Sequence[Tensor] | None = None) -> None:
         """Add a batch: A_{l−1}, A_l and, where they are read, B_l of all layers.
 
         Args:
@@ -88,6 +88,7 @@ class LayerStore:
         ]
         self._sums().add(self.step_sizes.tolist(), previous, current, *scaled)
 
+    @ieee_products()
     def values(
         self,
         weights: Weights = None,

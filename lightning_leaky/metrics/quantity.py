@@ -97,9 +97,9 @@ class Quantity:
         key: First part of its log keys, as ``"cost_of_identity"``.
         compute: The values, shape (L,), from the sums of a data set; see `Sums`.
         needs: Which sums: ``"representation"``, ``"squares"`` or ``"energies"`` (`Sums.products` of A, of A and ∂_pA
-            each with itself, or of all pairs), ``"turns"`` (`Sums.turns`), ``"spectrum"`` (`Sums.singular_values`), ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients
-            and `Sums.parameters`), ``"momenta"`` (gradients and λ), ``"weights"`` (momenta and `Sums.residual`), or
-            ``"own"``.
+            each with itself, or of all pairs), ``"turns"`` (`Sums.turns`), ``"spectrum"`` (`Sums.singular_values`),
+            ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients and `Sums.parameters`), ``"momenta"``
+            (gradients and λ), ``"weights"`` (momenta and `Sums.residual`), or ``"own"``.
         sums: Where they are its own: sums over samples, of any shape, from A_{l−1} and A_l of one layer, each of shape
             (N, w) in float64. Those of batches and processes are added up.
         title: Its name, in charts; the key by default.

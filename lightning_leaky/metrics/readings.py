@@ -72,6 +72,24 @@ class Readings:
         """Return one quantity, shape (L,)."""
         return self.quantities[name]
 
+    @property
+    def is_part(self) -> bool:
+        """Whether some samples of the data set were left out."""
+        return bool(self.samples_read) and self.samples_read[0] < self.samples_read[1]
+
+    def rows_read(self) -> str:
+        """How many rows the layer with the fewest was read from, in words; empty where that is not known.
+
+        Example:
+            >>> Readings({}, torch.ones(1), 0.0, num_samples=(2048,), samples_read=(64, 10000)).rows_read()
+            '2048 rows of 64 of 10000 samples'
+        """
+        if not self.num_samples:
+            return ""
+        rows = min(self.num_samples)
+        of_samples = " of ".join(map(str, self.samples_read))
+        return f"{rows} rows of {of_samples} samples" if self.is_part else f"{rows} samples"
+
     def is_finite(self) -> bool:
         """Whether no quantity of any layer is NaN or infinite."""
         return all(bool(torch.isfinite(values).all()) for values in self.quantities.values())

@@ -34,9 +34,7 @@ from lightning_leaky.metrics.recipe import MOMENTUM_SUMS, Recipe, Weights
 _WIDE = torch.float64
 
 
-def sums_of_samples(
-    layers: Sequence[LayerBatch], recipe: Recipe, weights: Weights = None
-) -> dict[str, Tensor]:
+def sums_of_samples(layers: Sequence[LayerBatch], recipe: Recipe, weights: Weights = None) -> dict[str, Tensor]:
     """What `Sums` holds of layers, by name, from all samples: by N × N matrices where N ≤ w.
 
     Args:
@@ -70,9 +68,7 @@ def _products(layers: Sequence[LayerBatch], count: int, k_norm: KNorm, has_cross
     return k_inner_products_from_moments(moments, k_norm, has_cross)
 
 
-def _moments(
-    layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], has_cross: bool
-) -> SecondMoments:
+def _moments(layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], has_cross: bool) -> SecondMoments:
     """Second moments of all layers, each product written to its place."""
     count, width, size = len(groups[0]), layers[0].step.shape[-1], layers[0].features.shape[-1]
     products = layers[0].features.new_empty(len(layers), size, size + count * width)

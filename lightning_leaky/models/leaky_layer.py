@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from lightning_leaky.functional.leaky_step import leaky_step
+from lightning_leaky.functional.leaky_step import leaky_step, leaky_step_and_handle
 from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
 
@@ -33,10 +35,27 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
+        self._has_handle = False
+        self._handles: list[tuple[Tensor, int]] = []  # a list, for a module's attribute takes long to set
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        return leaky_step(representation, self.weight, self.bias, step_size, self.effective_depth, self.activation)
+        arguments = self.weight, self.bias, step_size, self.effective_depth, self.activation
+        if not self._has_handle or torch.compiler.is_compiling():
+            return leaky_step(representation, *arguments)
+        current, handle = leaky_step_and_handle(representation, *arguments)
+        self._handles[:] = [] if handle is None else [(handle, _version(*arguments[:2]))]
+        return current
+
+    def take_handle(self) -> Tensor | None:
+        """Take the handle on ‖W_l‖² of the last forward pass, see `leaky_step_and_handle`; ``None`` where it has none.
+
+        From the first call on forward passes make one.
+        """
+        if not self._has_handle:
+            self._has_handle = True
+        handle, version = self._handles.pop() if self._handles else (None, 0)
+        return handle if torch.is_grad_enabled() and version == _version(self.weight, self.bias) else None
 
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
@@ -53,7 +72,16 @@ class LeakyLayer(nn.Module):
         square = self.weight.square().sum()
         return square if self.bias is None else square + self.bias.square().sum()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what belongs to a graph, for a copy has none."""
+        return {**self.__dict__, "_handles": []}
+
     def extra_repr(self) -> str:
         """Describe the layer in `print`."""
         with at_rest(self):
             return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
+
+
+def _version(weight: Tensor, bias: Tensor | None) -> int:
+    """A number that a change of the parameters in place changes."""
+    return weight._version + (0 if bias is None else bias._version)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.relu_step import l2_term
 from lightning_leaky.functional.step_sizes import (
     check_step_sizes,
     equidistant_step_sizes,
@@ -105,8 +106,13 @@ class LeakyResNet(nn.Module):
         A learned map M adds ½‖M‖²_F: at ρ_l L̃ = 1 every matrix of the fully-connected net that the network then is pays
         the same. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
         """
-        squares = unsharded(torch.stack([layer.square_norm() for layer in self._steps()]))
-        total = leak_scale(self.effective_depth) * (self.step_sizes * squares).sum()
+        layers = self._steps()
+        shares = leak_scale(self.effective_depth) * self.step_sizes
+        handles = [handle for layer in layers if (handle := layer.take_handle()) is not None]
+        if len(handles) == len(layers):
+            total = l2_term(shares, _squares(layers), handles)
+        else:
+            total = (shares * unsharded(torch.stack([layer.square_norm() for layer in layers]))).sum()
         for linear in (self.input_map, self.output_map):
             if isinstance(linear, nn.Linear) and linear.weight.requires_grad:
                 total = total + unsharded(linear.weight.square().sum())
@@ -215,6 +221,15 @@ class LeakyResNet(nn.Module):
     def _steps(self) -> list[LeakyLayer]:
         """The layers themselves, where somebody has wrapped them."""
         return [layer for layer in map(unwrapped, self.layers) if isinstance(layer, LeakyLayer)]
+
+
+@torch.no_grad()
+def _squares(layers: Sequence[LeakyLayer]) -> Tensor:
+    """‖W_l‖²_F of layers, biases included, shape (L,)."""
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    norms = torch.stack(torch._foreach_norm(weights + biases))
+    return norms.square().reshape(-1, len(layers)).sum(0)
 
 
 def _initial_step_sizes(step_sizes: str | Sequence[float], num_layers: int) -> Tensor:

@@ -75,7 +75,7 @@ class SumRecorder(LayerHooks):
         self, index: int, previous: Tensor, current: Tensor, real: Tensor | None, sums: Tensor | None = None
     ) -> None:
         """Add what a rule wants to know of one layer to the sums of all, which are its own where none are given."""
-        dtype = working_dtype(current.device)
+        dtype = torch.promote_types(current.dtype, torch.float32)
         try:
             if previous.shape != current.shape:
                 return
@@ -128,9 +128,10 @@ class SumRecorder(LayerHooks):
         if self.sums is None and room is not None and room[0].shape == found.shape and room.device == found.device:
             self.sums = room
         elif self.sums is None:
-            self.sums = found.new_zeros(len(self.layers), *found.shape)
+            dtype = working_dtype(found.device)
+            self.sums = torch.zeros(len(self.layers), *found.shape, dtype=dtype, device=found.device)
         elif self.sums.device != found.device:
-            self.sums = self.sums.to(found)
+            self.sums = self.sums.to(found.device)
         return self.sums
 
     @torch.no_grad()

@@ -76,6 +76,14 @@ def unknown_repeats(fresh: Tensor | None, numbers_of_samples: set[int]) -> str |
     )
 
 
+def no_room() -> str:
+    """Say that some rows of a batch are not read for want of memory."""
+    return (
+        "Some samples are not read: those of all processes would take more than the memory that a monitor may take. "
+        "Choose fewer with Layout(max_samples=...), or limit the batches."
+    )
+
+
 def layout_told(
     layout: Layout, layers: Sequence[nn.Module], passage: Passage, names: Sequence[str]
 ) -> tuple[Layout, str | None]:

@@ -63,7 +63,8 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
-    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{"halves": True, "precision": "high", "exact": True, **settings})
+    usual = {"halves": True, "precision": "high", "exact": True}
+    chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{**usual, **settings})
     path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:
         has_gradients = cost is not None and chosen.reads_all_positions

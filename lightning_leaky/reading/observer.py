@@ -19,7 +19,9 @@ from lightning_leaky.paths.block_path import BlockPath
 from lightning_leaky.paths.branches import path_or_finder
 from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
 from lightning_leaky.reading.block_parameters import ParameterReader
+from lightning_leaky.reading.checks import no_room
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch
+from lightning_leaky.reading.readers import reader_of
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.segmentation import Segmentation
@@ -132,24 +134,19 @@ class PathObserver:
             Whether it is to be read: not where it has none of the samples that are read of a large data set.
         """
         self._batch = Batch() if batch is None else batch
-        is_chosen = self.settings.exact or self._count.add(self._batch, 0 if self._reader is None else self._reader.level)
-        if self.path is not None and not is_chosen:
-            return False
-        self.capture.arm()
-        if self.path is not None:
-            self._step_sizes = step_sizes_of(self.path)
-        return True
-
-    def forget(self) -> None:
-        """Forget what has passed, but for where the path is."""
-        self.drain(None)
+        level = 0 if self._reader is None else self._reader.level
+        is_chosen = self.settings.exact or self._count.add(self._batch, level)
+        if is_chosen or self.path is None:  # then it shows where the path is
+            self.capture.arm()
+            self._step_sizes = self._step_sizes if self.path is None else step_sizes_of(self.path)
+        return self.capture.armed
 
     def drain(self, gradient_scale: float | None = 1.0, is_last: bool = False) -> None:
         """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
 
         Args:
             gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation); ``None`` adds
-                nothing.
+                nothing, and only looks where the path is.
             is_last: Whether `compute` follows at once.
 
         Raises:
@@ -198,7 +195,8 @@ class PathObserver:
         layers = self._watched.segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None
         known = self._parameters.sums(self._layers_read(), self.settings, self.path, reader.step_sizes, parameter_scale)
-        readings = reader.compute([self._watched.names[index] for index in layers], weights, known, self._count.of_levels)
+        names = [self._watched.names[index] for index in layers]
+        readings = reader.compute(names, weights, known, self._count.of_levels)
         for key, error in reader.failures.items():
             self._complain(f"Quantity {key!r} reads NaN: {str(error) or repr(error)}", error)
         return readings
@@ -256,10 +254,7 @@ class PathObserver:
         previous, current = passed.matrices
         room = reader.room(current[0].dtype)
         if room is not None and room < max(map(len, current)):
-            self._warn(
-                "Some samples are not read: those of all processes would take more than the memory that a monitor may "
-                "take. Choose fewer with Layout(max_samples=...), or limit the batches.",
-            )
+            self._warn(no_room())
             if room == 0:
                 return
             previous, current = passed.at_most(room)
@@ -285,14 +280,8 @@ class PathObserver:
     def _reader_of(self, path: LeakyPath) -> PathReader:
         if self._reader is None:
             recipe = self.settings.recipe(path, self._weight_decay(path))
-            widths, settings = self._watched.segmentation.widths, self.settings
-            most = None if self.reads_gradients else settings.most_rows(max(width for width, _ in widths))
-            self._reader = PathReader(widths, recipe, settings.form, settings.halves, most)
-            if self._reader.form == "samples" and most is None:
-                self.notes.append(
-                    "The samples themselves are kept, in the N × N form: second moments would take "
-                    f"{self._reader.moments_in_bytes / 2**30:.2f} GiB."
-                )
+            self._reader, note = reader_of(self.settings, recipe, self._watched.segmentation.widths)
+            self.notes += filter(None, [note])
         return self._reader
 
     def _watch(self, layers: list[nn.Module]) -> WatchedLayers:

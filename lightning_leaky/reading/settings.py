@@ -23,7 +23,6 @@ from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 from lightning_leaky.utilities.imports import located
 
-
 # Of a data set: where layers are narrow, so many samples still say what others would.
 _LEAST_ROWS = 2048
 

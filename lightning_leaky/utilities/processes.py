@@ -49,7 +49,7 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
 
 
 def meeting_place(device: torch.device) -> torch.device:
-    """Where processes exchange what is on the CPU: on a device that their backend may need, or, of one process, there."""
+    """Where processes exchange what is on the CPU: on the device that their backend may need; one process, there."""
     return device if num_processes() > 1 else torch.device("cpu")
 
 
@@ -67,7 +67,8 @@ def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
         with collective():
             dist.all_gather(everybody, marked)
     told = torch.stack(everybody).cpu()  # one look at a device
-    return next((one[1:].reshape(numbers.shape) for one, has in zip(told, told[:, 0].tolist(), strict=True) if has), None)
+    first = next((index for index, has in enumerate(told[:, 0].tolist()) if has), None)
+    return None if first is None else told[first, 1:].reshape(numbers.shape)
 
 
 def unsharded(tensor: Tensor) -> Tensor:

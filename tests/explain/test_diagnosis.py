@@ -113,7 +113,7 @@ def test_a_first_block_that_moves_by_far_the_most_does_not_hide_the_others():
 def test_a_dimension_takes_five_samples(number, is_enough):
     (found,) = diagnose(replace(readings(**WITHOUT_LEAK), num_samples=(number,) * 4))
     assert found.has_enough_samples is is_enough
-    word = "samples are enough for 50" if is_enough else "too few samples, 249 for 50 dimensions"
+    word = "samples are enough for 50" if is_enough else "249 samples are too few for 50 dimensions"
     assert word in found.sentences[3]
 
 

@@ -156,7 +156,7 @@ def test_one_adaptation_equals_the_functions(follow, damping, max_leak):
     if max_leak is not None:
         expected = cap_step_sizes(expected, max_leak / network.effective_depth)
     train(network, optimizer, [inputs])
-    torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(hook.state_dict()["step_sizes"], expected, rtol=1e-6, atol=0)
     assert torch.equal(network.step_sizes, hook.state_dict()["step_sizes"].float())
     assert not torch.equal(network.step_sizes, before)
 
@@ -191,7 +191,7 @@ def test_only_batches_of_the_due_step_count(follow):
     distances = relative_distances(network.representations(last).detach(), before)
     train(network, optimizer, [last])
     torch.testing.assert_close(
-        hook.state_dict()["step_sizes"], adaptive_step_sizes(before, distances), rtol=1e-10, atol=0
+        hook.state_dict()["step_sizes"], adaptive_step_sizes(before, distances), rtol=1e-6, atol=0
     )
 
 
