@@ -56,10 +56,10 @@ def leaky_step_and_handle(
 ) -> tuple[Tensor, Tensor | None]:
     """`leaky_step`, and a handle on ‖W_l‖²_F for `l2_term`, as of `relu_step`; ``None`` where there is none.
 
-    There is none without gradients, and on other devices than a CPU.
+    There is none without gradients, of a weight that is made of others, and on other devices than a CPU.
     """
-    is_trained = torch.is_grad_enabled() and weight.requires_grad
-    if is_trained and activation == "relu" and _is_plain(representation, weight, step_size):
+    is_plain = activation == "relu" and _is_plain(representation, weight, step_size)
+    if is_plain and type(weight) is nn.Parameter and weight.requires_grad and torch.is_grad_enabled():
         return relu_step(representation, weight, bias, float(step_size), effective_depth, has_handle=True)
     return leaky_step(representation, weight, bias, step_size, effective_depth, activation), None
 

@@ -28,27 +28,28 @@ def relu_step(
     )
 
 
-def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor]) -> Tensor:
+def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -> Tensor:
     """Return ``Σ_l s_l ‖W_l‖²_F``, whose gradients go through handles.
 
     Args:
         shares: s_l, shape (L,).
         squares: ‖W_l‖²_F, shape (L,), without gradients.
-        handles: Of `relu_step`, one a layer.
+        handles: Of `relu_step`, one a layer; ``None`` for one without gradients.
     """
     return _L2Term.apply(shares, squares, *handles)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _L2Term(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, shares: Tensor, squares: Tensor, *handles: Tensor) -> Tensor:
+    def forward(ctx: Any, shares: Tensor, squares: Tensor, *handles: Tensor | None) -> Tensor:
         ctx.save_for_backward(shares)
         return torch.dot(shares, squares)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (shares,) = ctx.saved_tensors
-        return None, None, *(gradients[0] * shares).unbind()
+        wanted = zip((gradients[0] * shares).unbind(), ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(one if is_wanted else None for one, is_wanted in wanted)
 
 
 class _ReluStep(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lightning_leaky.functional.leaky_step import leaky_step, leaky_step_and_handle
 from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
+
+_Seen: TypeAlias = tuple[Tensor | None, int]
 
 
 class LeakyLayer(nn.Module):
@@ -35,27 +37,28 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-        self._has_handle = False
-        self._handles: list[tuple[Tensor, int]] = []  # a list, for a module's attribute takes long to set
+        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list, for a module's attribute takes long to set
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
         arguments = self.weight, self.bias, step_size, self.effective_depth, self.activation
-        if not self._has_handle or torch.compiler.is_compiling():
+        if not self.training or torch.compiler.is_compiling():
             return leaky_step(representation, *arguments)
         current, handle = leaky_step_and_handle(representation, *arguments)
-        self._handles[:] = [] if handle is None else [(handle, _version(*arguments[:2]))]
+        self._handles[:] = [] if handle is None else [(handle, _seen(*arguments[:2]))]
         return current
 
     def take_handle(self) -> Tensor | None:
-        """Take the handle on ‖W_l‖² of the last forward pass, see `leaky_step_and_handle`; ``None`` where it has none.
+        """Take the handle on ‖W_l‖² of the last forward pass in training, see `relu_step`.
 
-        From the first call on forward passes make one.
+        ``None`` where it had none, it was taken before, or the parameters have changed since.
         """
-        if not self._has_handle:
-            self._has_handle = True
-        handle, version = self._handles.pop() if self._handles else (None, 0)
-        return handle if torch.is_grad_enabled() and version == _version(self.weight, self.bias) else None
+        if not self._handles:  # a look at a weight that is made of others may change it
+            return None
+        handle, seen = self._handles.pop()
+        now = _seen(self.weight, self.bias)
+        is_same = all(one is other and version == at for (one, version), (other, at) in zip(seen, now, strict=True))
+        return handle if is_same and torch.is_grad_enabled() else None
 
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
@@ -82,6 +85,6 @@ class LeakyLayer(nn.Module):
             return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
 
 
-def _version(weight: Tensor, bias: Tensor | None) -> int:
-    """A number that a change of the parameters in place changes."""
-    return weight._version + (0 if bias is None else bias._version)
+def _seen(*parameters: Tensor | None) -> list[_Seen]:
+    """Parameters, each with a number that a change in place changes."""
+    return [(one, 0 if one is None else one._version) for one in parameters]

@@ -108,11 +108,12 @@ class LeakyResNet(nn.Module):
         """
         layers = self._steps()
         shares = leak_scale(self.effective_depth) * self.step_sizes
-        handles = [handle for layer in layers if (handle := layer.take_handle()) is not None]
-        if len(handles) == len(layers):
-            total = l2_term(shares, _squares(layers), handles)
-        else:
+        handles = [layer.take_handle() for layer in layers]
+        missing = [layer for layer, handle in zip(layers, handles, strict=True) if handle is None]
+        if any(parameter.requires_grad for layer in missing for parameter in layer.parameters()):
             total = (shares * unsharded(torch.stack([layer.square_norm() for layer in layers]))).sum()
+        else:
+            total = l2_term(shares, _squares(layers), handles)
         for linear in (self.input_map, self.output_map):
             if isinstance(linear, nn.Linear) and linear.weight.requires_grad:
                 total = total + unsharded(linear.weight.square().sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,7 +13,7 @@ from lightning_leaky.hooks.structures import all_tensors_of
 from lightning_leaky.reading.layout import Layout, PaddingMask, real_positions
 from lightning_leaky.reading.sample import PathSample, label_rows, labels_of, samples_of
 from lightning_leaky.reading.segmentation import Segmentation
-from lightning_leaky.reading.thinning import chosen_rows
+from lightning_leaky.reading.thinning import row_levels
 
 Matrices: TypeAlias = tuple[list[Tensor], list[Tensor]]
 """A_{l−1} and A_l of each layer that is read."""
@@ -73,33 +72,32 @@ class PassedBatch:
         self.matrices = self._matrices(layout)
 
     def thin(self, numbers: Tensor, level: int, max_rows: int) -> list[Tensor]:
-        """Leave only rows that are read of a large data set, and return their levels, of each layer: `chosen_rows`."""
-        found, known = list[Tensor](), dict[tuple[Any, ...], tuple[Tensor, Tensor, int]]()
+        """Leave only rows of a level or above, and return their levels, of each layer.
+
+        Args:
+            numbers: Of the samples in their data set, shape (n,).
+            level: See `row_levels`.
+            max_rows: How many rows are read of the data set at most.
+        """
+        found, known = list[Tensor](), dict[tuple[Any, ...], Tensor]()
         for place, index in enumerate(self.layers):
-            parts = [self._chosen(passage, index, numbers, level, max_rows, known) for passage in self.passages]
-            starts = [0, *itertools.accumulate(number for *_, number in parts)]
-            rows = torch.cat([places + start for (places, *_), start in zip(parts, starts, strict=False)])
-            found.append(torch.cat([levels for _, levels, _ in parts]))
-            for side in self.matrices:
-                side[place] = side[place][rows.to(side[place].device, non_blocking=True)]
+            levels = torch.cat([self._levels(one, index, numbers, max_rows, known) for one in self.passages])
+            found.append(levels[levels >= level])
+            if level > 0:
+                rows = (levels >= level).nonzero()[:, 0]
+                for side in self.matrices:
+                    side[place] = side[place][rows.to(side[place].device, non_blocking=True)]
         return found
 
-    def _chosen(
-        self,
-        passage: Passage,
-        index: int,
-        numbers: Tensor,
-        level: int,
-        max_rows: int,
-        known: dict[tuple[Any, ...], tuple[Tensor, Tensor, int]],
-    ) -> tuple[Tensor, Tensor, int]:
-        """Which rows of one pass of a layer, their levels, and how many there are; the same for layers alike."""
+    def _levels(
+        self, passage: Passage, index: int, numbers: Tensor, max_rows: int, known: dict[tuple[Any, ...], Tensor]
+    ) -> Tensor:
+        """Levels of the rows of a layer in one pass; looked up for layers that are alike."""
         tensor, real = passage.current[index], self._real(passage, index)
-        shape = () if tensor is None else tuple(tensor.shape)
-        key = (shape, id(real))
+        key = (None if tensor is None else tensor.shape, id(real))
         if tensor is not None and key not in known:
             samples = self.layout.sample_of_rows(tensor, real, self.batch.fresh)
-            known[key] = (*chosen_rows(samples, numbers, level, max_rows), len(samples))
+            known[key] = row_levels(samples, numbers, max_rows)
         return known[key]
 
     def at_most(self, most: int) -> Matrices:

@@ -14,7 +14,7 @@ _LEAST_SAMPLES = 64
 
 
 def sample_levels(numbers: Tensor) -> Tensor:
-    """How long samples stay as a data set grows: at level k one in 2^k is read, those whose own level is k at least.
+    """How long samples stay as a data set grows: at level k ≥ 1 one in 2^(k − 1) is read, those of that level or above.
 
     It depends on the number of a sample alone, so that the same are read in batches of any size and on any number of
     processes, by no random number and whatever comes later.
@@ -23,33 +23,30 @@ def sample_levels(numbers: Tensor) -> Tensor:
         numbers: Of samples in their data set, from 0 on, shape (n,).
 
     Returns:
-        Shape (n,), whole numbers.
+        Shape (n,), whole numbers from 1 on.
 
     Example:
         >>> sample_levels(torch.arange(8))
-        tensor([40,  0,  2,  0,  1,  3,  0,  1])
+        tensor([40,  1,  3,  1,  2,  4,  1,  2])
     """
-    return (-_spread(numbers).clamp(min=2.0 ** (1 - NUM_LEVELS)).log2()).floor().long()
+    return 1 + (-_spread(numbers).clamp(min=2.0 ** (2 - NUM_LEVELS)).log2()).floor().long()
 
 
-def chosen_rows(samples: Tensor, numbers: Tensor, level: int, max_rows: int) -> tuple[Tensor, Tensor]:
-    """Which rows of a representation are read: at most a 64th of the bound of each sample, at places that vary.
+def row_levels(samples: Tensor, numbers: Tensor, max_rows: int) -> Tensor:
+    """How long rows stay: at level 0 all, then at most a 64th of the bound of each sample, at places that vary.
 
     Args:
         samples: Of which sample of the batch each row is, in order, shape (N,).
         numbers: Of the samples in their data set, shape (n,).
-        level: Which samples are read, see `sample_levels`.
         max_rows: How many rows are read of the data set at most.
 
     Returns:
-        Places of the rows that are read, and the level of the sample of each.
+        Shape (N,): the level of the sample, or 0 where that has many rows and this one goes first.
     """
-    levels, counts = sample_levels(numbers)[samples], torch.bincount(samples, minlength=len(numbers))
+    counts = torch.bincount(samples, minlength=len(numbers))
     ranks = torch.arange(len(samples)) - (counts.cumsum(0) - counts)[samples]
-    most = max(1, max_rows // _LEAST_SAMPLES)
-    is_read = (levels >= level) & (_spread(ranks + numbers[samples]) * counts[samples] < most)
-    places = is_read.nonzero()[:, 0]
-    return places, levels[places]
+    stays = _spread(ranks + numbers[samples]) * counts[samples] < max(1, max_rows // _LEAST_SAMPLES)
+    return torch.where(stays, sample_levels(numbers)[samples], 0)
 
 
 def _spread(numbers: Tensor) -> Tensor:
