@@ -12,7 +12,7 @@ import math
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Case:
     @property
     def predicted(self) -> Traffic:
         """What the formulas say."""
-        traffic = FORMS[self.form](self.reading)
+        traffic = FORMS[self.form](replace(self.reading, missing=self.missing))
         return agreement_traffic(self.reading) + traffic if self.by_observer else traffic
 
     def rows_of(self, rank: int) -> int:
@@ -149,7 +149,7 @@ def observed(case: Case, rank: int) -> PathObserver:
     """The core of `EnergyMonitor`, after one batch of a network of one process."""
     size = case.reading
     network = nn.Sequential(*(nn.Linear(size.width, size.width) for _ in range(size.num_layers)))
-    settings = ReadingSettings(size.quantities, form=case.form)
+    settings = ReadingSettings(size.quantities, form=case.form, exact=True)
     observer = PathObserver(network, path_of(network, "*"), settings, strict=True).attach()
     observer.arm()
     network(torch.randn(case.rows_of(rank), size.width))

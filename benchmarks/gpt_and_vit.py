@@ -1,4 +1,7 @@
-"""What `EnergyMonitor` adds to two networks of others: GPT-2 small, and a ViT-B/16 of `torch.nn.TransformerEncoder`."""
+"""What `EnergyMonitor` adds to networks of others.
+
+On a GPU these are GPT-2 small, and a ViT-B/16 of `torch.nn.TransformerEncoder`; on a CPU small ones of this class.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 
 from benchmarks.environment import package_version
 from benchmarks.fits import Fit, Side, fits_in_turn
-from benchmarks.monitoring import validation_row
+from benchmarks.monitoring import READ, Epoch, callback_row, epochs_of, validation_row
 from benchmarks.networks import LEARNING_RATE
 from benchmarks.sizes import Settings, Size
 from benchmarks.tables import Row, ratio_row
@@ -48,6 +51,10 @@ class Stack(Size):
 
 GPT2 = Stack("GPT-2 small", 8, 768, 12, 0.0, steps=100, precision="bf16-mixed", positions=1024, classes=50257)
 VIT = Stack("ViT-B/16", 64, 768, 12, 0.0, steps=100, precision="bf16-mixed", positions=196, classes=1000)
+
+SMALL_GPT = Stack("GPT, width 128", 16, 128, 6, 0.0, steps=100, positions=128, classes=256)
+SMALL_VIT = Stack("ViT, width 192", 16, 192, 6, 0.0, steps=100, positions=64, classes=10)
+VALIDATION_SAMPLES = 2000
 
 
 class Task(LightningModule):
@@ -88,6 +95,36 @@ class Gpt2(Task):
         return loss
 
 
+def encoder_of(size: Stack) -> nn.TransformerEncoder:
+    """Blocks and a norm, as one writes them with torch alone."""
+    block = nn.TransformerEncoderLayer(
+        size.width, size.width // HEAD, 4 * size.width, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(block, size.num_layers, nn.LayerNorm(size.width), enable_nested_tensor=False)
+
+
+class Gpt(Task):
+    """A language model as one writes it with torch alone."""
+
+    def __init__(self, size: Stack) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(size.classes, size.width)
+        self.places = nn.Parameter(0.02 * torch.randn(1, size.positions, size.width))
+        self.encoder = encoder_of(size)
+        self.head = nn.Linear(size.width, size.classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits."""
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
+        hidden = self.encoder(self.tokens(tokens) + self.places, mask=mask, is_causal=True)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """The cross-entropy of the next token."""
+        return F.cross_entropy(self(batch)[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+
+
 class Vit(Task):
     """A vision transformer as one writes it with torch alone."""
 
@@ -96,11 +133,7 @@ class Vit(Task):
         self.patches = nn.Conv2d(3, size.width, PATCH, stride=PATCH)
         self.first = nn.Parameter(torch.zeros(1, 1, size.width))
         self.places = nn.Parameter(0.02 * torch.randn(1, 1 + size.positions, size.width))
-        block = nn.TransformerEncoderLayer(
-            size.width, size.width // HEAD, 4 * size.width, activation="gelu", batch_first=True, norm_first=True
-        )
-        norm = nn.LayerNorm(size.width)
-        self.encoder = nn.TransformerEncoder(block, size.num_layers, norm, enable_nested_tensor=False)
+        self.encoder = encoder_of(size)
         self.head = nn.Linear(size.width, size.classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -140,23 +173,42 @@ NETWORKS = (
     Network(GPT2, Gpt2, texts, "model.transformer.h.*"),
     Network(VIT, Vit, images, "encoder.layers.*"),
 )
+ON_A_CPU = (
+    Network(SMALL_GPT, Gpt, texts, "encoder.layers.*"),
+    Network(SMALL_VIT, Vit, images, "encoder.layers.*"),
+)
 
 
 def run(settings: Settings) -> Iterator[Row]:
-    """Fits in turn and validation epochs in turn; a quick run takes reduced networks.
+    """Fits in turn and validation epochs in turn; a quick run takes reduced networks, on a CPU those of a GPU too.
 
     In fits the monitor finds the blocks, in the first logging period. For an epoch alone it is told their names.
     """
-    for network in NETWORKS:
+    is_cpu = settings.device.type == "cpu"
+    for network in NETWORKS if settings.quick or not is_cpu else ():
         size = network.size.reduced if settings.quick else network.size
         if network.module is Gpt2 and not package_version("transformers"):
             yield Row("EnergyMonitor", size.name, note="transformers is not installed")
-        elif settings.device.type == "cpu" and not settings.quick:
-            yield Row("EnergyMonitor", size.name, note="needs a GPU")
         else:
             side = Side(partial(network.module, size), batch=network.batch)
             yield from _fitting(side, size, settings)
-            yield validation_row(side, size, settings, layers=network.blocks)
+            yield validation_row(side, size, settings, Epoch(), network.blocks)
+    for network in ON_A_CPU if is_cpu else ():
+        size = network.size.reduced if settings.quick else network.size
+        side = Side(partial(network.module, size), batch=network.batch)
+        yield from _fitting_on_a_cpu(side, size, settings)
+        for epoch in epochs_of([VALIDATION_SAMPLES], "samples", size, settings):
+            yield validation_row(side, size, settings, epoch, network.blocks)
+
+
+def _fitting_on_a_cpu(side: Side, size: Size, settings: Settings) -> Iterator[Row]:
+    """Whole fits, and what the steps that are read and logged take longer than with logging alone, in other steps."""
+    sides = {"without": side, "with": replace(side, callbacks=lambda: [EnergyMonitor()])}
+    fits = fits_in_turn(sides, size, settings)
+    yield callback_row("EnergyMonitor", size, settings, fits["with"], fits["without"], READ, 1.02)
+    pairs = zip(fits["with"], fits["without"], strict=True)
+    extra = [one.extra(READ) - other.extra(READ) for one, other in pairs]
+    yield ratio_row("one reading", size.name, "one training step", extra, [one.ordinary(READ) for one in fits["with"]])
 
 
 def _fitting(side: Side, size: Size, settings: Settings) -> list[Row]:

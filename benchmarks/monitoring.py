@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -24,7 +25,7 @@ READ = [0]
 """Where in a logging period the monitor reads: at every step whose number is a multiple of it."""
 ADAPTED = range(1, LOG_PERIOD, 10)
 """Where the adapter measures: at its first step, and every ten after."""
-VALIDATION_BATCHES = 4
+VALIDATION_ROWS = (10_000, 50_000)
 
 
 class Compared(NamedTuple):
@@ -36,21 +37,44 @@ class Compared(NamedTuple):
     goal: float
 
 
+class Epoch(NamedTuple):
+    """A validation epoch: one batch so many times, what its length is called, and the goal."""
+
+    num_batches: int = 4
+    length: str = "4 batches"
+    goal: float | None = None
+
+
+COMPARED = (
+    Compared("EnergyMonitor", lambda: [EnergyMonitor()], READ, 1.02),
+    Compared("StepSizeAdapter, every 10 steps", lambda: [StepSizeAdapter(every_n_steps=10)], ADAPTED, 1.01),
+)
+SWITCHES = Compared(
+    'StepSizeAdapter with rule="switches", every 10 steps',
+    lambda: [StepSizeAdapter(every_n_steps=10, rule="switches")],
+    ADAPTED,
+    1.02,
+)
+
+
 def run(settings: Settings) -> Iterator[Row]:
-    """Fits in turn, and validation epochs in turn."""
+    """Fits in turn, and validation epochs in turn; on a GPU, whose time is short, without the rule "switches"."""
+    compared = (*COMPARED, SWITCHES) if settings.device.type == "cpu" else COMPARED
     for size in settings.sizes:
-        monitor, adapter = "EnergyMonitor", "StepSizeAdapter, every 10 steps"
-        yield from _fitting(
-            size,
-            settings,
-            Compared(monitor, lambda: [EnergyMonitor()], READ, 1.02),
-            Compared(adapter, lambda: [StepSizeAdapter(every_n_steps=10)], ADAPTED, 1.01),
-        )
-        goal = 1.5 if size.name == "c1" else None
-        yield validation_row(Side(partial(module_of, size)), size, settings, goal)
+        yield from _fitting(size, settings, *compared)
+        side = Side(partial(module_of, size))
+        for epoch in epochs_of(VALIDATION_ROWS, "rows", size, settings):
+            yield validation_row(side, size, settings, epoch)
         momenta = "EnergyMonitor with Hamiltonian and criticality"
         of_momenta = Compared(momenta, lambda: [EnergyMonitor()], READ, 1.03)
         yield from _fitting(size, settings, of_momenta, weight_decay=WEIGHT_DECAY)
+
+
+def epochs_of(lengths: Sequence[int], unit: str, size: Size, settings: Settings) -> list[Epoch]:
+    """Epochs of as many samples, or the fewest whole batches above; quick runs and GPUs take one of 4 batches."""
+    if settings.quick or settings.device.type != "cpu":
+        return [Epoch()]
+    return [Epoch(math.ceil(length / size.samples), f"{length} {unit}", 1.15) for length in lengths]
 
 
 def callback_row(
@@ -116,13 +140,11 @@ class _ValidationStopwatch(Callback):
         self.seconds = time.perf_counter() - self.start
 
 
-def validation_row(
-    side: Side, size: Size, settings: Settings, goal: float | None = None, layers: str | None = None
-) -> Row:
+def validation_row(side: Side, size: Size, settings: Settings, epoch: Epoch, layers: str | None = None) -> Row:
     """Time from the start of a validation epoch to its end; the ratio of whole calls of `validate` is beside it."""
     epochs: dict[bool, list[float]] = {True: [], False: []}
     calls: dict[bool, list[float]] = {True: [], False: []}
-    module, loader = side.made(settings.device), SameBatch(side.batch(size, settings.device), VALIDATION_BATCHES)
+    module, loader = side.made(settings.device), SameBatch(side.batch(size, settings.device), epoch.num_batches)
     for _ in range(1 + settings.rounds):
         for reads in epochs:
             stopwatch = _ValidationStopwatch(settings.device)
@@ -132,8 +154,8 @@ def validation_row(
                 call = partial(trainer.validate, module, loader, verbose=False)
                 calls[reads].append(seconds_per_call(call, settings.device))
             epochs[reads].append(stopwatch.seconds)
-    name = f"validation epoch of {VALIDATION_BATCHES} batches with EnergyMonitor"
+    name = f"validation epoch of {epoch.length} with EnergyMonitor"
     # The first round has warmed up.
     whole = statistics.median(one / other for one, other in zip(calls[True][1:], calls[False][1:], strict=True))
     measures = {"whole call": whole}
-    return ratio_row(name, size.name, "the same without", epochs[True][1:], epochs[False][1:], goal, measures)
+    return ratio_row(name, size.name, "the same without", epochs[True][1:], epochs[False][1:], epoch.goal, measures)

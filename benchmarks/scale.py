@@ -35,7 +35,7 @@ class Work:
     Attributes:
         products32: FLOPs of matrix products in float32.
         products64: FLOPs of matrix products in float64.
-        factorisations: FLOPs of Cholesky factors, their inverses, eigenvalues and powers, in float64.
+        factorisations: FLOPs of Cholesky factors, their inverses, eigenvalues and powers.
         waits: Short steps that wait for one another: columns of an eigenvalue problem, powers of a matrix, and looks of
             the host at the sizes that other processes have sent.
     """
@@ -49,8 +49,8 @@ class Work:
 def samples_work(reading: Reading) -> Work:
     """Work of a reading from n ≤ w samples.
 
-    Per layer: K = SSᵀ and, for the stable rank, AAᵀ in float64; the inverse factor of K times A and V in float32; the
-    factor (n³/3), its inverse (n³), eigenvalues (4n³/3) and powers of n × n matrices in float64.
+    Of each layer, one process: K = SSᵀ and the inverse factor of K times A and V in float32; for the stable rank AAᵀ in
+    float64; the factor (n³/3), its inverse (n³), eigenvalues (4n³/3) and powers of n × n matrices.
 
     Args:
         reading: Its sizes.
@@ -58,29 +58,31 @@ def samples_work(reading: Reading) -> Work:
     Raises:
         ValueError: If there are more samples than neurons.
     """
-    n, w, layers, spectrum = reading.samples, reading.width, reading.num_layers, int(reading.with_spectrum)
+    n, w, spectrum = reading.samples, reading.width, int(reading.with_spectrum)
+    layers = math.ceil(reading.num_layers / reading.processes)
     if n > w:
         raise ValueError(f"`reading` must have no more samples than neurons, got {reading}.")
     return Work(
-        products32=layers * 4 * n**2 * w,
-        products64=layers * (1 + spectrum) * 2 * n**2 * w,
+        products32=layers * 6 * n**2 * w,
+        products64=layers * spectrum * 2 * n**2 * w,
         factorisations=layers * (4 / 3 * n**3 + 2 * POWERS * n**2 + spectrum * 4 / 3 * n**3),
-        waits=layers * (POWERS + spectrum * n) + 3 * reading.processes,
+        waits=POWERS + layers * spectrum * n + 3 * reading.processes,
     )
 
 
 def moments_work(reading: Reading) -> Work:
     """Work of a reading from second moments.
 
-    Per layer: Sᵀ[S, A, V] of the own rows, a factor (d³/3), its quotients of two matrices (2d²w) and powers, all in
-    float64.
+    Of each layer, Sᵀ[S, A, V] of the own rows; of each, by one process, a factor (d³/3), its quotients of two matrices
+    (2d²w) and powers; all in float64.
     """
-    rows, w, d, layers = reading.rows, reading.width, reading.width + 1, reading.num_layers
+    rows, w, d = reading.rows, reading.width, reading.width + 1
+    layers = math.ceil(reading.num_layers / reading.processes)
     return Work(
         products32=0,
-        products64=layers * (2 * rows * d * (d + 2 * w) + 2 * d**2 * w),
+        products64=reading.num_layers * 2 * rows * d * (d + 2 * w) + layers * 2 * d**2 * w,
         factorisations=layers * (d**3 / 3 + 2 * POWERS * d**2),
-        waits=layers * POWERS,
+        waits=POWERS,
     )
 
 
@@ -92,7 +94,7 @@ class Assumptions:
         training: FLOP/s of the training, sustained, in bf16.
         products32: FLOP/s of matrix products in float32, without TF32.
         products64: FLOP/s of matrix products in float64.
-        factorisations: FLOP/s of factorisations and eigenvalues in float64, far below that of products.
+        factorisations: FLOP/s of factorisations and eigenvalues, far below that of products.
         wait: Seconds of a short step that the next one waits for.
         bandwidth: Bytes/s into one GPU between nodes.
         collective: Seconds of a collective beside its bytes.
@@ -243,19 +245,17 @@ def rhythm_table(models: Sequence[Model], assumed: Assumptions) -> str:
     for model in models:
         for processes in PROCESSES:
             reading = model.usual_reading(processes)
-            share = replace(reading, num_layers=math.ceil(model.num_layers / processes))
             gather, compute = assumed.gather(reading), assumed.compute(samples_work(reading))
             seconds = (
                 gather + compute,
                 fast.gather(reading) + compute,
                 gather + assumed.compute(samples_work(replace(reading, with_spectrum=True))),
-                assumed.gather(share) + assumed.compute(samples_work(share)),
             )
             every = [assumed.every(each, model.parameters) for each in seconds]
             rows.append(
                 [model.name, processes, reading.samples, fits(model, reading, assumed), up(gather), up(compute), *every]
             )
-    return table([*header, "with stable rank", "layers shared out"], rows)
+    return table([*header, "with stable rank"], rows)
 
 
 def moments_table(models: Sequence[Model], assumed: Assumptions) -> str:

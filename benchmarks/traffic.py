@@ -24,6 +24,7 @@ class Reading:
         width: w.
         with_momenta: Whether momenta are read, beside the energies.
         with_spectrum: Whether the stable rank is read, beside the energies.
+        missing: Rows that all processes together have fewer than P N.
     """
 
     processes: int
@@ -32,6 +33,7 @@ class Reading:
     width: int
     with_momenta: bool = False
     with_spectrum: bool = False
+    missing: int = 0
 
     @property
     def samples(self) -> int:
@@ -81,10 +83,19 @@ def own_traffic(reading: Reading) -> Traffic:
     return summed(8 * (1 + reading.num_layers))
 
 
-def samples_traffic(reading: Reading) -> Traffic:
-    """Form "samples": `own_traffic`, a barrier, three sizes as int64, and N × 2L × w (with momenta 3L) float32 numbers.
+def results_traffic(reading: Reading, num_values: int) -> Traffic:
+    """What all forms hand on at the end, for each layer is computed by one process: its numbers, in float64.
 
-    A process with fewer rows than others pads its own.
+    Four products of A and V, so many singular values of A, and for momenta three numbers.
+    """
+    numbers = 4 + num_values * reading.with_spectrum + 3 * reading.with_momenta
+    return summed(8 * reading.num_layers * numbers)
+
+
+def samples_traffic(reading: Reading) -> Traffic:
+    """Form "samples": a barrier, three sizes as int64, and N × 2L × w (with momenta 3L) float32 numbers.
+
+    `own_traffic` and `results_traffic` besides. A process with fewer rows than others pads its own.
     """
     barrier, sizes = Traffic(1), gathered(reading.processes, 3 * 8)
     return (
@@ -92,11 +103,12 @@ def samples_traffic(reading: Reading) -> Traffic:
         + barrier
         + sizes
         + gathered(reading.processes, samples_memory(reading) // reading.processes)
+        + results_traffic(reading, min(reading.samples - reading.missing, reading.width))
     )
 
 
 def moments_traffic(reading: Reading) -> Traffic:
-    """Form "moments": `own_traffic`, and one sum a state, in float64.
+    """Form "moments": `own_traffic`, one sum a state, in float64, and `results_traffic`.
 
     Energies need Sᵀ[S, A, V] and the four inner products of (A, V), the stable rank AᵀA, momenta SᵀB and, in one state,
     tr(BᵀA), ‖B‖² and the number of samples.
@@ -105,7 +117,8 @@ def moments_traffic(reading: Reading) -> Traffic:
     numbers = [d * (d + 2 * w), 4]
     numbers += [w * w] if reading.with_spectrum else []
     numbers += [d * w, 3] if reading.with_momenta else []
-    return sum((summed(8 * reading.num_layers * number) for number in numbers), own_traffic(reading))
+    both_ends = own_traffic(reading) + results_traffic(reading, w)
+    return sum((summed(8 * reading.num_layers * number) for number in numbers), both_ends)
 
 
 def auto_traffic(reading: Reading) -> Traffic:

@@ -39,9 +39,10 @@ class EnergyMonitor(HookedCallback):
       optimizer steps, before the optimizer moves the weights: of several optimizers the first that holds a trainable
       parameter of the layers. Where it takes no step in the batch, a monitor of momenta leaves the batch out, for they
       belong to a step; others read at its end.
-    - ``readings["validate"]`` and ``readings["test"]``: of the whole data set, exactly, without momenta, for no
-      gradients flow there. Keys start with ``val_`` and ``test_`` and, of several loaders, end with
-      ``/dataloader_idx_0`` as Lightning's own do; the second reading is ``readings["validate/dataloader_idx_1"]``.
+    - ``readings["validate"]`` and ``readings["test"]``: of the data set, without momenta, for no gradients flow there;
+      of a part of a large one, unless ``exact=True``: see `ReadingSettings`. Keys start with ``val_`` and ``test_``
+      and, of several loaders, end with ``/dataloader_idx_0`` as Lightning's own do; the second reading is
+      ``readings["validate/dataloader_idx_1"]``.
 
     Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
     its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way. `ReadingGuide`,
@@ -66,7 +67,7 @@ class EnergyMonitor(HookedCallback):
             in momentum form with its criticality residual.
         every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
             ``log_every_n_steps``.
-        on_validation: Whether to read whole validation and test sets.
+        on_validation: Whether to read validation and test sets.
         print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
         prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors.
         pool_loaders: Whether to read all validation or test loaders as one set.
@@ -240,7 +241,7 @@ class EnergyMonitor(HookedCallback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the readings of the whole set."""
+        """Log the readings of the set."""
         if self._loaders is None or trainer.sanity_checking:
             return
         stage, start = ("test", f"{self.prefix}test_") if trainer.testing else ("validate", f"{self.prefix}val_")

@@ -53,7 +53,7 @@ def guide_page(
     told = {name: str(value).replace("|", r"\|") for name, value in settings.items()}
     return "\n".join(
         [
-            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of whole data sets.",
+            "Layer l is read where it starts, at A_{l−1}. Tags with `val_` and `test_` are of such sets.",
             "",
             "| tag | what it is | what it says |",
             "| --- | --- | --- |",

@@ -19,13 +19,16 @@ def relu_step(
 ) -> tuple[Tensor, Tensor | None]:
     """Return A_l as `leaky_step` does, and on request a handle on ‖W_l‖²_F, bias included.
 
-    The handle is a 0 with the gradient of ‖W_l‖²_F. Both come from one node of the graph, so that the gradients of both
-    are made by one matrix product.
+    The handle is a 0 with the gradient of ‖W_l‖²_F. A backward pass that goes through both adds the gradients of both
+    inside one matrix product.
     """
-    kept = 1 - step_size * effective_depth
-    return _ReluStep.apply(  # type: ignore[no-untyped-call, no-any-return]
-        representation, weight, bias, step_size, kept, has_handle
+    kept, shared = 1 - step_size * effective_depth, list[Tensor]()
+    current: Tensor = _ReluStep.apply(  # type: ignore[no-untyped-call]
+        representation, weight, bias, step_size, kept, shared
     )
+    if not has_handle:
+        return current, None
+    return current, _Handle.apply(weight, bias, current.grad_fn, shared)  # type: ignore[no-untyped-call]
 
 
 def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -> Tensor:
@@ -52,6 +55,28 @@ class _L2Term(torch.autograd.Function):
         return None, None, *(one if is_wanted else None for one, is_wanted in wanted)
 
 
+class _Handle(torch.autograd.Function):
+    """A 0 with the gradient of ‖W_l‖²_F, which it leaves to the step of the layer where that will run in the same pass.
+
+    The engine runs what was made later first: this before the step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, step: Any, shared: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(weight, bias)
+        ctx.step, ctx.shared = step, shared
+        return weight.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (of_square,) = gradients
+        weight, bias = ctx.saved_tensors
+        if torch._C._will_engine_execute_node(ctx.step):
+            ctx.shared[:] = [of_square]
+            return None, None, None, None
+        return 2 * of_square * weight, None if bias is None else 2 * of_square * bias, None, None
+
+
 class _ReluStep(torch.autograd.Function):
     """The step with leak, step-size and sum inside the matrix products: four passes over N × w fewer than autograd's.
 
@@ -66,29 +91,24 @@ class _ReluStep(torch.autograd.Function):
         bias: Tensor | None,
         step_size: float,
         kept: float,
-        has_handle: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃, and the handle."""
+        shared: list[Tensor],
+    ) -> Tensor:
+        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃."""
         active = torch.relu(representation)
         ctx.save_for_backward(representation, active, weight, bias)
-        ctx.set_materialize_grads(False)
-        ctx.step_size, ctx.kept = step_size, kept
-        ctx.parameters = [(one, one._version) for one in (weight, bias) if one is not None] if has_handle else []
+        ctx.step_size, ctx.kept, ctx.shared = step_size, kept, shared
         leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
-        current = leaked.addmm_(active, weight.t(), alpha=step_size)
-        return current, weight.new_zeros(()) if has_handle else None
+        return leaked.addmm_(active, weight.t(), alpha=step_size)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With G the gradient at A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i.
 
-        To the last two 2c W_l and 2c b are added, with c the gradient at the handle.
+        To the last two 2c W_l and 2c b are added, with c the gradient at the handle, where that has left it here.
         """
-        gradient, of_square = gradients
-        if gradient is None:
-            return None, *_of_square_alone(ctx, of_square), None, None, None
+        of_square = ctx.shared.pop() if ctx.shared else None
         found = _differentiable if torch.is_grad_enabled() else _in_place
-        return *found(ctx, gradient, of_square), None, None, None
+        return *found(ctx, gradients[0], of_square), None, None, None
 
 
 def _in_place(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tensor | None]:
@@ -117,13 +137,3 @@ def _differentiable(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> lis
     if of_square is not None:
         found[1:] = [of_weight + 2 * of_square * weight, None if bias is None else found[2] + 2 * of_square * bias]
     return [one if wanted else None for one, wanted in zip(found, ctx.needs_input_grad, strict=False)]
-
-
-def _of_square_alone(ctx: Any, of_square: Tensor | None) -> list[Tensor | None]:
-    """Gradients of ‖W_l‖² in W_l and b where A_l has none: in a backward pass of its own, after the other."""
-    if of_square is None:
-        return [None, None]
-    if any(one._version != version for one, version in ctx.parameters):
-        raise RuntimeError("a weight of a leaky layer was changed in place before the gradient of its L2 term was made")
-    found: list[Tensor | None] = [2 * of_square * one for one, _ in ctx.parameters]
-    return [*found, None][:2]

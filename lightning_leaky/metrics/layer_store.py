@@ -21,6 +21,9 @@ from lightning_leaky.utilities.processes import num_processes, own_share, summed
 Form: TypeAlias = Literal["auto", "moments", "samples"]
 """How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""
 
+NUM_LEVELS = 161
+"""How often rows can be thinned, by levels from 0 on."""
+
 # Everywhere: where a device has no float64, as MPS has none, sums and samples are on the CPU.
 _WIDE = torch.float64
 
@@ -39,6 +42,7 @@ class LayerStore:
         step_sizes: ρ of the layers, shape (L,).
         device: Where sums and samples are.
         dtype: Dtype of the samples kept.
+        counts: How many rows of each layer are kept of each level, where rows have one, shape (L, `NUM_LEVELS`).
     """
 
     def __init__(self, num_layers: int, width: int, recipe: Recipe, form: Form) -> None:
@@ -49,6 +53,7 @@ class LayerStore:
         # Of each batch A_{l−1}, A_l and B_l of all layers, 2 L or 3 L matrices of shape (N, w).
         self._kept: list[Sequence[Tensor]] = []
         self._levels: list[Sequence[Tensor]] = []  # of their rows, where only some are kept
+        self.counts = torch.zeros(num_layers, NUM_LEVELS, dtype=torch.int64)
         self._accumulator: Accumulator | None = None
 
     @property
@@ -79,7 +84,9 @@ class LayerStore:
             if not (is_last and same):
                 kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
             self._kept.append(kept)
-            self._levels += [] if levels is None else [levels]
+            if levels is not None:
+                self._levels.append(levels)
+                self.counts += _histograms(levels)
             return
         self.turn_to_sums()
         previous, current, *momenta = groups
@@ -109,21 +116,19 @@ class LayerStore:
             sums = self._of_all(partial(self._sums_of, samples, own), own, num_values, weights, failures)
         return self.recipe.values(sums | given, rho, failures)
 
-    def counts(self, num_levels: int) -> Tensor:
-        """How many rows of each layer are kept here at each level, shape (L, num_levels)."""
-        found = torch.zeros(self.num_layers, num_levels, dtype=torch.int64)
-        for batch in self._levels:
-            for layer, levels in zip(found, batch, strict=True):
-                layer += torch.bincount(levels, minlength=num_levels)
-        return found.flip(1).cumsum(1).flip(1)
-
-    def thin(self, level: int) -> None:
-        """Keep only rows of a level or above."""
-        for number, batch in enumerate(self._levels):
-            places = [(levels >= level).nonzero()[:, 0].to(self.device) for levels in batch]
-            kept = enumerate(self._kept[number])
-            self._kept[number] = [matrix[places[index % self.num_layers]] for index, matrix in kept]
-            self._levels[number] = [levels[levels >= level] for levels in batch]
+    def thin(self, level: int, first: int = 0) -> None:
+        """Keep only rows of a level or above, of batches from a number on; -1 is the last one."""
+        self.counts[:, :level] = 0
+        for number in range(len(self._levels))[first:]:
+            # Layers that are alike share their levels.
+            each = {id(levels): levels >= level for levels in self._levels[number]}
+            if not all(map(Tensor.all, each.values())):
+                places = {key: stays.nonzero()[:, 0].to(self.device) for key, stays in each.items()}
+                keys = [id(levels) for levels in self._levels[number]]
+                kept = enumerate(self._kept[number])
+                self._kept[number] = [matrix[places[keys[index % self.num_layers]]] for index, matrix in kept]
+                left = {id(levels): levels[each[id(levels)]] for levels in self._levels[number]}
+                self._levels[number] = [left[key] for key in keys]
 
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all that come until the next reset."""
@@ -138,6 +143,7 @@ class LayerStore:
         """Forget every batch."""
         self.is_summing = self.form == "moments"
         self._kept, self._levels = [], []
+        self.counts.zero_()
         if self._accumulator is not None:
             self._accumulator.reset()
 
@@ -223,6 +229,12 @@ class LayerStore:
         momenta = [momentum.to(dtype) / self.recipe.share(momentum) for momentum in momenta]
         ends = previous.to(kept), current.to(kept)
         return layer_batch(self.recipe.feature_map, self.step_sizes.tolist()[index], dtype, *ends, *momenta)
+
+
+def _histograms(levels: Sequence[Tensor]) -> Tensor:
+    """How many rows of each layer have each level, shape (L, `NUM_LEVELS`)."""
+    known = {id(one): torch.bincount(one, minlength=NUM_LEVELS) for one in levels}
+    return torch.stack([known[id(one)] for one in levels])
 
 
 def check_form(form: Form) -> Form:

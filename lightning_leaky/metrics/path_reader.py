@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes
+from lightning_leaky.metrics.bound import most_rows, room_for_rows
 from lightning_leaky.metrics.layer_batch import check_layers
-from lightning_leaky.metrics.layer_store import Form, LayerStore, check_form
+from lightning_leaky.metrics.layer_store import NUM_LEVELS, Form, LayerStore, check_form
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.records import QUANTITIES
@@ -20,8 +21,6 @@ from lightning_leaky.utilities.processes import meeting_place, num_processes, su
 
 # Of all layers together. Above it a monitor would no longer be a guest; a fixed number, so that all processes agree.
 MEMORY_LIMIT = 2**30
-NUM_LEVELS = 41
-"""How often rows can be halved."""
 
 
 class PathReader:
@@ -72,7 +71,13 @@ class PathReader:
         self.moments_in_bytes = sum(recipe.state_bytes(length, width) for width, length in widths)
         is_too_much = self.moments_in_bytes > MEMORY_LIMIT or max_rows is not None
         self.form: Form = "samples" if check_form(form) == "auto" and is_too_much else form
-        self.max_rows, self.level = self._checked(max_rows, widths), 0
+        self.max_rows, self.level = most_rows(max_rows, widths, MEMORY_LIMIT), 0
+        # Rows are thinned once in a while, where there is memory for it.
+        self._overfull = (
+            0
+            if self.max_rows is None
+            else max(self.max_rows, min(2 * self.max_rows, room_for_rows(widths, MEMORY_LIMIT)))
+        )
         self.stores = [LayerStore(length, width, recipe, self.form) for width, length in widths]
         self.step_sizes = torch.zeros(0, dtype=torch.float64)
         self.is_empty = True
@@ -144,6 +149,8 @@ class PathReader:
                 layer's sums fail (a quantity of your own, the memory): then all batches are forgotten.
         """
         groups = {"previous": previous, "current": current}
+        if self.max_rows is not None and levels is None:
+            raise ValueError("`levels` must be given where `max_rows` is, got None: rows are thinned by them.")
         if self.recipe.has_gradients:
             if momenta is None:
                 wanted = [record.key for record in self.recipe.records if record.has_gradients]
@@ -172,7 +179,11 @@ class PathReader:
         self.is_empty = False
         self._num_samples += torch.tensor(list(map(len, current)))
         if self.max_rows is not None:
-            self._fit(self._counts().amax(0).tolist(), self.max_rows)
+            for store in self.stores:
+                store.thin(self.level, first=-1)
+            counts = self._counts().amax(0).tolist()
+            if counts[self.level] > self._overfull:
+                self._fit(counts, self.max_rows)
         for number, half in enumerate(self._halves):
             # The odd row goes to the first half, and the next odd one to the second.
             cut = functools.partial(_half, number=number, odd=self._odd)
@@ -240,22 +251,9 @@ class PathReader:
         ends = list(itertools.accumulate(store.num_layers for store in self.stores))
         return [(store, slice(end - store.num_layers, end)) for store, end in zip(self.stores, ends, strict=True)]
 
-    @staticmethod
-    def _checked(max_rows: int | None, widths: Sequence[tuple[int, int]]) -> int | None:
-        """How many rows to keep at most."""
-        if max_rows is None:
-            return None
-        width = max(width for width, _ in widths)
-        if max_rows <= width:
-            raise ValueError(
-                f"`max_rows` must be at least w + 1 = {width + 1}, got {max_rows!r}: fewer rows than features fit "
-                "whatever they are. Raise it, leave it out, or say exact=True."
-            )
-        return min(max_rows, max(1, MEMORY_LIMIT // sum(8 * width * length for width, length in widths)))
-
     def _counts(self) -> Tensor:
-        """Rows kept here of each layer at each level; more than all may keep, at levels that are thinned out."""
-        counts = torch.cat([store.counts(NUM_LEVELS) for store in self.stores])
+        """Rows kept here of each layer from each level on; more than all may keep, at levels that are thinned out."""
+        counts = torch.cat([store.counts for store in self.stores]).flip(1).cumsum(1).flip(1)
         counts[:, : self.level] = 0 if self.max_rows is None else self.max_rows + 1
         return counts
 
@@ -276,7 +274,11 @@ class PathReader:
         flags, place = torch.tensor([int(store.is_summing) for store in self.stores]), self.stores[0].device
         parts = [flags, self._num_samples]
         if self.max_rows is not None:
-            parts = [flags, self._counts().flatten(), torch.zeros(NUM_LEVELS) if seen is None else seen]
+            parts = [
+                flags,
+                self._counts().flatten(),
+                torch.zeros(NUM_LEVELS, dtype=torch.int64) if seen is None else seen,
+            ]
         total = summed(torch.cat(parts).to(meeting_place(place))).cpu()
         for store, is_summing in zip(self.stores, total[: len(flags)].tolist(), strict=True):
             if is_summing:

@@ -166,9 +166,9 @@ class PathObserver:
 
     def reset(self) -> None:
         """Forget every batch."""
-        self._count = SampleCount()
-        if self._reader is not None:
-            self._reader.reset()
+        self._count, reader = SampleCount(), self._reader
+        if reader is not None:
+            reader.reset()
 
     def compute(self, parameter_scale: float | None = None) -> Readings | None:
         """Return the readings of all batches since the last reset, or ``None`` if no process has read one.
@@ -182,8 +182,7 @@ class PathObserver:
             self._reader = None
         if self.path is None:
             return None
-        device = self.path.step_sizes.device
-        has_read = self._reader is not None and not self._reader.is_empty
+        device, has_read = self.path.step_sizes.device, self._reader is not None and not self._reader.is_empty
         agreed = first_of(self._watched.segmentation.table.to(meeting_place(device)), has_read)
         if agreed is None:
             return None
@@ -191,6 +190,7 @@ class PathObserver:
             self._watched.segmentation, self._reader = Segmentation.of(agreed), None
         reader = self._reader_of(self.path)
         if reader.is_empty:
+            self._step_sizes = step_sizes_of(self.path)
             reader.expect(self._step_sizes_read(), device, self._watched.segmentation.dtype)
         layers = self._watched.segmentation.layers
         weights = LayerWeights(self.path, layers) if self._has_weights else None

@@ -80,13 +80,18 @@ class PassedBatch:
             max_rows: How many rows are read of the data set at most.
         """
         found, known = list[Tensor](), dict[tuple[Any, ...], Tensor]()
+        chosen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         for place, index in enumerate(self.layers):
-            levels = torch.cat([self._levels(one, index, numbers, max_rows, known) for one in self.passages])
-            found.append(levels[levels >= level])
-            if level > 0:
+            parts = [self._levels(one, index, numbers, max_rows, known) for one in self.passages]
+            key = tuple(map(id, parts))
+            if key not in chosen:
+                levels = torch.cat(parts)
                 rows = (levels >= level).nonzero()[:, 0]
-                for side in self.matrices:
-                    side[place] = side[place][rows.to(side[place].device, non_blocking=True)]
+                chosen[key] = levels[rows], rows.to(self.matrices[0][place].device, non_blocking=True)
+            levels, rows = chosen[key]
+            found.append(levels)
+            for side in self.matrices if level > 0 else ():
+                side[place] = side[place][rows]
         return found
 
     def _levels(

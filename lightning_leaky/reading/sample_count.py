@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_leaky.metrics.path_reader import NUM_LEVELS
+from lightning_leaky.metrics.layer_store import NUM_LEVELS
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch
 from lightning_leaky.reading.thinning import sample_levels
 from lightning_leaky.utilities.processes import num_processes, number_of_process

@@ -23,8 +23,8 @@ from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 from lightning_leaky.utilities.imports import located
 
-# Of a data set: where layers are narrow, so many samples still say what others would.
-_LEAST_ROWS = 2048
+# Of a data set, in units of the width and at least; how far readings are then from exact ones is in `docs/readings.md`.
+_ROWS_OF_WIDTH, _LEAST_ROWS = 8, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class ReadingSettings(ReadingOptions):
         exact: Whether to read all samples of a validation or test set. By default at most `max_rows` rows of each layer
             are read, of samples that are spread evenly over the set, the same in batches of any size and on any number
             of processes; other samples cost nothing. Training batches are always read whole.
-        max_rows: How many, at least w + 1; ``None`` takes the greater of 4 w and 2048. Fewer where they take more than
+        max_rows: How many, at least w + 1; ``None`` takes the greater of 8 w and 2048. Fewer where they take more than
             1 GiB.
 
     Raises:
@@ -151,7 +151,7 @@ class ReadingSettings(ReadingOptions):
         """How many rows of layers of a width are read of a data set, ``None`` for all."""
         if self.exact:
             return None
-        return max(4 * width, _LEAST_ROWS) if self.max_rows is None else self.max_rows
+        return max(_ROWS_OF_WIDTH * width, _LEAST_ROWS) if self.max_rows is None else self.max_rows
 
     def state_of(self, path: LeakyPath | None) -> StateChoice:
         """Which tensor of a layer is its state: as told, or as the path says."""

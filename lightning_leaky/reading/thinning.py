@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_leaky.metrics.path_reader import NUM_LEVELS
+from lightning_leaky.metrics.layer_store import NUM_LEVELS
 
 # Multiples of it, less their whole part, fill [0, 1] evenly whatever their number, and share no period with the data.
-_GOLDEN = (5**0.5 - 1) / 2
+_GOLDEN, _OTHER = (5**0.5 - 1) / 2, 2**0.5 - 1
+# Levels from one number of samples to half of it: fewer would leave out more rows than they must.
+_STEPS = 4
 # Of few samples with many positions each, all positions would say little of other samples.
-_LEAST_SAMPLES = 64
+_LEAST_SAMPLES = 256
 
 
 def sample_levels(numbers: Tensor) -> Tensor:
-    """How long samples stay as a data set grows: at level k ≥ 1 one in 2^(k − 1) is read, those of that level or above.
+    """How long samples stay as a data set grows: at level k ≥ 1 one in 2^((k − 1)/4), those of that level or above.
 
     It depends on the number of a sample alone, so that the same are read in batches of any size and on any number of
     processes, by no random number and whatever comes later.
@@ -27,13 +29,14 @@ def sample_levels(numbers: Tensor) -> Tensor:
 
     Example:
         >>> sample_levels(torch.arange(8))
-        tensor([40,  1,  3,  1,  2,  4,  1,  2])
+        tensor([160,   3,  9,   1,   5,  14,   2,   6])
     """
-    return 1 + (-_spread(numbers).clamp(min=2.0 ** (2 - NUM_LEVELS)).log2()).floor().long()
+    halvings = -_spread(numbers).log2() * _STEPS
+    return 1 + halvings.clamp(max=NUM_LEVELS - 2).floor().long()
 
 
 def row_levels(samples: Tensor, numbers: Tensor, max_rows: int) -> Tensor:
-    """How long rows stay: at level 0 all, then at most a 64th of the bound of each sample, at places that vary.
+    """How long rows stay: at level 0 all, then about a 256th of the bound of each sample, at places that vary.
 
     Args:
         samples: Of which sample of the batch each row is, in order, shape (N,).
@@ -45,7 +48,9 @@ def row_levels(samples: Tensor, numbers: Tensor, max_rows: int) -> Tensor:
     """
     counts = torch.bincount(samples, minlength=len(numbers))
     ranks = torch.arange(len(samples)) - (counts.cumsum(0) - counts)[samples]
-    stays = _spread(ranks + numbers[samples]) * counts[samples] < max(1, max_rows // _LEAST_SAMPLES)
+    # By another number than samples are chosen by: else those that are read would all be read at the same places.
+    places = (_spread(ranks) + numbers[samples].to(torch.float64) * _OTHER).frac()
+    stays = places * counts[samples] < max(1, max_rows // _LEAST_SAMPLES)
     return torch.where(stays, sample_levels(numbers)[samples], 0)
 
 

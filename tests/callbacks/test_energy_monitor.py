@@ -271,7 +271,7 @@ def test_a_compiled_network_reads_like_an_eager_one(make_module, make_data, make
     readings = []
     for compiled in (False, True):
         torch._dynamo.reset()
-        module, monitor = make_module(), EnergyMonitor(quantities=ALL)
+        module, monitor = make_module(), EnergyMonitor(quantities=ALL, precision="high")
         if compiled:
             module.network.compile(backend="aot_eager", fullgraph=fullgraph)
         trainer = make_trainer(monitor, StepSizeAdapter(every_n_steps=1), log_every_n_steps=2, max_epochs=4)

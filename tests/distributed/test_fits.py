@@ -87,7 +87,7 @@ def test_what_the_callbacks_say_does_not_grow_with_the_network(tmp_path):
     for said in launch(fits.collectives, 2, tmp_path):
         of_monitor = [Counter(said[length, "monitor"]) - Counter(said[length, "nobody"]) for length in (3, 12)]
         assert 0 < of_monitor[0].total() == of_monitor[1].total()
-        assert {name for name, _ in of_monitor[0]} == {"all_gather", "all_reduce"}
+        assert {name for name, _ in of_monitor[0]} == {"all_gather", "all_reduce", "barrier"}
 
         for length in (3, 12):  # 10 optimizer steps, of which every second one adapts
             of_adapter = Counter(said[length, "adapter"]) - Counter(said[length, "nobody"])

@@ -1,5 +1,7 @@
 """Over several real processes with uneven shards, most with an empty one, everything equals one process."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,18 @@ def test_where_processes_find_different_layers_those_of_the_first_are_read(proce
         assert found["names"] == first["names"]
         assert torch.equal(found["otherwise"], first["otherwise"])
     assert first["otherwise"].isfinite().all()
+
+
+def test_the_same_part_of_a_data_set_is_read_and_its_layers_are_shared_out(processes):
+    expected, rows, samples, num_layers = workers.thinned()
+    assert num_layers == 5
+    assert rows == (samples[0],) * 5
+    assert 10 < samples[0] <= 40 < samples[1] == 300
+    for found in processes:
+        values, *numbers, factorised = found["thinned"]
+        torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-12)
+        assert numbers == [rows, samples]
+        assert factorised <= math.ceil(num_layers / len(processes))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -7,6 +7,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from lightning_leaky.metrics import QUANTITIES, PathReader, Recipe
 from lightning_leaky.metrics.layer_store import Form
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.settings import ReadingSettings
 from tests.distributed.collectives import counted_collectives
 from tests.metrics.own_records import OWN
@@ -110,6 +112,24 @@ def observed(rank: int = 0, world_size: int = 1, form: Form = "moments") -> dict
         network(inputs).square().sum(-1).mean().backward()
         observer.drain()
     return observer.compute().quantities
+
+
+def thinned(rank: int = 0, world_size: int = 1) -> tuple[Tensor, tuple[int, ...], tuple[int, ...], int]:
+    """A part of a data set whose k-th sample is on process k mod W; what was read, how much, and its factorisations."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(Block(WIDTH) for _ in range(5))).double()
+    inputs = torch.randn(300, WIDTH, dtype=torch.float64)[rank::world_size]
+    settings = ReadingSettings(["cost_of_identity", "kinetic_energy", "block_influence", "stable_rank"], max_rows=40)
+    observer = PathObserver(model, path_of(model, Block), settings).attach()
+    for batch in inputs.split(7 + 4 * world_size):
+        if observer.arm(Batch(batch)):
+            model(batch)
+            observer.drain()
+    calls = mock.Mock(wraps=torch.linalg.cholesky_ex)
+    with mock.patch("torch.linalg.cholesky_ex", calls):
+        readings = observer.compute()
+    factorised = sum(len(call.args[0]) for call in calls.mock_calls)
+    return torch.stack(list(readings.quantities.values())), readings.num_samples, readings.samples_read, factorised
 
 
 class Block(torch.nn.Module):
@@ -210,6 +230,7 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
     results["observed"] = observed(rank, size)
     results["samples"] = observed(rank, size, "samples")
     results["automatic"] = automatic(rank, size)
+    results["thinned"] = thinned(rank, size)
     results |= found(rank, size) | found_otherwise(rank, size)
     results["collectives"] = {
         form: [collectives_of_a_reading(rank, size, layers, form) for layers in (2, 12)] for form in FORMS

@@ -1,0 +1,183 @@
+"""Which samples of a large data set are read: evenly spread, the same however it is cut, never too many."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_leaky.metrics import PathReader, Recipe
+from lightning_leaky.metrics.path_reader import NUM_LEVELS
+from lightning_leaky.reading import sample_count
+from lightning_leaky.reading.passed_batch import Batch
+from lightning_leaky.reading.sample_count import SampleCount
+from lightning_leaky.reading.settings import ReadingSettings
+from lightning_leaky.reading.thinning import row_levels, sample_levels
+from tests.metrics.paths import random_path
+
+MAX_ROWS = 40
+HALVING = 4  # levels
+CUTS = [[500], [7] * 72, [50] * 10, [1, 299, 200], [450, 50]]
+every_cut = pytest.mark.parametrize("sizes", CUTS, ids=lambda sizes: f"{len(sizes)} batches")
+
+
+def share(level):
+    """Of the samples that are read at a level."""
+    return 2 ** ((1 - level) / HALVING)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8, 13])
+@pytest.mark.parametrize("number", [100, 1000, 50_000])
+def test_levels_halve_the_samples_evenly_on_every_process(processes, number):
+    """Within a few samples, of any number of them."""
+    for process in range(processes):
+        levels = sample_levels(process + processes * torch.arange(number))
+        for level in range(1, 1 + 11 * HALVING):
+            assert abs(int((levels >= level).sum()) - number * share(level)) <= 4 + 2 * processes
+
+
+def test_the_samples_of_a_level_are_spread_over_the_data_set():
+    """No stretch of it is left out: gaps are at most three times as long as they are in the mean."""
+    levels = sample_levels(torch.arange(10_000))
+    for level in range(1, 1 + 7 * HALVING):
+        places = (levels >= level).nonzero()[:, 0]
+        assert int(places.diff().max()) <= 3 / share(level)
+
+
+def test_levels_are_of_the_number_alone_and_within_bounds():
+    numbers = torch.arange(10_000)
+    levels = sample_levels(numbers)
+    assert torch.equal(torch.cat([sample_levels(part) for part in numbers.split(77)]), levels)
+    assert torch.equal(sample_levels(numbers.flip(0)), levels.flip(0))
+    assert 1 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS
+
+
+# Rows, where samples have several.
+
+
+def rows_of(counts):
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+def test_rows_of_samples_that_have_one_stay_as_long_as_these():
+    numbers = torch.arange(30, 130)
+    assert torch.equal(row_levels(rows_of([1] * 100), numbers, MAX_ROWS), sample_levels(numbers))
+
+
+def test_few_rows_of_a_sample_that_has_many_stay_as_long_as_it():
+    """A 256th of the bound, 10 of 2560; the others go first."""
+    numbers, counts = torch.arange(60), [300, 10, 4] * 20
+    samples = rows_of(counts)
+    levels = row_levels(samples, numbers, 2560)
+    of_samples = sample_levels(numbers)
+    assert bool(((levels == 0) | (levels == of_samples[samples])).all())
+    stay = torch.bincount(samples[levels > 0], minlength=60)
+    assert torch.equal(stay[1::3], torch.full((20,), 10))
+    assert torch.equal(stay[2::3], torch.full((20,), 4))
+    assert bool((abs(stay[::3] - 10) <= 2).all())
+
+
+def test_places_of_the_rows_that_stay_vary_with_the_sample():
+    levels = row_levels(rows_of([300] * 2), torch.arange(2), 2560).reshape(2, 300)
+    assert not torch.equal(levels[0] > 0, levels[1] > 0)
+
+
+def test_levels_of_rows_do_not_depend_on_the_batch():
+    numbers, counts = torch.arange(40), [20, 3, 1, 90] * 10
+    whole = row_levels(rows_of(counts), numbers, 2560)
+    parts = [row_levels(rows_of(counts[at : at + 7]), numbers[at : at + 7], 2560) for at in range(0, 40, 7)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+# Counting.
+
+
+def numbers_of(sizes, count, is_known=True):
+    """Numbers that batches of these sizes get; told before they pass, or by what has passed."""
+    found = []
+    for size in sizes:
+        batch = Batch(torch.zeros(size, 3)) if is_known else Batch()
+        count.add(batch, 1)
+        found.append(count.numbers_of(SimpleNamespace(batch=batch, num_samples=lambda size=size: size)))
+    return torch.cat(found)
+
+
+@every_cut
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize(("process", "processes"), [(0, 1), (2, 3)])
+def test_samples_are_numbered_and_counted_as_samplers_deal_them(monkeypatch, sizes, is_known, process, processes):
+    monkeypatch.setattr(sample_count, "number_of_process", lambda: process)
+    monkeypatch.setattr(sample_count, "num_processes", lambda: processes)
+    expected, count = process + processes * torch.arange(sum(sizes)), SampleCount()
+    assert torch.equal(numbers_of(sizes, count, is_known), expected)
+    assert torch.equal(count.of_levels, torch.bincount(sample_levels(expected), minlength=NUM_LEVELS))
+
+
+def test_a_batch_is_wanted_where_a_sample_of_it_has_the_level():
+    count = SampleCount()
+    wanted = [count.add(Batch(torch.zeros(4, 3)), 1 + 4 * HALVING) for _ in range(50)]
+    assert wanted == [bool(part.any()) for part in (sample_levels(torch.arange(200)) > 4 * HALVING).split(4)]
+    assert 0 < sum(wanted) < 50
+    assert SampleCount().add(Batch(), 4)  # of unknown length
+
+
+def test_repeats_are_not_counted():
+    count, fresh = SampleCount(), torch.tensor([True, False, True])
+    count.add(Batch(torch.zeros(3, 2), fresh), 1)
+    assert torch.equal(count.of_levels, torch.bincount(sample_levels(torch.tensor([0, 2])), minlength=NUM_LEVELS))
+
+
+# The reader.
+
+
+PATH = random_path(num_samples=500, width=5)
+
+
+def bounded(sizes):
+    """A reader fed as an observer does: only rows that are still wanted. And how many it had at most."""
+    reader = PathReader([(5, 3)], Recipe(["cost_of_identity", "kinetic_energy"], 2.0), max_rows=MAX_ROWS)
+    levels, start, most = sample_levels(torch.arange(PATH.num_samples)), 0, 0
+    for size in sizes:
+        rows = torch.arange(start, min(start + size, PATH.num_samples))
+        rows = rows[levels[rows] >= reader.level]
+        previous, current = PATH.previous()[:, rows], PATH.current()[:, rows]
+        reader.update(previous, current, PATH.step_sizes, levels=[levels[rows]] * 3)
+        kept = reader.stores[0].samples_in_bytes // (8 * 2 * 3 * 5)
+        start, most = start + size, max(most, kept)
+    return reader, most
+
+
+@every_cut
+def test_the_rows_that_are_kept_are_those_of_the_lowest_level_that_fits(sizes):
+    reader, most = bounded(sizes)
+    levels = sample_levels(torch.arange(PATH.num_samples))
+    level = next(level for level in range(NUM_LEVELS) if int((levels >= level).sum()) <= MAX_ROWS)
+    rows = (levels >= level).nonzero()[:, 0]
+    readings = reader.compute()
+    assert most <= MAX_ROWS
+    assert reader.level == level
+    assert readings.num_samples == (len(rows),) * 3
+    whole = PathReader([(5, 3)], reader.recipe)
+    whole.update(PATH.previous()[:, rows], PATH.current()[:, rows], PATH.step_sizes)
+    for name, values in whole.compute().quantities.items():
+        torch.testing.assert_close(readings[name], values, rtol=1e-12, atol=0)
+
+
+def test_a_reset_begins_with_all_rows_again():
+    reader, _ = bounded([500])
+    reader.reset()
+    assert reader.level == 0
+
+
+@pytest.mark.parametrize("max_rows", [1, 5])
+def test_fewer_rows_than_features_are_refused(max_rows):
+    with pytest.raises(
+        ValueError, match=rf"`max_rows` must be at least w \+ 1 = 6, got {max_rows}: fewer rows than fe"
+    ):
+        PathReader([(5, 3), (2, 1)], Recipe(["speed"]), max_rows=max_rows)
+    PathReader([(5, 3), (2, 1)], Recipe(["speed"]), max_rows=6)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("max_rows", 1), ("precision", "x")])
+def test_bad_settings_are_named_with_their_value(setting, value):
+    with pytest.raises(ValueError, match=rf"`{setting}` must be .*got {value!r}"):
+        ReadingSettings(**{setting: value})
