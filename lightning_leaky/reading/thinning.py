@@ -29,7 +29,7 @@ def sample_levels(numbers: Tensor) -> Tensor:
 
     Example:
         >>> sample_levels(torch.arange(8))
-        tensor([160,   3,  9,   1,   5,  14,   2,   6])
+        tensor([160,   3,   9,   1,   5,  14,   2,   7])
     """
     halvings = -_spread(numbers).log2() * _STEPS
     return 1 + halvings.clamp(max=NUM_LEVELS - 2).floor().long()
