@@ -78,6 +78,7 @@ class StepReader:
         self.observer.drain(None if is_left_out else gradient_scale(trainer), is_last=True)
         with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
             self.unlogged = self.observer.compute(self._parameter_scale(trainer, optimizer))
+        self.observer.reset()  # it holds the batch
 
     def _parameter_scale(self, trainer: Trainer, optimizer: Optimizer | None) -> float | None:
         """What multiplied the cost of all micro-batches in the gradients that parameters have; ``None`` if unknown."""

@@ -80,8 +80,8 @@ class LayerStore:
             kept = [matrix.detach() for group in groups for matrix in group]
             share = self.recipe.share(kept[0])
             kept[2 * self.num_layers :] = [share * momentum for momentum in kept[2 * self.num_layers :]]
-            same = all(matrix.dtype == self.dtype and matrix.device == self.device for matrix in kept)
-            if not (is_last and same):
+            # What nothing can overwrite is converted a layer at a time, when it is read.
+            if not is_last or num_processes() > 1 or any(matrix.device != self.device for matrix in kept):
                 kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
             self._kept.append(kept)
             if levels is not None:

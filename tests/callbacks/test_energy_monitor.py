@@ -281,6 +281,14 @@ def test_a_compiled_network_reads_like_an_eager_one(make_module, make_data, make
         assert_equal_readings(readings[1][stage], readings[0][stage].quantities, 1e-5)
 
 
+def test_no_batch_is_held_from_one_reading_to_the_next(make_module, make_data, make_trainer):
+    """Of a single process it is read without a copy: kept, it would hold the activations of a step."""
+    monitor = EnergyMonitor(quantities=ALL)
+    make_trainer(monitor, log_every_n_steps=1).fit(make_module(), datamodule=make_data())
+    assert "train" in monitor.readings
+    assert [store.samples_in_bytes for store in monitor.observers["train"]._reader.stores] == [0]
+
+
 # Readings of whole data sets.
 
 
