@@ -189,7 +189,7 @@ def inner_products_of(k_norm: KNorm, features: Tensor, *matrices: Tensor) -> Ten
 
 
 def has_smaller_kernel(features: Tensor, k_norm: KNorm) -> bool:
-    """Whether K (N × N) is what is factorised: it is no larger than σᵀσ, and the form is not raw."""
+    """Whether to factorise K (N × N): it is no larger than σᵀσ, and the form is not raw."""
     return features.shape[-2] <= features.shape[-1] and not k_norm.is_raw
 
 
@@ -199,7 +199,7 @@ def inverse_roots(kernel: Tensor, k_norm: KNorm) -> tuple[Tensor, Tensor]:
     Where K is 0, and γ with it, the inverse is the identity.
     """
     factor, gamma = factor_of(kernel, k_norm)
-    # Inverted, for a product with all of M runs several times faster than a triangular solve.
+    # A product with all of M runs several times faster than a triangular solve.
     identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
     return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False), gamma
 

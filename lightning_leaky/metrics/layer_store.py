@@ -191,7 +191,7 @@ class LayerStore:
         shapes = self.recipe.sum_shapes(self.width, num_values, weights is not None)
         sizes = [math.prod(shape) for shape in shapes.values()]
         table = torch.zeros(self.num_layers, sum(sizes), dtype=_WIDE, device=self.device)
-        # Each is asked for by all, for a sharded one is gathered.
+        # All processes ask for each, for a sharded one is gathered.
         asked = None if weights is None else ((index, weights[index]) for index in range(self.num_layers))
         known = None if asked is None else [weight for index, weight in asked if index in indices]
         try:

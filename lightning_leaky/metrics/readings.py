@@ -30,7 +30,7 @@ class Readings:
         halves: Quantities of two halves of the samples by name, where they were read: how far they disagree is how far
             the reading can be trusted as one of other samples.
         widths: Width of each layer, L numbers, or none where that is not known.
-        samples_read: Of how many samples of the data set rows were read, and how many it has; none where all were.
+        samples_read: How many samples of the data set rows come from, and how many it has; empty where all were read.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)

@@ -80,7 +80,7 @@ def _moments(layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], h
 
 
 def _sums_of(layer: LayerBatch, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:
-    """What is no product in the K-norm, of one layer."""
+    """Sums of one layer beside its products in the K-norm."""
     found = {} if not recipe.has_own else recipe.own_sums(layer.previous.to(_WIDE), layer.current.to(_WIDE))
     if recipe.has_turns:
         found["turns"] = layer.turns

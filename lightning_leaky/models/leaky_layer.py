@@ -37,7 +37,7 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list, for a module's attribute takes long to set
+        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list: to set an attribute of a module takes long
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
