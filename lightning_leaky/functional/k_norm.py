@@ -85,14 +85,13 @@ def operator_norm(gram: Tensor) -> Tensor:
     """
     trace, is_cpu = _trace(gram), gram.device.type == "cpu"
     finite, size = torch.isfinite(trace), trace.clamp(min=torch.finfo(gram.dtype).tiny)
-    scaled = gram / size[..., None, None]  # so that no power overflows
     if gram.shape[-1] < _LEAST_SIDE and is_cpu:  # LAPACK raises on NaN
-        estimate: Tensor = torch.linalg.eigvalsh(torch.where(finite[..., None, None], scaled, 0))[..., -1].clamp(min=0)
+        estimate: Tensor = torch.linalg.eigvalsh(torch.where(finite[..., None, None], gram, 0))[..., -1].clamp(min=0)
     else:
-        estimate, disagree = _by_power_iteration(scaled, finite, is_cpu)
+        estimate, disagree = _by_power_iteration(gram, size, finite, is_cpu)
         if is_cpu and disagree.any():
-            estimate = estimate.masked_scatter(disagree, torch.linalg.eigvalsh(scaled[disagree])[..., -1].clamp(min=0))
-    return torch.where(finite, estimate * size, torch.nan)
+            estimate = estimate.masked_scatter(disagree, torch.linalg.eigvalsh(gram[disagree])[..., -1].clamp(min=0))
+    return torch.where(finite, estimate, torch.nan)
 
 
 def _trace(gram: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ def _trace(gram: Tensor) -> Tensor:
     return total
 
 
-def _by_power_iteration(matrices: Tensor, finite: Tensor, may_look: bool) -> tuple[Tensor, Tensor]:
+def _by_power_iteration(matrices: Tensor, size: Tensor, finite: Tensor, may_look: bool) -> tuple[Tensor, Tensor]:
     """‖Gv‖/‖v‖ for what powers of G turn random vectors into, and whether they disagree, each of shape (...)."""
     # Fixed vectors of their own generator: equal on all processes, and nobody's random numbers are used up.
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +108,7 @@ def _by_power_iteration(matrices: Tensor, finite: Tensor, may_look: bool) -> tup
     limits = torch.finfo(matrices.dtype)
     for _ in range(_ROUNDS):
         for _ in range(_POWERS):
-            last, vectors = vectors, matrices @ vectors
+            last, vectors = vectors, matrices @ vectors / size[..., None, None]  # so that no power overflows
         sizes: Tensor = torch.linalg.vector_norm(vectors, dim=-2)
         estimates = sizes / torch.linalg.vector_norm(last, dim=-2).clamp(min=limits.tiny)
         vectors = vectors / sizes.clamp(min=limits.tiny)[..., None, :]
@@ -117,7 +116,7 @@ def _by_power_iteration(matrices: Tensor, finite: Tensor, may_look: bool) -> tup
         disagree = finite & (greatest - estimates.amin(-1) > 32 * limits.eps * greatest)
         if may_look and not disagree.any():  # one look for all matrices
             break
-    return greatest, disagree
+    return greatest * size, disagree
 
 
 def relative_gamma(representation: Tensor, gamma_rel: float = 1e-3, features: Tensor | None = None) -> Tensor:

@@ -67,26 +67,34 @@ class LayerStore:
         return sum(matrix.nbytes for batch in self._kept for matrix in batch)
 
     @ieee_products()
-    def update(self, groups: Sequence[Matrices], is_last: bool = False, levels: Sequence[Tensor] | None = None) -> None:
+    def update(
+        self,
+        groups: Sequence[Matrices],
+        is_last: bool = False,
+        levels: Sequence[Tensor] | None = None,
+        level: int = 0,
+    ) -> None:
         """Add a batch: A_{l−1}, A_l and, where they are read, B_l of all layers.
 
         Args:
             groups: The matrices.
             is_last: Whether `values` follows at once, so that nothing can overwrite them before.
             levels: By which rows can be thinned later, see `thin`, of each layer, shape (N,).
+            level: The level that rows must have.
         """
         rows = {len(matrix) for matrix in groups[0]}
         if self._keeps(rows, is_last):
             kept = [matrix.detach() for group in groups for matrix in group]
             share = self.recipe.share(kept[0])
             kept[2 * self.num_layers :] = [share * momentum for momentum in kept[2 * self.num_layers :]]
-            # What nothing can overwrite is converted a layer at a time, when it is read.
-            if not is_last or num_processes() > 1 or any(matrix.device != self.device for matrix in kept):
-                kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
-            self._kept.append(kept)
             if levels is not None:
+                kept, levels = _of_level(kept, levels, level)
                 self._levels.append(levels)
                 self.counts += _histograms(levels)
+            # What nothing can overwrite is converted a layer at a time, when it is read.
+            elif not is_last or num_processes() > 1 or any(matrix.device != self.device for matrix in kept):
+                kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
+            self._kept.append(kept)
             return
         self.turn_to_sums()
         previous, current, *momenta = groups
@@ -116,19 +124,11 @@ class LayerStore:
             sums = self._of_all(partial(self._sums_of, samples, own), own, num_values, weights, failures)
         return self.recipe.values(sums | given, rho, failures)
 
-    def thin(self, level: int, first: int = 0) -> None:
-        """Keep only rows of a level or above, of batches from a number on; -1 is the last one."""
+    def thin(self, level: int) -> None:
+        """Keep only rows of a level or above."""
         self.counts[:, :level] = 0
-        for number in range(len(self._levels))[first:]:
-            # Layers that are alike share their levels.
-            each = {id(levels): levels >= level for levels in self._levels[number]}
-            if not all(map(Tensor.all, each.values())):
-                places = {key: stays.nonzero()[:, 0].to(self.device) for key, stays in each.items()}
-                keys = [id(levels) for levels in self._levels[number]]
-                kept = enumerate(self._kept[number])
-                self._kept[number] = [matrix[places[keys[index % self.num_layers]]] for index, matrix in kept]
-                left = {id(levels): levels[each[id(levels)]] for levels in self._levels[number]}
-                self._levels[number] = [left[key] for key in keys]
+        pairs = [_of_level(*pair, level) for pair in zip(self._kept, self._levels, strict=True)]
+        self._kept, self._levels = [kept for kept, _ in pairs], [levels for _, levels in pairs]
 
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all that come until the next reset."""
@@ -229,6 +229,24 @@ class LayerStore:
         momenta = [momentum.to(dtype) / self.recipe.share(momentum) for momentum in momenta]
         ends = previous.to(kept), current.to(kept)
         return layer_batch(self.recipe.feature_map, self.step_sizes.tolist()[index], dtype, *ends, *momenta)
+
+
+def _of_level(
+    matrices: Sequence[Tensor], levels: Sequence[Tensor], level: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Return copies of the rows of a level or above, and their levels."""
+    # Layers that are alike share their levels, and what one layer returns is what the next one takes.
+    places = {id(one): (one >= level).nonzero()[:, 0] for one in levels}
+    kept = {id(one): one[places[id(one)]] for one in levels}
+    places = {key: rows.to(matrices[0].device, non_blocking=True) for key, rows in places.items()}
+    found, copies = list[Tensor](), dict[tuple[object, ...], Tensor]()
+    for index, matrix in enumerate(matrices):
+        rows = id(levels[index % len(levels)])
+        key = matrix.data_ptr(), matrix.dtype, matrix.shape, matrix.stride(), rows
+        if key not in copies:
+            copies[key] = matrix.index_select(0, places[rows])
+        found.append(copies[key])
+    return found, [kept[id(one)] for one in levels]
 
 
 def _histograms(levels: Sequence[Tensor]) -> Tensor:

@@ -169,7 +169,7 @@ class PathReader:
         try:
             for store, part in self._parts():
                 of_store = None if levels is None else levels[part]
-                store.update([group[part] for group in groups.values()], is_last, of_store)
+                store.update([group[part] for group in groups.values()], is_last, of_store, self.level)
         except Exception as error:
             self.reset()
             raise ValueError(
@@ -179,8 +179,6 @@ class PathReader:
         self.is_empty = False
         self._num_samples += torch.tensor(list(map(len, current)))
         if self.max_rows is not None:
-            for store in self.stores:
-                store.thin(self.level, first=-1)
             counts = self._counts().amax(0).tolist()
             if counts[self.level] > self._overfull:
                 self._fit(counts, self.max_rows)
@@ -261,9 +259,10 @@ class PathReader:
         """Thin all layers to the lowest level at which the fullest keeps no more rows than it may."""
         level = next((level for level, count in enumerate(counts) if count <= most), NUM_LEVELS - 1)
         if level > self.level:
-            self.level = level
-            for store in self.stores:
-                store.thin(level)
+            for reader in (self, *self._halves):  # a half has no rows that the whole has not
+                reader.level = level
+                for store in reader.stores:
+                    store.thin(level)
 
     def _agreed(self, seen: Tensor | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the number of rows of each layer, of all processes, and of samples read and seen; one collective.

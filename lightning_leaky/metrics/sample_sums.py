@@ -55,7 +55,11 @@ def _products(layers: Sequence[LayerBatch], count: int, k_norm: KNorm, has_cross
     """⟨M_i, M_j⟩_K of the first of A and ρV of layers over the same samples, shape (L, count, count)."""
     groups = [(layer.previous, layer.step)[:count] for layer in layers]
     if has_smaller_kernel(layers[0].features, k_norm):
-        inverses, gammas = inverse_roots(torch.stack([layer.features @ layer.features.mT for layer in layers]), k_norm)
+        number = len(layers[0].features)
+        kernels = layers[0].features.new_empty(len(layers), number, number)
+        for kernel, layer in zip(kernels, layers, strict=True):
+            torch.mm(layer.features, layer.features.mT, out=kernel)
+        inverses, gammas = inverse_roots(kernels, k_norm)
         inverses = inverses.to(layers[0].previous.dtype)
         halves = [[root @ matrix for matrix in group] for root, group in zip(inverses, groups, strict=True)]
         return without_features(torch.stack([inner_products(pair, has_cross) for pair in halves]), gammas)

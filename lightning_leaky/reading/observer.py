@@ -250,7 +250,7 @@ class PathObserver:
         """Add as much of a batch as there is room for."""
         reader, levels = self._reader_of(path), None
         if reader.max_rows is not None:
-            levels = passed.thin(self._count.numbers_of(passed), reader.level, reader.max_rows)
+            levels = passed.levels(self._count.numbers_of(passed), reader.max_rows)
         previous, current = passed.matrices
         room = reader.room(current[0].dtype)
         if room is not None and room < max(map(len, current)):

@@ -71,28 +71,22 @@ class PassedBatch:
         self._padding_mask, self._told = padding_mask, real_positions(batch.data, padding_mask)
         self.matrices = self._matrices(layout)
 
-    def thin(self, numbers: Tensor, level: int, max_rows: int) -> list[Tensor]:
-        """Leave only rows of a level or above, and return their levels, of each layer.
+    def levels(self, numbers: Tensor, max_rows: int) -> list[Tensor]:
+        """Return how long the rows of each layer stay, see `row_levels`; one tensor for layers that are alike.
 
         Args:
             numbers: Of the samples in their data set, shape (n,).
-            level: See `row_levels`.
             max_rows: How many rows are read of the data set at most.
         """
-        found, known = list[Tensor](), dict[tuple[Any, ...], Tensor]()
-        chosen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
-        for place, index in enumerate(self.layers):
-            parts = [self._levels(one, index, numbers, max_rows, known) for one in self.passages]
+        known, found = dict[tuple[Any, ...], Tensor](), dict[tuple[int, ...], Tensor]()
+        each = [
+            [self._levels(passage, index, numbers, max_rows, known) for passage in self.passages]
+            for index in self.layers
+        ]
+        for parts in each:
             key = tuple(map(id, parts))
-            if key not in chosen:
-                levels = torch.cat(parts)
-                rows = (levels >= level).nonzero()[:, 0]
-                chosen[key] = levels[rows], rows.to(self.matrices[0][place].device, non_blocking=True)
-            levels, rows = chosen[key]
-            found.append(levels)
-            for side in self.matrices if level > 0 else ():
-                side[place] = side[place][rows]
-        return found
+            found[key] = found[key] if key in found else torch.cat(parts)
+        return [found[tuple(map(id, parts))] for parts in each]
 
     def _levels(
         self, passage: Passage, index: int, numbers: Tensor, max_rows: int, known: dict[tuple[Any, ...], Tensor]

@@ -31,12 +31,12 @@ def sample_levels(numbers: Tensor) -> Tensor:
         >>> sample_levels(torch.arange(8))
         tensor([160,   3,   9,   1,   5,  14,   2,   7])
     """
-    halvings = -_spread(numbers).log2() * _STEPS
+    halvings = -_spread(numbers, _GOLDEN).log2() * _STEPS
     return 1 + halvings.clamp(max=NUM_LEVELS - 2).floor().long()
 
 
 def row_levels(samples: Tensor, numbers: Tensor, max_rows: int) -> Tensor:
-    """How long rows stay: at level 0 all, then about a 256th of the bound of each sample, at places that vary.
+    """How long rows stay: at level 0 all, then a 256th of the bound of each sample, evenly from varying starts.
 
     Args:
         samples: Of which sample of the batch each row is, in order, shape (N,).
@@ -46,14 +46,14 @@ def row_levels(samples: Tensor, numbers: Tensor, max_rows: int) -> Tensor:
     Returns:
         Shape (N,): the level of the sample, or 0 where that has many rows and this one goes first.
     """
-    counts = torch.bincount(samples, minlength=len(numbers))
+    counts, most = torch.bincount(samples, minlength=len(numbers)), max(1, max_rows // _LEAST_SAMPLES)
     ranks = torch.arange(len(samples)) - (counts.cumsum(0) - counts)[samples]
     # By another number than samples are chosen by: else those that are read would all be read at the same places.
-    places = (_spread(ranks) + numbers[samples].to(torch.float64) * _OTHER).frac()
-    stays = places * counts[samples] < max(1, max_rows // _LEAST_SAMPLES)
+    places = ranks + (_spread(numbers, _OTHER) * counts).long()[samples]
+    stays = places * most % counts[samples] < most
     return torch.where(stays, sample_levels(numbers)[samples], 0)
 
 
-def _spread(numbers: Tensor) -> Tensor:
+def _spread(numbers: Tensor, step: float) -> Tensor:
     """A place in [0, 1) for each number."""
-    return (numbers.to(torch.float64) * _GOLDEN).frac()
+    return (numbers.to(torch.float64) * step).frac()

@@ -73,7 +73,16 @@ def test_few_rows_of_a_sample_that_has_many_stay_as_long_as_it():
     stay = torch.bincount(samples[levels > 0], minlength=60)
     assert torch.equal(stay[1::3], torch.full((20,), 10))
     assert torch.equal(stay[2::3], torch.full((20,), 4))
-    assert bool((abs(stay[::3] - 10) <= 2).all())
+    assert torch.equal(stay[::3], torch.full((20,), 10))
+
+
+@pytest.mark.parametrize("max_rows", [6, 256, 600, 4096])
+def test_every_sample_that_is_read_has_rows(max_rows):
+    """So that the number of samples read says of how many there are rows, and no more of any than a 256th."""
+    numbers, counts = torch.arange(200), [1, 2, 7, 16, 49, 196, 197, 257] * 25
+    samples = rows_of(counts)
+    stay = torch.bincount(samples[row_levels(samples, numbers, max_rows) > 0], minlength=200)
+    assert stay.tolist() == [min(count, max(1, max_rows // 256)) for count in counts]
 
 
 def test_places_of_the_rows_that_stay_vary_with_the_sample():
@@ -132,13 +141,13 @@ def test_repeats_are_not_counted():
 PATH = random_path(num_samples=500, width=5)
 
 
-def bounded(sizes):
-    """A reader fed as an observer does: only rows that are still wanted. And how many it had at most."""
-    reader = PathReader([(5, 3)], Recipe(["cost_of_identity", "kinetic_energy"], 2.0), max_rows=MAX_ROWS)
+def bounded(sizes, halves=False):
+    """A reader, and how many rows it had at most."""
+    recipe = Recipe(["cost_of_identity", "kinetic_energy"], 2.0)
+    reader = PathReader([(5, 3)], recipe, halves=halves, max_rows=MAX_ROWS)
     levels, start, most = sample_levels(torch.arange(PATH.num_samples)), 0, 0
     for size in sizes:
         rows = torch.arange(start, min(start + size, PATH.num_samples))
-        rows = rows[levels[rows] >= reader.level]
         previous, current = PATH.previous()[:, rows], PATH.current()[:, rows]
         reader.update(previous, current, PATH.step_sizes, levels=[levels[rows]] * 3)
         kept = reader.stores[0].samples_in_bytes // (8 * 2 * 3 * 5)
@@ -160,6 +169,36 @@ def test_the_rows_that_are_kept_are_those_of_the_lowest_level_that_fits(sizes):
     whole.update(PATH.previous()[:, rows], PATH.current()[:, rows], PATH.step_sizes)
     for name, values in whole.compute().quantities.items():
         torch.testing.assert_close(readings[name], values, rtol=1e-12, atol=0)
+
+
+@every_cut
+def test_halves_are_those_of_the_rows_that_are_kept(sizes):
+    reader, _ = bounded(sizes, halves=True)
+    halves = reader.compute().halves
+    levels, rows, odd = sample_levels(torch.arange(PATH.num_samples)), ([], []), 0
+    for batch in torch.arange(PATH.num_samples).split([*sizes[:-1], PATH.num_samples - sum(sizes[:-1])]):
+        cut = (len(batch) + 1 - odd) // 2
+        for found, part in zip(rows, (batch[:cut], batch[cut:]), strict=True):
+            found.append(part[levels[part] >= reader.level])
+        odd = (odd + len(batch)) % 2
+    for half, kept in zip(halves, map(torch.cat, rows), strict=True):
+        whole = PathReader([(5, 3)], reader.recipe)
+        whole.update(PATH.previous()[:, kept], PATH.current()[:, kept], PATH.step_sizes)
+        for name, values in whole.compute().quantities.items():
+            torch.testing.assert_close(half[name], values, rtol=1e-12, atol=0)
+
+
+def test_a_batch_that_is_overwritten_afterwards_was_read_before():
+    """Rows are copied when they come, also those of a batch that is kept whole."""
+    readings = []
+    for factor in (1.0, 7.0):
+        reader = PathReader([(5, 3)], Recipe(["cost_of_identity"], 2.0), max_rows=1000)
+        path = PATH.previous().clone(), PATH.current().clone()
+        reader.update(*path, PATH.step_sizes, levels=[sample_levels(torch.arange(PATH.num_samples))] * 3)
+        for side in path:
+            side.mul_(factor).add_(factor - 1)
+        readings.append(reader.compute()["cost_of_identity"])
+    assert torch.equal(*readings)
 
 
 def test_a_reset_begins_with_all_rows_again():
