@@ -40,28 +40,9 @@ def leaky_step(
         tensor([[8.]])
     """
     if activation == "relu" and _is_plain(representation, weight, step_size):
-        current, _ = relu_step(representation, weight, bias, float(step_size), effective_depth)
-        return current
+        return relu_step(representation, weight, bias, float(step_size), effective_depth)
     drive = F.linear(resolve_activation(activation)(representation), weight, bias)
     return (1 - step_size * effective_depth) * representation + step_size * drive
-
-
-def leaky_step_and_handle(
-    representation: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    step_size: Tensor,
-    effective_depth: float,
-    activation: Activation = "relu",
-) -> tuple[Tensor, Tensor | None]:
-    """`leaky_step`, and a handle on ‖W_l‖²_F for `l2_term`, as of `relu_step`; ``None`` where there is none.
-
-    There is none without gradients, of a weight that is made of others, and on other devices than a CPU.
-    """
-    is_plain = activation == "relu" and _is_plain(representation, weight, step_size)
-    if is_plain and type(weight) is nn.Parameter and weight.requires_grad and torch.is_grad_enabled():
-        return relu_step(representation, weight, bias, float(step_size), effective_depth, has_handle=True)
-    return leaky_step(representation, weight, bias, step_size, effective_depth, activation), None
 
 
 def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool:

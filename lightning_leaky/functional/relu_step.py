@@ -6,29 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def relu_step(
-    representation: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    step_size: float,
-    effective_depth: float,
-    has_handle: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Return A_l as `leaky_step` does, and on request a handle on ‖W_l‖²_F, bias included.
+    representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, effective_depth: float
+) -> Tensor:
+    """Return A_l as `leaky_step` does."""
+    kept = 1 - step_size * effective_depth
+    return _ReluStep.apply(representation, weight, bias, step_size, kept)  # type: ignore[no-untyped-call, no-any-return]
 
-    The handle is a 0 with the gradient of ‖W_l‖²_F. A backward pass that goes through both adds the gradients of both
-    inside one matrix product.
+
+def square_handle(current: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Return a handle on ‖W_l‖²_F, bias included: a 0 that has its gradient.
+
+    A backward pass through the handle and A_l adds the gradients of both inside one matrix product.
+
+    Args:
+        current: A_l, as `leaky_step` returned it.
+        weight: W_l without its bias.
+        bias: Its last column.
+
+    Returns:
+        ``None`` if `relu_step` did not make A_l, or W_l is computed from other parameters or not trained.
     """
-    kept, shared = 1 - step_size * effective_depth, list[Tensor]()
-    current: Tensor = _ReluStep.apply(  # type: ignore[no-untyped-call]
-        representation, weight, bias, step_size, kept, shared
-    )
-    if not has_handle:
-        return current, None
-    return current, _Handle.apply(weight, bias, current.grad_fn, shared)  # type: ignore[no-untyped-call]
+    step = current.grad_fn
+    is_trained = type(weight) is nn.Parameter and weight.requires_grad
+    if not is_trained or not isinstance(step, _ReluStep._backward_cls):
+        return None
+    return _Handle.apply(weight, bias, step)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -> Tensor:
@@ -37,7 +43,7 @@ def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -
     Args:
         shares: s_l, shape (L,).
         squares: ‖W_l‖²_F, shape (L,), without gradients.
-        handles: Of `relu_step`, one a layer; ``None`` for one without gradients.
+        handles: Those of `square_handle`, one per layer; ``None`` for a layer without gradients.
     """
     return _L2Term.apply(shares, squares, *handles)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -56,15 +62,16 @@ class _L2Term(torch.autograd.Function):
 
 
 class _Handle(torch.autograd.Function):
-    """A 0 with the gradient of ‖W_l‖²_F, which it leaves to the step of the layer where that will run in the same pass.
+    """A 0 with the gradient of ‖W_l‖²_F.
 
-    The engine runs what was made later first: this before the step.
+    It hands its gradient to the layer's step if that runs in the same backward pass. The engine runs newer nodes first,
+    so this one runs before the step.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, step: Any, shared: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, step: Any) -> Tensor:
         ctx.save_for_backward(weight, bias)
-        ctx.step, ctx.shared = step, shared
+        ctx.step = step
         return weight.new_zeros(())
 
     @staticmethod
@@ -72,9 +79,9 @@ class _Handle(torch.autograd.Function):
         (of_square,) = gradients
         weight, bias = ctx.saved_tensors
         if torch._C._will_engine_execute_node(ctx.step):
-            ctx.shared[:] = [of_square]
-            return None, None, None, None
-        return 2 * of_square * weight, None if bias is None else 2 * of_square * bias, None, None
+            ctx.step.of_square = of_square
+            return None, None, None
+        return 2 * of_square * weight, None if bias is None else 2 * of_square * bias, None
 
 
 class _ReluStep(torch.autograd.Function):
@@ -91,12 +98,11 @@ class _ReluStep(torch.autograd.Function):
         bias: Tensor | None,
         step_size: float,
         kept: float,
-        shared: list[Tensor],
     ) -> Tensor:
         """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃."""
         active = torch.relu(representation)
         ctx.save_for_backward(representation, active, weight, bias)
-        ctx.step_size, ctx.kept, ctx.shared = step_size, kept, shared
+        ctx.step_size, ctx.kept, ctx.of_square = step_size, kept, None
         leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
         return leaked.addmm_(active, weight.t(), alpha=step_size)
 
@@ -104,11 +110,11 @@ class _ReluStep(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """With G the gradient at A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i.
 
-        To the last two 2c W_l and 2c b are added, with c the gradient at the handle, where that has left it here.
+        The last two grow by 2c W_l and 2c b if a handle has left its gradient c here.
         """
-        of_square = ctx.shared.pop() if ctx.shared else None
+        of_square, ctx.of_square = ctx.of_square, None
         found = _differentiable if torch.is_grad_enabled() else _in_place
-        return *found(ctx, gradients[0], of_square), None, None, None
+        return *found(ctx, gradients[0], of_square), None, None
 
 
 def _in_place(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tensor | None]:

@@ -231,9 +231,7 @@ class LayerStore:
         return layer_batch(self.recipe.feature_map, self.step_sizes.tolist()[index], dtype, *ends, *momenta)
 
 
-def _of_level(
-    matrices: Sequence[Tensor], levels: Sequence[Tensor], level: int
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _of_level(matrices: Sequence[Tensor], levels: Sequence[Tensor], level: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return copies of the rows of a level or above, and their levels."""
     # Layers that are alike share their levels, and what one layer returns is what the next one takes.
     places = {id(one): (one >= level).nonzero()[:, 0] for one in levels}

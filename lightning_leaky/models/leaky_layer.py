@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_leaky.functional.leaky_step import leaky_step, leaky_step_and_handle
+from lightning_leaky.functional.leaky_step import leaky_step
+from lightning_leaky.functional.relu_step import square_handle
 from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
 
@@ -41,19 +42,19 @@ class LeakyLayer(nn.Module):
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        arguments = self.weight, self.bias, step_size, self.effective_depth, self.activation
-        if not self.training or torch.compiler.is_compiling():
-            return leaky_step(representation, *arguments)
-        current, handle = leaky_step_and_handle(representation, *arguments)
-        self._handles[:] = [] if handle is None else [(handle, _seen(*arguments[:2]))]
+        weight, bias = self.weight, self.bias  # a weight that is made of others is made at each look
+        current = leaky_step(representation, weight, bias, step_size, self.effective_depth, self.activation)
+        if self.training and not torch.compiler.is_compiling():
+            handle = square_handle(current, weight, bias)
+            self._handles[:] = [] if handle is None else [(handle, _seen(weight, bias))]
         return current
 
     def take_handle(self) -> Tensor | None:
-        """Take the handle on ‖W_l‖² of the last forward pass in training, see `relu_step`.
+        """Take the handle on ‖W_l‖² of the last forward pass in training, see `square_handle`.
 
-        ``None`` where it had none, it was taken before, or the parameters have changed since.
+        ``None`` if that pass left none, it was taken before, or the parameters have changed since.
         """
-        if not self._handles:  # a look at a weight that is made of others may change it
+        if not self._handles:  # first: a look at a weight that is made of others may change it
             return None
         handle, seen = self._handles.pop()
         now = _seen(self.weight, self.bias)
