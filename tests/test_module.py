@@ -319,14 +319,15 @@ def test_plain_weights_collapse_where_identity_weights_train(make_trainer):
     assert relative_cost(make_trainer, effective_depth=7.0, init="identity") < 0.1
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A network of L̃ = 3 trained to (nearly) a critical point of its objective, in float64, and its readings."""
+def readings_after_training(activation):
+    """Readings of a network of L̃ = 3 trained to (nearly) a critical point of its objective, in float64."""
     torch.manual_seed(0)
     data = TeacherDataModule(dims=(4, 2, 4), num_train=40, num_val=2, num_test=2, hidden=8)
     data.setup()
     inputs, targets = (tensor.double() for tensor in data.splits["train"].tensors)
-    module = LeakyResNetModule(4, 4, width=12, num_layers=16, effective_depth=3.0, weight_decay=0.2).double()
+    module = LeakyResNetModule(
+        4, 4, width=12, num_layers=16, effective_depth=3.0, weight_decay=0.2, activation=activation
+    ).double()
 
     def closure():
         optimizer.zero_grad()
@@ -344,15 +345,25 @@ def trained():
     return measure_path(module, [(inputs, targets)], cost=module.cost, weight_decay=0.2)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return readings_after_training("relu")
+
+
 def spread(values):
     return float(values.max() - values.min())
 
 
 @pytest.mark.slow
-def test_training_ends_near_a_critical_point(trained):
-    """Where the path jumps a kink of a ReLU may hold it up: rounding alone moves the greatest from 0.075 to 0.145."""
+def test_training_ends_at_a_critical_point():
+    """A smooth network reaches it: the residual is 0, up to what the optimizer leaves of the gradient."""
+    assert float(readings_after_training("gelu")["criticality_residual"].max()) < 1e-4
+
+
+@pytest.mark.slow
+def test_most_layers_end_near_a_critical_point_with_kinks_too(trained):
+    """An optimizer stops at a kink of the ReLU, where no gradient is 0: which layers it holds up, rounding decides."""
     assert float(trained["criticality_residual"].median()) < 0.06
-    assert float(trained["criticality_residual"].max()) < 0.2
 
 
 @pytest.mark.slow
