@@ -166,7 +166,7 @@ def growth(rank: int, case: Case) -> float:
 
 
 def counts_on(processes: int, shapes: Sequence[tuple[int, int, int]]) -> list[Count]:
-    """What each of some processes counts, by case."""
+    """What each process counts, by case."""
     cases = cases_of(processes, shapes)
     by_case = zip(*on_processes(processes, counted, cases), strict=True)
     return [Count(case, of_processes) for case, of_processes in zip(cases, by_case, strict=True)]
@@ -188,13 +188,13 @@ def counts_table(counts: Sequence[Count]) -> str:
 
 
 def growth_line() -> str:
-    """By how much a process grows in one reading: information, no more, for allocators keep what they like."""
+    """By how much a process grows in one reading: for information only, because allocators may keep more."""
     grown = max(on_processes(GROWN.reading.processes, growth, GROWN))
     return f"A process grows by {grown / samples_peak(GROWN.reading):.3f} times the peak of the formula."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Count, and return the exit status: 1 where a process counted another number than the formulas say."""
+    """Count, and return the exit status: 1 if a process counted another number than the formulas say."""
     options = _parser().parse_args(arguments)
     numbers, shapes = ((2, 3, 4), QUICK_SHAPES) if options.quick else ((2, 3, 4, 8), SHAPES)
     where = environment(torch.device("cpu"))

@@ -49,8 +49,8 @@ class Work:
 def samples_work(reading: Reading) -> Work:
     """Work of a reading from n ≤ w samples.
 
-    Of each layer, one process: K = SSᵀ and the inverse factor of K times A and V in float32; for the stable rank AAᵀ in
-    float64; the factor (n³/3), its inverse (n³), eigenvalues (4n³/3) and powers of n × n matrices.
+    One process per layer forms K = SSᵀ and multiplies A and V by the inverse factor of K, in float32. The stable rank
+    adds AAᵀ in float64. The n × n matrices take a factor (n³/3), its inverse (n³), eigenvalues (4n³/3) and powers.
 
     Args:
         reading: Its sizes.
@@ -73,8 +73,8 @@ def samples_work(reading: Reading) -> Work:
 def moments_work(reading: Reading) -> Work:
     """Work of a reading from second moments.
 
-    Of each layer, Sᵀ[S, A, V] of the own rows; of each, by one process, a factor (d³/3), its quotients of two matrices
-    (2d²w) and powers; all in float64.
+    Each process forms Sᵀ[S, A, V] of its own rows for every layer. One process per layer finds a factor (d³/3), divides
+    two matrices by it (2d²w) and takes powers. All is in float64.
     """
     rows, w, d = reading.rows, reading.width, reading.width + 1
     layers = math.ceil(reading.num_layers / reading.processes)
@@ -230,7 +230,7 @@ def readings_table(models: Sequence[Model]) -> str:
 
 
 def fits(model: Model, reading: Reading, assumed: Assumptions) -> str:
-    """Under which of the two ways to train a model its state and a reading fit into one GPU."""
+    """Which of the two ways to train leaves room for a reading on each GPU."""
     state, peak = assumed.state * model.parameters, samples_peak(reading)
     if state + peak <= assumed.memory:
         return "both"

@@ -42,7 +42,7 @@ class Reading:
 
     @property
     def states(self) -> int:
-        """How much is kept of each sample and layer: A_{l−1}, A_l and, for momenta, B_l."""
+        """How many rows each sample has per layer: of A_{l−1}, A_l and, for momenta, B_l."""
         return 3 if self.with_momenta else 2
 
     @property
@@ -52,7 +52,7 @@ class Reading:
 
     @property
     def recipe(self) -> Recipe:
-        """Of these quantities."""
+        """The recipe of these quantities."""
         return Recipe(self.quantities)
 
 
@@ -84,7 +84,7 @@ def own_traffic(reading: Reading) -> Traffic:
 
 
 def results_traffic(reading: Reading, num_values: int) -> Traffic:
-    """What all forms hand on at the end, for each layer is computed by one process: its numbers, in float64.
+    """What all forms exchange at the end, because one process computes each layer: its numbers, in float64.
 
     Four products of A and V, so many singular values of A, and for momenta three numbers.
     """

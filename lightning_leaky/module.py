@@ -1,4 +1,4 @@
-"""The LightningModule that trains a Leaky ResNet, made to be subclassed."""
+"""The LightningModule that trains a Leaky ResNet."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from lightning_leaky.utilities.processes import summed
 
 
 def default_learning_rate(effective_depth: float) -> float:
-    """Adam's learning rate ``1e-3 · max(1, 1.5 L̃)``: weights travel a distance of order L̃.
-
-    Ours, not the paper's: about 1e-2 at L̃ = 7 and 5e-3 at L̃ = 3.
+    """Adam's learning rate ``1e-3 · max(1, 1.5 L̃)``, because weights travel a distance of order L̃ [ours].
 
     Example:
         >>> default_learning_rate(0.0), round(default_learning_rate(7.0), 4)
@@ -35,12 +33,10 @@ def default_learning_rate(effective_depth: float) -> float:
 
 
 class HalfCosine(CosineAnnealingLR):
-    """Half a cosine over all optimizer steps of a fit; constant where a fit has no end.
+    """Half a cosine over the optimizer steps of a fit, constant if a fit has no end.
 
-    A resumed run goes on over the steps that it began with.
-
-    Their number is asked for at the first step, not before: the trainer reads its data for it, and while it configures
-    optimizers it has not yet restored where in an epoch a loader with a state was.
+    A resumed run keeps their number. The first step asks for it, because the trainer reads data for it, and restores
+    loaders after it configures optimizers.
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: Callable[[], float], eta_min: float) -> None:
@@ -48,24 +44,24 @@ class HalfCosine(CosineAnnealingLR):
         super().__init__(optimizer, T_max=0, eta_min=eta_min)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group."""
+        """Return the rate of each group."""
         if self.last_epoch > 0 and not self.T_max:
             self.T_max = self._num_steps()  # type: ignore[assignment]  # may be infinite
         return super().get_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but whom to ask."""
+        """Leave out the callable."""
         return {name: value for name, value in super().state_dict().items() if name != "_num_steps"}
 
 
 class RegularizedNetwork(Protocol):
-    """A network with an L2 term for the loss."""
+    """A network with an L2 term."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the outputs."""
 
     def regularizer(self) -> Tensor:
-        """L2 term, a scalar."""
+        """Return the L2 term, a scalar."""
 
 
 class LeakyResNetModule(LightningModule):
@@ -73,29 +69,26 @@ class LeakyResNetModule(LightningModule):
 
     Each learned input and output map M adds ``(λ/2) ‖M‖²_F``.
 
-    Override one method at a time in a subclass: `cost`, `loss`, `configure_metrics`, `configure_optimizers`, `step`,
-    `configure_network`. Hyper-parameters are saved; `load_from_checkpoint` brings back the network with its adapted
-    step-sizes.
+    Subclasses may override `cost`, `loss`, `configure_metrics`, `configure_optimizers`, `step` and `configure_network`.
+    `load_from_checkpoint` also restores adapted step-sizes.
 
-    Log keys: ``train/loss`` at logging steps; ``val/cost``, ``test/cost`` and the metrics (``val/mse`` or
-    ``val/accuracy``, and so on) over whole data sets, by the hooks ``on_validation_epoch_start``,
-    ``on_validation_epoch_end`` and those of tests: call ``super()`` where you override them.
+    Log keys: ``train/loss`` at logging steps; ``val/cost``, ``test/cost`` and metrics (``val/mse`` or ``val/accuracy``)
+    over whole data sets. Overrides of ``on_{validation,test}_epoch_{start,end}`` must call ``super()``.
 
     Args:
-        in_features: Size of an input; inputs of more dimensions are flattened.
+        in_features: Size of a flattened input.
         out_features: Size of an output, or the number of classes.
-        width: w, the constant width of the path.
+        width: Width w of the path.
         num_layers: Number of layers L.
         effective_depth: L̃ ≥ 0.
         weight_decay: λ ≥ 0, part of the loss. Do not add an optimizer's own.
-        task: ``"regression"``: the cost is the squared error summed over outputs and averaged over samples, as in the
-            paper; ``"classification"``: cross-entropy of integer classes.
-        learning_rate: Adam's initial learning rate, which falls to 1 % by half a cosine; ``None`` for
-            `default_learning_rate`, which grows with L̃.
-        **network: Further arguments of `LeakyResNet`: `activation`, `step_sizes`, `input_map`, `init` and others.
+        task: ``"regression"``, the paper's squared error, summed over outputs and averaged over samples, or
+            ``"classification"``, cross-entropy of integer classes.
+        learning_rate: Adam's initial rate, which falls to 1 % by half a cosine; ``None`` for `default_learning_rate`.
+        **network: Further arguments of `LeakyResNet`, as `activation` or `step_sizes`.
 
     Raises:
-        ValueError: If a number is out of range or a name not known.
+        ValueError: If a number is out of range or a name unknown.
 
     Example:
         >>> module = LeakyResNetModule(in_features=30, out_features=30, width=100, num_layers=20, effective_depth=7.0)
@@ -121,7 +114,7 @@ class LeakyResNetModule(LightningModule):
             raise ValueError(f'`task` must be "regression" or "classification", got {task!r}.')
         if learning_rate is not None:
             check_positive("learning_rate", learning_rate)
-        # Not from the saved hyper-parameters: those of a subclass with an argument of the same name are its own.
+        # A subclass may save its own argument of that name.
         self.network_arguments = dict(vars(settings))
         self.save_hyperparameters(self.network_arguments)  # the defaults too
         self.save_hyperparameters()
@@ -134,7 +127,7 @@ class LeakyResNetModule(LightningModule):
         self.test_cost, self.test_metrics = SampleMean(), self.configure_metrics("test")
 
     def configure_network(self) -> RegularizedNetwork:
-        """Network of the arguments of `__init__` that `LeakyResNet` has too: the dictionary `network_arguments`."""
+        """Return a `LeakyResNet` of `network_arguments`."""
         return LeakyResNet(**self.network_arguments)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -142,42 +135,40 @@ class LeakyResNetModule(LightningModule):
         return self.network(inputs.flatten(1))
 
     def cost(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Data cost C, a mean over samples; the momentum readings differentiate it."""
+        """Return the data cost C, a mean over samples, which momentum readings differentiate."""
         if self.task == "classification":
             return F.cross_entropy(outputs, targets)
         return (outputs - targets).square().sum(-1).mean()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Objective: the data cost plus λ times the network's L2 term."""
+        """Return C plus λ times the network's L2 term."""
         return self.cost(outputs, targets) + self.weight_decay * self.network.regularizer()
 
     def configure_metrics(self, stage: str) -> MetricCollection:
-        """Metrics of one stage (``"val"`` or ``"test"``), computed over its whole data set and logged as ``val/…``."""
+        """Return metrics of ``"val"`` or ``"test"``, logged as ``val/…`` over the data set."""
         if self.task == "classification":
             accuracy = MulticlassAccuracy(self.out_features, average="micro")
             return MetricCollection({"accuracy": accuracy}, prefix=f"{stage}/")
         return MetricCollection({"mse": MeanSquaredError()}, prefix=f"{stage}/")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam, without weight decay of its own, and half a cosine down to 1 % of the learning rate."""
+        """Return Adam without weight decay, with half a cosine to 1 % of the learning rate."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        # One pass over the weights in place of a dozen. On other devices torch chooses, for Lightning cannot clip the
-        # gradients of a fused optimizer under an fp16 scaler.
-        fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
+        # One pass over the weights, not a dozen. Lightning cannot clip fused gradients under an fp16 scaler.
+        fused = all(parameter.device.type == "cpu" for parameter in parameters) or None
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
         scheduler = HalfCosine(optimizer, self._num_steps, self.learning_rate / 100)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def step(self, batch: Sequence[Tensor], stage: str) -> Tensor:
-        """Return the loss of a batch of ``"train"``, or update the metrics of ``"val"`` or ``"test"``."""
+        """Return the loss, or update metrics of ``"val"`` or ``"test"``."""
         inputs, targets = batch
         outputs = self(inputs)
         if stage == "train":
             loss = self.loss(outputs, targets)
             self.log("train/loss", loss)
             return loss
-        cost = self.cost(outputs, targets)
-        mean_cost, metrics = self._metrics(stage)
+        cost, (mean_cost, metrics) = self.cost(outputs, targets), self._metrics(stage)
         mean_cost.update(cost, num_samples=len(targets))
         metrics.update(outputs, targets)
         return cost
@@ -195,19 +186,19 @@ class LeakyResNetModule(LightningModule):
         self.step(batch, "test")
 
     def on_validation_epoch_start(self) -> None:
-        """Start the validation metrics anew."""
+        """Reset the validation metrics."""
         self._reset_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start the test metrics anew."""
+        """Reset the test metrics."""
         self._reset_metrics("test")
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_cost` and `val_metrics`, each if `step` has updated it, of all processes."""
+        """Log the validation metrics that were updated."""
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test_cost` and `test_metrics`, each if `step` has updated it, of all processes."""
+        """Log the test metrics that were updated."""
         self._log_metrics("test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -220,13 +211,12 @@ class LeakyResNetModule(LightningModule):
         return self.trainer.estimated_stepping_batches
 
     def _reset_metrics(self, stage: str) -> None:
-        # Lightning resets what was logged, but not after an exception, and in inference mode to tensors that no later
-        # fit can change.
+        # Lightning does not after an exception, and its resets in inference mode break later fits.
         for metric in self._metrics(stage):
             metric.reset()
 
     def _log_metrics(self, stage: str) -> None:
-        # Here and not in `step`: a process whose share is empty takes no step, and the others would wait for its part.
+        # Not in `step`: others would wait on a process without batches.
         mean_cost, metrics = self._metrics(stage)
         updates = [mean_cost.update_count, sum(metric.update_count for metric in metrics.values())]
         of_cost, of_metrics = summed(torch.tensor(updates, device=self.device)).tolist()
@@ -236,5 +226,4 @@ class LeakyResNetModule(LightningModule):
             self.log_dict(metrics)
 
     def _metrics(self, stage: str) -> tuple[SampleMean, MetricCollection]:
-        """Mean cost and metrics of ``"val"`` or ``"test"``."""
         return (self.val_cost, self.val_metrics) if stage == "val" else (self.test_cost, self.test_metrics)

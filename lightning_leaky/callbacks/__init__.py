@@ -1,4 +1,4 @@
-"""Lightning callbacks: they move data, the mathematics is elsewhere."""
+"""Lightning callbacks; the mathematics is elsewhere."""
 
 from lightning_leaky.callbacks.ablation_monitor import AblationMonitor
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor

@@ -1,4 +1,4 @@
-"""What the callbacks that change a path share."""
+"""The base of callbacks that change a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_leaky.paths.leaky_path import path_name
 
 
 class PathFollower(HookedCallback):
-    """What `StepSizeAdapter` and `LayerRefiner` share: a hook for the time of a fit, and its state."""
+    """A hook during a fit, and its state."""
 
     def __init__(self, settings: object, prefix: str) -> None:
         self.settings, self.prefix = dict(vars(settings)), prefix
@@ -21,36 +21,34 @@ class PathFollower(HookedCallback):
         self._final_state: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the last fit: what a finder of rates saves before the next one, it restores as if resumed."""
+        """Forget the last fit; a learning-rate finder restores its state as if resumed."""
         if stage == "fit":
-            self._detach()  # from what a trial that broke has left
+            self._detach()  # from a trial that broke
             self._final_state, path = {}, self.settings["path"]
-            if isinstance(path, nn.Module):  # of which a checkpoint can hold the name
+            if isinstance(path, nn.Module):  # a checkpoint can hold its name
                 self.settings["path"] = path_name(pl_module, path) or path
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the hook's state; after a fit that with which it ended."""
+        """Return the hook's state, or that at the end of a fit."""
         return self._final_state if self._hook is None else dict(self._hook.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the hook's state, before or after the fit has started: strategies differ in the order."""
+        """Restore the hook's state, before or after it exists: strategies differ."""
         if self._hook is not None:
             self._hook.load_state_dict(state_dict)
         elif state_dict:
             self._restored = state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the hook behind."""
         return super().__getstate__() | {"_hook": None, "_final_state": self.state_dict()}
 
     @property
     def _path_key(self) -> dict[str, Any]:
-        """What tells paths apart in a checkpoint; nothing by default, as in earlier versions."""
+        """What tells paths apart in a checkpoint; empty by default, as in earlier versions."""
         path = self.settings["path"]
         return {} if path is None else {"path": path if isinstance(path, str) else id(path)}
 
     def _restore(self) -> None:
-        """Give a new hook the state that came before it."""
         if self._restored is not None:
             self._hook.load_state_dict(self._restored)
             self._restored = None

@@ -1,4 +1,4 @@
-"""What our callbacks have in common: they let go of a model when a run ends."""
+"""The base of our callbacks."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class HookedCallback(Callback):
-    """A callback that lets go of a model when a run ends; a copy of it leaves the model behind."""
+    """Releases the model when a run ends, and in copies."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the hooks."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks. Lightning calls no teardown after an exception."""
+        """Lightning calls no teardown after an exception."""
         self._detach()
 
     def _detach(self) -> None:
-        """Remove what hooks there are."""
+        """Remove the hooks."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what Lightning gives a callback: the module's own `log`, and with it the module."""
+        """Drop the module's `log`, which Lightning adds."""
         return {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}

@@ -1,4 +1,4 @@
-"""How each logger takes what is no number: figures, pages of text, histograms, a layout of charts."""
+"""How loggers take figures, text and charts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from lightning_leaky.plotting import pixels
 
 
 def log_figure(trainer: Trainer, key: str, figure: Any, step: int) -> None:
-    """Hand a matplotlib figure to every logger that shows pictures: TensorBoard, Weights & Biases, MLflow."""
     image: Tensor | None = None
     for kind, logger in _loggers(trainer):
         if kind == "MLFlowLogger":
@@ -27,7 +26,7 @@ def log_figure(trainer: Trainer, key: str, figure: Any, step: int) -> None:
 
 
 def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
-    """Hand a page of Markdown to every logger that keeps text: TensorBoard, MLflow."""
+    """Log Markdown."""
     for kind, logger in _loggers(trainer):
         if kind == "TensorBoardLogger":
             logger.experiment.add_text(key, text, step)
@@ -36,23 +35,23 @@ def log_text(trainer: Trainer, key: str, text: str, step: int = 0) -> None:
 
 
 def tell_tensorboard(trainer: Trainer, method: str, *news: object) -> None:
-    """Call a method of TensorBoard's writers, as ``add_histogram``."""
+    """Call a method of TensorBoard's writers."""
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
         getattr(logger.experiment, method)(*news)
 
 
 def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
-    """Tell TensorBoard's table of runs which final numbers there will be, before Lightning does: the first list counts.
+    """Announce final numbers to TensorBoard's table before Lightning, because the first list counts.
 
-    Where a logger was made without Lightning's own ``hp_metric``, somebody else will write that list.
+    If a logger lacks Lightning's ``hp_metric``, others write that list.
     """
     sources: list[Any] = [getattr(trainer, "datamodule", None), trainer.lightning_module]
-    # Private flags, as `_default_hp_metric` below: without them everybody is taken to want the table.
+    # Private flags, as `_default_hp_metric` below; without them the table is made.
     logged = [dict(source.hparams) for source in sources if getattr(source, "_log_hyperparams", bool(source))]
     plain = _plain({name: value for part in logged for name, value in part.items()})
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
         writer = logger.experiment.file_writer if getattr(logger, "_default_hp_metric", True) else None
-        if writer is not None:  # else closed by a fit before, whose list counts
+        if writer is not None:  # else an earlier fit closed it
             from torch.utils.tensorboard.summary import hparams
 
             for summary in hparams(plain, dict.fromkeys(keys, 0.0)):  # type: ignore[no-untyped-call]
@@ -60,33 +59,31 @@ def announce_final(trainer: Trainer, keys: Collection[str]) -> None:
 
 
 def _plain(values: Mapping[Any, Any], start: str = "") -> dict[str, Any]:
-    """Hyper-parameters as TensorBoard takes them: not nested; numbers, booleans or text."""
+    """Flatten hyper-parameters, as TensorBoard needs."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
             found |= _plain(value, f"{start}{name}/")
-        elif not str(name).startswith("_"):  # what LightningCLI keeps for itself
-            found[f"{start}{name}"] = value if isinstance(value, (bool, int, float, str)) else str(value)
+        elif not str(name).startswith("_"):  # LightningCLI's own
+            found[f"{start}{name}"] = value if isinstance(value, (int, float, str)) else str(value)
     return found
 
 
 def log_final(trainer: Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Write the final numbers of TensorBoard's table of runs."""
     for _, logger in _loggers(trainer, ["TensorBoardLogger"]):
         logger.log_metrics(dict(metrics), step)
 
 
 def shows_pictures(trainer: Trainer) -> bool:
-    """Whether this process has a logger to show pictures to."""
     return any(True for _ in _loggers(trainer))
 
 
 def _loggers(
     trainer: Trainer, kinds: Sequence[str] = ("TensorBoardLogger", "WandbLogger", "MLFlowLogger")
 ) -> Iterator[tuple[str, Any]]:
-    """Loggers of some kinds, on the first process."""
+    """Loggers by kind, on the first process."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        names = class_names(logger)  # by class: the stand-in of a disabled logger answers to any name
+        names = class_names(logger)  # a disabled logger answers to any attribute
         yield from ((kind, logger) for kind in kinds if kind in names)

@@ -1,4 +1,4 @@
-"""What a monitor reads in a run: the observers of training batches and of whole data sets."""
+"""Observers of batches and data sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_leaky.utilities.processes import warn
 
 @dataclass(frozen=True)
 class MonitorArguments(ReadingOptions):
-    """What the constructor of `EnergyMonitor` takes, for type checkers."""
+    """Arguments of `EnergyMonitor`, for type checkers."""
 
     layers: LayerChoice | None = None
     quantities: Sequence[str | Quantity] | None = None
@@ -40,7 +40,6 @@ class MonitorArguments(ReadingOptions):
 def training_observer(
     trainer: Trainer, pl_module: LightningModule, layers: LayerChoice | None, settings: ReadingSettings
 ) -> PathObserver:
-    """Return the observer of training batches, with its hooks attached."""
     path = _path_of(trainer, pl_module, layers, settings)
     own, held = settings.weight_decay, _trainer.gradient_decays(trainer)
     decay_of = partial(_trainer.optimizer_weight_decay, trainer) if own is None and any(held.values()) else None
@@ -61,7 +60,7 @@ def training_observer(
 def evaluation_observer(
     trainer: Trainer, pl_module: LightningModule, layers: LayerChoice | None, settings: ReadingSettings
 ) -> PathObserver | None:
-    """Return the observer of whole data sets likewise; ``None`` where nothing can be read without gradients."""
+    """``None`` if nothing can be read without gradients."""
     path = _path_of(trainer, pl_module, layers, settings)
     records = [record for record in _records(trainer, path, settings, False) if not record.has_gradients]
     if not records:
@@ -72,7 +71,7 @@ def evaluation_observer(
             "set, so a process without batches skips them, and the others would wait. Give each a batch, or unset it."
         )
         return None
-    held = held_parameters(*trainer.optimizers) or None  # without a fit there are none
+    held = held_parameters(*trainer.optimizers) or None  # none without a fit
     return PathObserver(pl_module, path, settings.reading(records), held=held).attach()
 
 
@@ -86,7 +85,7 @@ def _path_of(
 def _records(
     trainer: Trainer, path: LeakyPath | None, settings: ReadingSettings, knows_decay: bool
 ) -> tuple[Quantity, ...]:
-    """The quantities asked for, or those that this path has by default."""
+    """Quantities asked for, or the path's defaults."""
     has_weights = settings.fits_weights_of(path) and not _trainer.has_flat_parameters(trainer)
     if settings.quantities is None:
         leaks = (settings.effective_depth if path is None else path.effective_depth) > 0
@@ -104,7 +103,7 @@ def _records(
 
 
 def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -> None:
-    """Warn once where no training batch will be read, or else, as soon as that is known, nobody writes readings."""
+    """Warn if no training batch will be read, or no logger writes."""
     why = _trainer.why_unread(trainer, every_n_steps)
     if why is not None:
         warn_once(f"EnergyMonitor reads no training batch: {why}", "unread", said)
@@ -113,7 +112,6 @@ def say_if_unread(trainer: Trainer, every_n_steps: int | None, said: set[str]) -
 
 
 def warn_of_nan(readings: Readings, stage: str, said: set[str]) -> None:
-    """Warn of quantities that are not finite in a reading, of each once."""
     broken = {name for name, values in readings.quantities.items() if not torch.isfinite(values).all()} - said
     if broken:
         said.update(broken)
@@ -124,7 +122,6 @@ def warn_of_nan(readings: Readings, stage: str, said: set[str]) -> None:
 
 
 def say_notes(observer: PathObserver, said: set[str]) -> None:
-    """Log what an observer reads, and how, where it has not been said."""
     for note in observer.notes:
         if note not in said:
             said.add(note)

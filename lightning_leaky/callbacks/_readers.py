@@ -1,4 +1,4 @@
-"""When a monitor reads: at which optimizer's step, and at the end of which loader."""
+"""When a monitor reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_leaky.utilities.harmless import harmless, warn_once
 
 
 class StepReader:
-    """Reads all training batches of an optimizer step; an observer, and what has been said in this fit."""
+    """Reads all training batches of an optimizer step."""
 
     def __init__(self, observer: PathObserver, said: set[str]) -> None:
         self.observer, self.said = observer, said
@@ -26,7 +26,7 @@ class StepReader:
         self._is_collecting = False
 
     def start(self, trainer: Trainer, batch: object, period: int) -> None:
-        """Arm for a batch that is due, or that may show where the path is."""
+        """Arm if the batch is due, or may show the path."""
         observer = self.observer
         if is_due(trainer, period):
             if not self._is_collecting:
@@ -35,13 +35,13 @@ class StepReader:
             self._num_batches += 1
             self._is_collecting, self._awaited = True, optimizers_of(trainer, observer.path)
             self._version = self._version_now()
-            self._adds_up: bool | None = None  # gradients to those of earlier batches
+            self._adds_up: bool | None = None  # gradients of several batches
             observer.arm(Batch(batch))
         elif observer.path is None:
             observer.arm()
 
     def backward(self, trainer: Trainer) -> None:
-        """Count gradients from here on, and see whether they are added to some of earlier batches."""
+        """Count gradients, and see whether earlier batches left some."""
         self.observer.capture.step_gradients.in_backward = True
         if self._is_collecting and not trainer.lightning_module.automatic_optimization and self._adds_up is not False:
             gradients = (parameter.grad for parameter in self._parameters())
@@ -49,12 +49,11 @@ class StepReader:
                 self._adds_up = any(one is not None and bool(one.any()) for one in gradients)
 
     def step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Read before an optimizer that holds the layers moves them."""
         if self._is_collecting and optimizer in self._awaited:
             self._read(trainer, optimizer)
 
     def end(self, trainer: Trainer) -> None:
-        """Add a micro-batch that took no step, read where steps are not heard of, and find the path."""
+        """Add a micro-batch, read if no step was seen, or find the path."""
         if self._is_collecting and is_accumulating(trainer):
             self.observer.drain(gradient_scale(trainer))
         elif self._is_collecting:
@@ -64,7 +63,7 @@ class StepReader:
         say_notes(self.observer, self.said)
 
     def _read(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
-        """Read what has passed, or leave it out where momenta belong to no step."""
+        """Read, unless momenta belong to no step."""
         self._is_collecting = False
         has_step = not self._adds_up and (optimizer is not None or self._version != self._version_now())
         is_left_out = not has_step and self.observer.reads_gradients
@@ -76,12 +75,12 @@ class StepReader:
                 self.said,
             )
         self.observer.drain(None if is_left_out else gradient_scale(trainer), is_last=True)
-        with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # on all processes, whatever each has seen
+        with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # all processes together
             self.unlogged = self.observer.compute(self._parameter_scale(trainer, optimizer))
         self.observer.reset()  # it holds the batch
 
     def _parameter_scale(self, trainer: Trainer, optimizer: Optimizer | None) -> float | None:
-        """What multiplied the cost of all micro-batches in the gradients that parameters have; ``None`` if unknown."""
+        """Factor of the cost in the parameters' gradients, if known."""
         if optimizer is None or (scaler_of(trainer) is not None and len(self._awaited) > 1):
             if any(record.needs == "parameters" for record in self.observer.quantities):
                 warn_once(
@@ -95,7 +94,7 @@ class StepReader:
         return gradient_scale(trainer, optimizer) * (self._num_batches if is_mean else 1)
 
     def _version_now(self) -> int:
-        """A number that a step changes; 0 as long as the layers are not known."""
+        """A number that steps change; 0 without a path."""
         return sum(parameter._version for parameter in self._parameters())
 
     def _parameters(self) -> list[Parameter]:
@@ -103,7 +102,7 @@ class StepReader:
 
 
 class LoaderReader:
-    """Reads whole data sets, a loader when the next one begins: there Lightning sums up over the processes too."""
+    """Reads each data set when the next begins, as Lightning does."""
 
     def __init__(self, observer: PathObserver, said: set[str]) -> None:
         self.observer, self.said = observer, said
@@ -111,32 +110,30 @@ class LoaderReader:
         self._readings: list[Readings | None] = []
 
     def reset(self) -> None:
-        """Start anew."""
         self._readings.clear()
         self.observer.reset()
 
     def start(self, batch: Batch, loader: int) -> None:
-        """Read the loaders before, and arm for a batch that has samples to be read."""
+        """Read earlier loaders, and arm for a batch."""
         self._read(loader)
         with harmless("EnergyMonitor: a look at a batch", self.said):
             self.observer.arm(batch)
 
     def end(self, loader: int) -> None:
-        """Add a batch; a step that draws it from an iterator knows its loader no earlier."""
+        """Add a batch; steps that take an iterator know its loader only now."""
         self._read(loader)
         if self.observer.capture.armed:
             self.observer.drain()
             say_notes(self.observer, self.said)
 
     def finish(self, number: int) -> Iterator[tuple[int, str, Readings]]:
-        """Read the last of so many loaders; index, end of the keys, and reading of each that had batches."""
+        """Read the last loader; yield index, end of keys, and reading of each."""
         self._read(number)
         for index, readings in enumerate(self._readings):
             if readings is not None:
                 yield index, f"/dataloader_idx_{index}" if len(self._readings) > 1 else "", readings
 
     def _read(self, number: int) -> None:
-        """Read the first loaders that have not been read."""
         while len(self._readings) < number:
             self._readings.append(None)
             with harmless("EnergyMonitor: a reading", self.said, is_own=True):

@@ -1,4 +1,4 @@
-"""What the callbacks ask of a trainer: Lightning's less public corners, in one place."""
+"""Lightning's less public parts."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ _DECAY_BY_GRADIENT = ("SGD", "ASGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagra
 
 
 def log_period(trainer: Trainer) -> int:
-    """Optimizer steps between two logging steps; 0 where the trainer does not log."""
+    """0 if the trainer does not log."""
     return int(_untyped(trainer).log_every_n_steps)
 
 
 def num_steps(trainer: Trainer) -> int:
-    """Optimizer steps taken, as loggers count them: the x-axis of the loss."""
+    """Loggers' x-axis of the loss."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def reading_period(trainer: Trainer, every_n_steps: int | None) -> int:
-    """Optimizer steps between two readings: those asked for, or the trainer's; a ``fast_dev_run`` tries every step."""
     return 1 if _untyped(trainer).fast_dev_run else every_n_steps or log_period(trainer)
 
 
 def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
-    """Why a fit will read no training batch, as far as is known, and what to change."""
+    """Why a fit will read no training batch, if known."""
     if 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps):
         return "`limit_train_batches`, `max_epochs` or `max_steps` is 0. Raise it."
     period, last, batches = reading_period(trainer, every_n_steps), math.inf, trainer.num_training_batches
     if period == 0:
         return "`every_n_steps` is the trainer's, and it never logs. Pass EnergyMonitor(every_n_steps=...)."
-    if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:  # by hand a batch takes any number
+    if trainer.max_steps > 0 and trainer.lightning_module.automatic_optimization:  # else a batch takes any number
         last = trainer.max_steps
     if trainer.train_dataloader is not None and batches != math.inf and trainer.max_epochs not in (None, -1):
         last = min(last, math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
@@ -52,27 +51,22 @@ def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
 
 
 def validates(trainer: Trainer) -> bool:
-    """Whether this run validates."""
     return trainer.state.fn == "validate" or bool(trainer.enable_validation)
 
 
 def is_due(trainer: Trainer, period: int) -> bool:
-    """Whether the optimizer step of the present batch, as loggers count it, is a multiple of a period.
-
-    A pass that only renews batch norms, as `StochasticWeightAveraging` ends with, takes no step.
-    """
+    """Whether the batch's step is due; `StochasticWeightAveraging` ends with a pass that takes none."""
     return not trainer.fit_loop._skip_backward and period > 0 and (num_steps(trainer) + 1) % period == 0
 
 
 def is_accumulating(trainer: Trainer) -> bool:
-    """Whether an optimizer step waits for more micro-batches than the present one."""
     return trainer.fit_loop._should_accumulate()
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer | None = None) -> float:
-    """What Lightning multiplied the loss by before backward: the AMP scale over the number of micro-batches.
+    """Lightning's factor of the loss, the AMP scale over the number of micro-batches.
 
-    At the step of an optimizer the gradients of its own parameters are without the AMP scale, unless it unscales them.
+    At a step gradients are without the AMP scale, unless the optimizer unscales them.
     """
     scaler = scaler_of(trainer)
     is_unscaled = optimizer is not None and not getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -81,22 +75,22 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer | None = None) -> floa
 
 
 def scaler_of(trainer: Trainer) -> Any:
-    """The scaler of fp16, if any: it may leave out a step, and with it the optimizer's hooks."""
+    """The scaler of fp16, if any; it may skip steps and so hooks."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tensor | None:
     """Which samples of an evaluation batch are no repeats, shape (batch,); ``None`` for all.
 
-    A distributed sampler gives all W processes as many: the k-th of process r is number r + kW, or else a repeat.
+    The k-th sample of process r of W is number r + kW if there is one, else a repeat.
     """
     loop: Any = trainer._evaluation_loop
     loader = loop._combined_loader.flattened[dataloader_idx]
     sampler: Any = getattr(loader, "sampler", None)
     size: Any = getattr(loader, "batch_size", None)
-    # By name: Lightning's wrapper exists in two packages, and a subclass may share samples out in another order.
+    # Not subclasses, which may order samples otherwise.
     is_known = type(sampler).__name__ in ("DistributedSampler", "DistributedSamplerWrapper")
-    # A step that draws its batches itself, from an iterator, has them after this hook.
+    # Such a step draws its batches after this hook.
     draws_itself = type(getattr(loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher"
     is_in_order = getattr(loader, "in_order", True) and loop._combined_loader._mode == "sequential"
     if size is None or not is_known or draws_itself or not is_in_order:
@@ -107,13 +101,11 @@ def fresh_samples(trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Tens
 
 
 def num_loaders(trainer: Trainer) -> int:
-    """How many loaders an evaluation goes through, one after another."""
     loop: Any = trainer._evaluation_loop
     return loop.num_dataloaders if loop._is_sequential else 1
 
 
 def check_strategy(trainer: Trainer, asker: str) -> None:
-    """Raise ValueError where a callback cannot follow a strategy."""
     strategy: Any = trainer.strategy
     names = class_names(strategy)
     if "DeepSpeedStrategy" in names:
@@ -128,7 +120,6 @@ def check_strategy(trainer: Trainer, asker: str) -> None:
 
 
 def rewrap(trainer: Trainer) -> None:
-    """Have DDP count the parameters again, after some have come or gone."""
     strategy: Any = trainer.strategy
     if "DDPStrategy" in class_names(strategy):
         strategy.model = trainer.lightning_module
@@ -136,7 +127,6 @@ def rewrap(trainer: Trainer) -> None:
 
 
 def check_rewrap(trainer: Trainer, asker: str) -> None:
-    """Raise ValueError where something is in the way of new parameters."""
     strategy: Any = trainer.strategy
     if "SingleDeviceStrategy" in class_names(strategy):
         return
@@ -152,22 +142,19 @@ def check_rewrap(trainer: Trainer, asker: str) -> None:
 
 
 def has_flat_parameters(trainer: Trainer) -> bool:
-    """Whether weights outside a forward pass are pieces of flat parameters, as FSDP1 leaves them."""
+    """Whether weights are pieces of FSDP1's flat parameters outside a forward pass."""
     return "FSDPStrategy" in class_names(trainer.strategy)
 
 
 def may_skip_evaluation(trainer: Trainer) -> bool:
-    """Whether a process without batches may leave out an evaluation that others run, and so call no hook."""
+    """Whether a process without batches may skip an evaluation."""
     sources: tuple[Any, ...] = (trainer.lightning_module, getattr(trainer, "datamodule", None))
     allowed = any(getattr(source, "allow_zero_length_dataloader_with_multiple_devices", False) for source in sources)
     return allowed and trainer.world_size > 1
 
 
 def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
-    """Hand numbers to every logger, at the step of the loss, and to callbacks that look at `callback_metrics`.
-
-    Not through `log`: it makes a metric of each, and for a hundred takes longer than a training step.
-    """
+    """Log without `log`, which for a hundred numbers takes longer than a training step."""
     if not scalars:
         return
     values = torch.stack(list(scalars.values())).cpu()
@@ -178,15 +165,15 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, Tensor]) -> None:
 
 
 def log_summaries(trainer: Trainer, scalars: Mapping[str, Tensor], loader: int) -> None:
-    """Hand numbers to loggers, callbacks and what `validate` and `test` print of one loader; `log` prints of all."""
+    """Log numbers of one loader; `log` would print them for all."""
     numbers = {key: value.to(torch.float32) for key, value in scalars.items()}
     trainer.callback_metrics.update(numbers)
-    outputs = trainer._evaluation_loop._logged_outputs  # of the loaders that had batches
+    outputs = trainer._evaluation_loop._logged_outputs  # only of loaders with batches
     outputs[min(loader, len(outputs) - 1)].update(numbers)
 
 
 def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimizer]:
-    """Optimizers that hold a trainable parameter of a path, or all where none does; none of a path not known yet."""
+    """Optimizers that train a path, or all if none does; none of several if there is no path yet."""
     if path is None and len(trainer.optimizers) > 1:
         return []
     trained = set() if path is None else {id(one) for one in path.layers.parameters() if one.requires_grad}
@@ -194,7 +181,7 @@ def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimi
 
 
 def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
-    """The one weight decay > 0 of all matrices of some layers, if any: 0 of a frozen one; biases are often exempted."""
+    """The weight decay > 0 that all matrices share, if any; frozen have 0."""
     decays = {
         id(parameter): float(group.get("weight_decay", 0.0))
         for optimizer in trainer.optimizers
@@ -208,10 +195,7 @@ def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
 
 
 def gradient_decays(trainer: Trainer) -> dict[int, float]:
-    """What the optimizers add to the gradient, times the parameter, of each that they hold, by id.
-
-    It is NaN where they decay in another way, or in one that is not known: a class is, if torch's own `step` is.
-    """
+    """Weight decay in gradients by id of the parameter; NaN if decoupled or `step` is not torch's own."""
     found: dict[int, float] = {}
     for optimizer in trainer.optimizers:
         step = type(optimizer).step
@@ -224,13 +208,11 @@ def gradient_decays(trainer: Trainer) -> dict[int, float]:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """All callbacks of a trainer: its own list."""
-    callbacks: list[Callback] = _untyped(trainer).callbacks
+    callbacks: list[Callback] = _untyped(trainer).callbacks  # its own list
     return callbacks
 
 
 def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> None:
-    """Have a callback's hooks called after those of all callbacks of a kind."""
     present = callbacks_of(trainer)
     others = [one for one in present if one is not callback]
     place = max((index for index, one in enumerate(others, start=1) if isinstance(one, kind)), default=0)
@@ -239,7 +221,6 @@ def move_behind(trainer: Trainer, callback: Callback, kind: type[Callback]) -> N
 
 
 def tell_callbacks(trainer: Trainer, method: str, *news: object) -> None:
-    """Call a method of ours on all callbacks of a trainer that have it."""
     for callback in [*callbacks_of(trainer)]:
         tell = getattr(callback, method, None)
         if callable(tell):
@@ -247,7 +228,6 @@ def tell_callbacks(trainer: Trainer, method: str, *news: object) -> None:
 
 
 def warn_of_prefix(trainer: Trainer, callback: Any) -> None:
-    """Warn where another callback of a kind writes under the same keys."""
     others: list[Any] = [one for one in callbacks_of(trainer) if type(one) is type(callback) and one is not callback]
     if any(other.prefix == callback.prefix for other in others):
         kind = type(callback).__name__
@@ -255,23 +235,23 @@ def warn_of_prefix(trainer: Trainer, callback: Any) -> None:
 
 
 def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object]:
-    """What our callbacks beside some were told, as ``StepSizeAdapter, damping``."""
+    """Arguments of our other callbacks, as ``StepSizeAdapter, damping``."""
     found: dict[str, object] = {}
     for other in callbacks_of(trainer):
         is_ours = any(cls.__module__.startswith("lightning_leaky.") for cls in type(other).__mro__)
         if is_ours and other not in callbacks:
             arguments = {*inspect.signature(type(other)).parameters} - {"settings"}
             told = {name: value for name, value in vars(other).items() if name in arguments}
-            told |= getattr(other, "settings", {})  # a subclass need not name them in its signature
+            told |= getattr(other, "settings", {})  # a subclass may not name them
             found |= {f"{type(other).__name__}, {name}": value for name, value in told.items()}
     return found
 
 
 def class_names(thing: object) -> list[str]:
-    """Classes of an object, by name: Lightning exists in two packages, and one may be missing."""
+    """By name, because Lightning exists in two packages, and one may be missing."""
     return [cls.__name__ for cls in type(thing).__mro__]
 
 
 def _untyped(trainer: Trainer) -> Any:
-    # Its connectors set these attributes where a type checker does not see it.
+    # Type checkers miss attributes that connectors set.
     return trainer

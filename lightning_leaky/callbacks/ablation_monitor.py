@@ -1,4 +1,4 @@
-"""The callback that measures what leaving out each block costs."""
+"""The callback that measures what each block is worth."""
 
 from __future__ import annotations
 
@@ -20,33 +20,29 @@ from lightning_leaky.reading.removal import Cost
 from lightning_leaky.utilities.harmless import harmless, warn_once
 from lightning_leaky.utilities.imports import located
 
-_WORDS = "AblationMonitor measures nothing: "
-
 
 class AblationMonitor(HookedCallback):
-    """Measures at the end of a fit, and every so many epochs, what leaving out each block costs; see `ablate_path`.
+    """Measures what leaving out each block costs; see `ablate_path`.
 
-    It runs L + 1 passes over a few validation batches, in evaluation mode and without gradients, and logs
-    ``removal_cost/layer_03``, what leaving out the third block adds to the cost. Training goes on as without it. The
-    last measurement is kept in `ablation`.
+    It runs L + 1 passes over a few validation batches, in evaluation mode and without gradients, and logs as
+    ``removal_cost/layer_03`` what leaving out the third block adds to the cost. Training does not change.
 
     Args:
-        cost: C(outputs, targets) of a batch that is a pair, a mean over its samples, or a metric; a function or its
-            import path. Outputs are those of the module's own ``forward``, inputs that are a dictionary are passed by
-            keyword. ``None`` takes the module's method ``cost``, or the ``loss`` of outputs that have one, as those of
-            Hugging Face.
-        every_n_epochs: Epochs between two measurements; ``None`` measures at the end of the fit only.
-        max_batches: How many batches of the first validation loader to use, on each process.
+        cost: C(outputs, targets) of a batch that is a pair, a mean over samples, or a metric; a function or its import
+            path. ``forward`` gives outputs; dictionaries of inputs become keywords. ``None`` takes the module's method
+            ``cost``, or the ``loss`` of outputs, as of Hugging Face.
+        every_n_epochs: Epochs between two measurements; ``None`` for the end of the fit only.
+        max_batches: Batches of the first validation loader to use, per process.
         layers: Which blocks, as of `EnergyMonitor`.
         order: Which blocks to leave out together, as of `ablate_path`.
-        prefix: What the log keys begin with.
-        **settings: How blocks are found, as of `ReadingSettings`.
+        prefix: Start of the log keys.
+        **settings: How to find blocks, as of `ReadingSettings`.
 
     Attributes:
         ablation: The last measurement.
 
     Raises:
-        ValueError: If a number is below 1, or an import path names no function.
+        ValueError: If a number is below 1 or an import path names no function.
 
     Example:
         >>> import lightning as L
@@ -75,30 +71,31 @@ class AblationMonitor(HookedCallback):
         self._said: set[str] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget another fit."""
+        """Reset."""
         self.ablation, self._measured_at = None, None
         self._said.clear()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure where an epoch is due."""
+        """Measure if due."""
         if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure at the end, unless the last epoch has."""
+        """Measure unless the last epoch did."""
         if self._measured_at != _trainer.num_steps(trainer):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Even an iterator of a loader draws a random number; `isolate_rng` puts nothing back after an error.
+        # A loader draws a random number; `isolate_rng` restores nothing after an error.
         with isolate_rng(), harmless("AblationMonitor: measuring", self._said):
             _trainer.check_strategy(trainer, "AblationMonitor")
             batches = list(self._batches(trainer))
-            why = "FSDPStrategy leaves pieces of the weights; use ModelParallelStrategy."
-            if not _trainer.has_flat_parameters(trainer):
+            is_flat = _trainer.has_flat_parameters(trainer)
+            if is_flat or not batches:
                 why = "there are no validation batches. Give the fit a validation loader."
-            if not batches or _trainer.has_flat_parameters(trainer):
-                warn_once(f"{_WORDS}{why}", why, self._said)
+                if is_flat:
+                    why = "FSDPStrategy leaves pieces of the weights; use ModelParallelStrategy."
+                warn_once(f"AblationMonitor measures nothing: {why}", why, self._said)
                 return
             with trainer.precision_plugin.forward_context():
                 self.ablation = ablate_path(
@@ -108,7 +105,6 @@ class AblationMonitor(HookedCallback):
             _trainer.log_scalars(trainer, self._scalars(self.ablation))
 
     def _batches(self, trainer: Trainer) -> Iterator[Any]:
-        """A few batches of the first validation loader, on the device."""
         given = trainer.val_dataloaders
         loaders = [] if given is None else CombinedLoader(given).flattened
         for batch in islice(next(iter(loaders), ()), self.max_batches):
@@ -127,7 +123,6 @@ class AblationMonitor(HookedCallback):
 
 
 def _loss_of(outputs: Any, targets: Any) -> torch.Tensor:
-    """The loss that outputs hold."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else getattr(outputs, "loss", None)
     if loss is None:
         raise ValueError("`cost` must be given for a module that has no method `cost`, as F.cross_entropy; got None.")

@@ -1,4 +1,4 @@
-"""The callback that reads the energies of a network while it trains."""
+"""The callback that reads energies during training."""
 
 from __future__ import annotations
 
@@ -31,60 +31,55 @@ from lightning_leaky.utilities.processes import warn
 
 
 class EnergyMonitor(HookedCallback):
-    """Logs cost of identity, kinetic energy and other readings of every layer (arXiv 2405.17573, section 1).
+    """Logs cost of identity, kinetic energy and other readings per layer (arXiv 2405.17573, section 1).
 
-    Two kinds of readings, both also kept in `readings`:
+    `readings` keeps the last ones:
 
-    - ``readings["train"]``: of the training batch (all micro-batches of an accumulated one), every `every_n_steps`
-      optimizer steps, before the optimizer moves the weights: of several optimizers the first that holds a trainable
-      parameter of the layers. Where it takes no step in the batch, a monitor of momenta leaves the batch out, for they
-      belong to a step; others read at its end.
-    - ``readings["validate"]`` and ``readings["test"]``: of the data set, without momenta, for no gradients flow there;
-      of a part of a large one, unless ``exact=True``: see `ReadingSettings`. Keys start with ``val_`` and ``test_``
-      and, of several loaders, end with ``/dataloader_idx_0`` as Lightning's own do; the second reading is
-      ``readings["validate/dataloader_idx_1"]``.
+    - ``readings["train"]``: of a training batch with all its micro-batches, every `every_n_steps` optimizer steps,
+      before the first optimizer that trains the layers steps. A batch without such a step is read at its end or, if
+      momenta are asked for, left out.
+    - ``readings["validate"]`` and ``readings["test"]``: of the data set, or of a part of a large one unless
+      ``exact=True`` (see `ReadingSettings`), without momenta. Keys start with ``val_`` and ``test_``. With several
+      loaders they end with ``/dataloader_idx_0``, and the second reading is ``readings["validate/dataloader_idx_1"]``.
 
-    Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` are told of each reading: `step` is then
-    its place on the x-axis of the loss, and `samples` are `num_shown` rows of the batch on their way. `ReadingGuide`,
-    which explains the keys on a board, is one and is added where there is none.
+    Callbacks with a method ``on_readings(trainer, pl_module, monitor, stage)`` get each reading. A `ReadingGuide`,
+    which explains the keys on a board, is added if there is none.
 
-    Losses are bit-equal with and without the monitor. A layer that diverged reads NaN, and a batch that cannot be read
-    is left out, each with one warning.
+    It leaves losses bit-equal. A diverged layer reads NaN, and an unreadable batch is left out, each with one warning.
 
-    Log keys, with ``layer_03`` for the third layer, read at A_2 with V_3 and B_3; where the path has several segments,
-    summaries are per segment, as ``cost_of_identity/segment_2/min``:
+    In log keys ``layer_03`` is the third layer, read at A_2 with V_3 and B_3. Several segments have own summaries, as
+    ``cost_of_identity/segment_2/min``.
 
     {keys}
 
     Args:
-        layers: Which modules to read: a glob over their names, as ``"encoder.layers.*"``, where ``*`` stops at a dot; a
-            regular expression after ``"re:"``; a type of module or a predicate ``(name, module) -> bool`` (in YAML the
-            import path of either). ``None`` takes the leaky path of the model or, where it has none, the longest run of
-            shape-preserving blocks of one class, found on the first batch and named in the log. Blocks that change the
-            shape are left out and split the path into segments.
-        quantities: Which readings to take, as of `ReadingSettings`. ``None``: cost of identity and kinetic energy; with
-            a leak (L̃ > 0) potential energy and the sum of both; of a `LeakyResNet`, where λ is known, the Hamiltonian
-            in momentum form with its criticality residual.
-        every_n_steps: Optimizer steps between two training readings; ``None`` follows the trainer's
-            ``log_every_n_steps``.
+        layers: Modules to read: a glob over names, as ``"encoder.layers.*"`` (``*`` stops at a dot), a regular
+            expression after ``"re:"``, a type of module or a predicate ``(name, module) -> bool`` (in YAML the import
+            path). ``None`` takes the leaky path of the model or else the longest run of shape-preserving blocks of one
+            class, found on the first batch and logged. Blocks that change the shape are left out and split the path
+            into segments.
+        quantities: As of `ReadingSettings`. ``None``: cost of identity and kinetic energy; with a leak (L̃ > 0)
+            potential energy and the sum of both; for a `LeakyResNet` with known λ the Hamiltonian in momentum form and
+            its criticality residual.
+        every_n_steps: Optimizer steps between two training readings; ``None`` for the trainer's ``log_every_n_steps``.
         on_validation: Whether to read validation and test sets.
-        print_layers: Whether to print a table of the last training reading at the end of a fit (needs rich).
-        prefix: What all log keys begin with, as ``"encoder/"``: for the second of two monitors.
-        pool_loaders: Whether to read all validation or test loaders as one set.
-        **settings: How to read: the other arguments of `ReadingSettings`. A `weight_decay` of ``None`` takes that of
-            the optimizer, converted as `lightning_leaky.functional.objective_weight_decay` says, and of a leaky path
-            that knows its weights the module's ``weight_decay``; where there are both, their sum, with a warning.
+        print_layers: Whether to print a table of the last reading at the end of a fit (needs rich).
+        prefix: Start of all log keys, as ``"encoder/"``, to tell two monitors apart.
+        pool_loaders: Whether to read all loaders of a stage as one set.
+        **settings: Other arguments of `ReadingSettings`. A `weight_decay` of ``None`` sums the optimizer's (see
+            `lightning_leaky.functional.objective_weight_decay`) and, if the path knows its weights, the module's
+            ``weight_decay``, with a warning if there are both.
 
     Attributes:
         settings: How it reads.
-        readings: The last readings, by ``"train"``, ``"validate"`` and ``"test"``.
-        step: Where the last of them is on the x-axis of the loss.
-        num_shown: Rows of each training batch to keep in `samples`; a callback that wants some raises it in ``setup``.
+        readings: The last readings.
+        step: Their place on the x-axis of the loss.
+        num_shown: Rows of each training batch to keep in `samples`; callbacks raise it in ``setup``.
 
     Raises:
-        ModuleNotFoundError: If a table is wanted and rich is missing.
-        ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, one that does
-            contains another, or momentum quantities are asked for without a weight decay.
+        ModuleNotFoundError: If `print_layers` is set and rich is missing.
+        ValueError: If an argument is out of range; at the start of a run if no module matches `layers`, a match
+            contains another, or momenta lack a weight decay.
 
     Example:
         >>> import lightning as L
@@ -106,7 +101,7 @@ class EnergyMonitor(HookedCallback):
         **settings: Any,
     ) -> None:
         if print_layers:
-            check_rich()  # here, and not after an hour of training
+            check_rich()  # before an hour of training
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps!r}.")
         self.settings = ReadingSettings(quantities=quantities, **settings)
@@ -121,29 +116,29 @@ class EnergyMonitor(HookedCallback):
 
     @property
     def observers(self) -> dict[str, PathObserver]:
-        """What reads in a run, by ``"train"`` and ``"evaluation"``."""
+        """By ``"train"`` and ``"evaluation"``."""
         readers = {"train": self._steps, "evaluation": self._loaders}
         return {name: reader.observer for name, reader in readers.items() if reader is not None}
 
     @property
     def path(self) -> LeakyPath | None:
-        """The layers that are read in a fit; ``None`` outside of one, and where none has been found yet."""
+        """The layers read in a fit, once found."""
         return None if self._steps is None else self._steps.observer.path
 
     @property
     def samples(self) -> list[PathSample]:
-        """`num_shown` samples of the last training batch that was read, one entry a segment, for pictures."""
+        """Samples of the last training batch read, one entry per segment."""
         return [] if self._steps is None else self._steps.observer.samples
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have the readings explained, where nobody does yet."""
+        """Add a `ReadingGuide` if there is none."""
         callbacks = _trainer.callbacks_of(trainer)
         if not any(isinstance(one, ReadingGuide) for one in callbacks):
             callbacks.append(ReadingGuide())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Register the forward hooks; layers may not exist earlier."""
-        self.readings.clear()  # of another fit
+        """Attach the hooks."""
+        self.readings.clear()
         self._detach()
         self._said.clear()
         self._start(trainer, pl_module)
@@ -151,15 +146,15 @@ class EnergyMonitor(HookedCallback):
         _observers.say_if_unread(trainer, self.every_n_steps, self._said)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where no batch will be read, now that their number is known."""
+        """Warn if no batch will be read."""
         _observers.say_if_unread(trainer, self.every_n_steps, self._said)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that nothing is read."""
+        """Warn that nothing is read."""
         warn("EnergyMonitor reads nothing in `trainer.predict`: call `trainer.validate`, or `measure_path`.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Register the hooks of a run without a fit, and start the sums anew."""
+        """Attach the hooks if there is no fit, and reset."""
         if not self.observers:
             self._said.clear()
             self._start(trainer, pl_module)
@@ -169,7 +164,7 @@ class EnergyMonitor(HookedCallback):
     on_test_start = on_validation_start
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the new layers, after a step whose reading may still have to be logged."""
+        """Watch the new layers."""
         before = self._steps
         self._detach()
         self._start(trainer, pl_module)
@@ -177,27 +172,27 @@ class EnergyMonitor(HookedCallback):
             self._steps.unlogged = before.unlogged
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Arm for a batch whose optimizer step is to be read."""
+        """Arm for a batch that is due."""
         if self._steps is not None:
             self._steps.start(trainer, batch, _trainer.reading_period(trainer, self.every_n_steps))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Count the gradients from here on."""
+        """Count gradients."""
         if self._steps is not None:
             self._steps.backward(trainer)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count gradients no more: what others differentiate moves no weights."""
+        """Count no more: other gradients move no weights."""
         if self._steps is not None:
             self._steps.observer.capture.step_gradients.in_backward = False
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Read while weights and step-sizes are still those of the forward pass."""
+        """Read before weights change."""
         if self._steps is not None:
             self._steps.step(trainer, optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Add a micro-batch, or log the reading of a step."""
+        """Add a micro-batch, or log a reading."""
         if self._steps is None:
             return
         self._steps.end(trainer)
@@ -209,7 +204,7 @@ class EnergyMonitor(HookedCallback):
             self._publish(trainer, "train", readings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table that was asked for."""
+        """Print the table."""
         if self.print_layers and "train" in self.readings and trainer.is_global_zero:
             readings, source = shown_readings(self.readings)
             with harmless("EnergyMonitor: printing", self._said):
@@ -218,7 +213,7 @@ class EnergyMonitor(HookedCallback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Arm for a batch, except of the sanity check."""
+        """Arm for a batch."""
         if self._loaders is not None and not trainer.sanity_checking:
             fresh = _trainer.fresh_samples(trainer, batch_idx, dataloader_idx)
             self._loaders.start(Batch(batch, fresh), 0 if self.pool_loaders else dataloader_idx)
@@ -245,7 +240,7 @@ class EnergyMonitor(HookedCallback):
         if self._loaders is None or trainer.sanity_checking:
             return
         stage, start = ("test", f"{self.prefix}test_") if trainer.testing else ("validate", f"{self.prefix}val_")
-        self.readings = {name: one for name, one in self.readings.items() if not name.startswith(f"{stage}/")}
+        self.readings = {name: one for name, one in self.readings.items() if name.split("/")[0] != stage}
         for index, end, readings in self._loaders.finish(1 if self.pool_loaders else _trainer.num_loaders(trainer)):
             layers, summaries = readings.layers(start), readings.summaries(start)
             with harmless("EnergyMonitor: logging", self._said):
@@ -256,11 +251,10 @@ class EnergyMonitor(HookedCallback):
     on_test_epoch_end = on_validation_epoch_end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the observers behind."""
+        """Drop the observers."""
         return super().__getstate__() | {"_steps": None, "_loaders": None}
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the observers of a run."""
         if trainer.state.fn == "fit":
             observer = _observers.training_observer(trainer, pl_module, self.layers, self.settings)
             observer.num_shown = self.num_shown
@@ -275,7 +269,7 @@ class EnergyMonitor(HookedCallback):
         self._steps = self._loaders = None
 
     def _publish(self, trainer: Trainer, stage: str, readings: Readings) -> None:
-        """Keep the readings, tell callbacks that look at them, and warn of what is not finite."""
+        """Keep readings, tell callbacks, and warn of NaN."""
         self.readings[stage], self.step = readings, _trainer.num_steps(trainer)
         _trainer.tell_callbacks(trainer, "on_readings", self, stage)
         _observers.warn_of_nan(readings, stage, self._said)

@@ -1,4 +1,4 @@
-"""The callback that acts where a reading meets a condition."""
+"""The callback that acts on conditions."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _ACTIONS = {
 
 
 class LayerAlert(HookedCallback):
-    """Acts where a number that an `EnergyMonitor` beside it reads meets a condition, with hysteresis [ours].
+    """Acts if a number that an `EnergyMonitor` beside it reads meets a condition, with hysteresis [ours].
 
-    Each number fires at the last of `patience` readings of a fit in a row at which `condition` holds, and is armed
-    again by as many beyond `release`; any other starts the count anew. A frozen layer gets no gradients (LBFGS moves it
-    all the same) until the fit ends or a `LayerRefiner` changes the layers.
+    A number fires if `condition` holds at `patience` readings in a row, and is armed again after as many beyond
+    `release`. A frozen layer has no gradients (LBFGS still moves it) until the fit ends or a `LayerRefiner` changes
+    layers.
 
     Args:
-        quantity: The key of all layers, ``"kinetic_energy"``, one, ``"kinetic_energy/layer_03"``, or a summary,
-            ``"hamiltonian/spread"``; or a verdict of `Diagnosis`, ``"verdict/has_bottleneck"``.
+        quantity: Key of all layers, ``"kinetic_energy"``, of one, ``"kinetic_energy/layer_03"``, of a summary,
+            ``"hamiltonian/spread"``, or a verdict of `Diagnosis`, ``"verdict/has_bottleneck"``.
         condition: ``"< 0.01"`` (or ``<=``, ``>``, ``>=``), ``"is nan"``, ``"is true"``, ``"is false"``, or a function.
-        patience: How many readings it takes.
+        patience: Number of readings in a row.
         action: ``"warn"``, ``"log"`` a text, ``"alert"`` by Weights & Biases, ``"stop"``, ``"freeze"``, a function
             ``(trainer, pl_module, key, value)``, or a list. In YAML functions are import paths.
-        release: Where a comparison is left; by default a quarter of the threshold beyond it.
+        release: End of a comparison; by default a quarter of the threshold beyond it.
         stage: ``"train"``, ``"validate"`` or ``"validate/dataloader_idx_1"``.
-        prefix: That of the monitor.
+        prefix: The monitor's.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -85,17 +85,17 @@ class LayerAlert(HookedCallback):
 
     @property
     def state_key(self) -> str:
-        """Of all arguments."""
+        """Key of all arguments."""
         told = (self.quantity, self.condition, self.patience, self.release, self.stage, self.prefix, *self._actions)
         return f"LayerAlert{[*map(_name, told)]}"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Count anew."""
+        """Reset."""
         if stage == "fit":
             self._latches, self.frozen, self._said = {}, [], set()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where nothing will be looked at; let monitors see gradients before those of frozen layers go."""
+        """Warn if nothing will be read, and let monitors see gradients first."""
         _trainer.move_behind(trainer, self, EnergyMonitor)
         callbacks = _trainer.callbacks_of(trainer)
         observers = {one.prefix: one.observers for one in callbacks if isinstance(one, EnergyMonitor)}
@@ -104,7 +104,7 @@ class LayerAlert(HookedCallback):
             self._say_unseen([])
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
-        """Count a reading of a fit, and act."""
+        """Count a reading, and act."""
         is_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
         if not is_fit or (stage, monitor.prefix) != (self.stage, self.prefix):
             return
@@ -133,20 +133,20 @@ class LayerAlert(HookedCallback):
                     self._tell(trainer, action, text, monitor.step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the gradients of frozen layers away; `requires_grad` stays, for DDP waits for them."""
+        """Remove gradients of frozen layers; DDP waits for them, so `requires_grad` stays."""
         for name in self.frozen:
             pl_module.get_parameter(name).grad = None
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count anew, as names may now be of other layers."""
+        """Reset: names may be of other layers."""
         self.setup(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts, and what is frozen."""
+        """Return counts and frozen parameters."""
         return {"latches": {**self._latches}, "frozen": [*self.frozen]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore them."""
         self._latches, self.frozen = {**state_dict["latches"]}, [*state_dict["frozen"]]
 
     def _say_unseen(self, keys: list[str]) -> None:
@@ -167,7 +167,7 @@ class LayerAlert(HookedCallback):
 
     def _freeze(self, trainer: Trainer, monitor: EnergyMonitor, *layers: str) -> None:
         module, paths = trainer.lightning_module, [one.path for one in monitor.observers.values() if one.path]
-        # A linear map and what follows it are one layer, by the name of the map.
+        # A linear map names its span.
         spans = {id(layer[0]): layer for path in paths for layer in path.layers if isinstance(layer, Span)}
         modules, names = named_layers(module), {id(one): name for name, one in module.named_parameters()}
         chosen = [spans.get(id(modules[name]), modules[name]) for name in layers]
@@ -179,5 +179,5 @@ class LayerAlert(HookedCallback):
 
 
 def _name(told: Any) -> Any:
-    """Return a function's name, the same in another run, and all else as it is."""
+    """A function's name, the same in every run, else `told`."""
     return getattr(told, "__qualname__", type(told).__qualname__) if callable(told) else told

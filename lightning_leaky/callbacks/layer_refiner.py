@@ -23,7 +23,7 @@ from lightning_leaky.utilities.optimizer_steps import held_parameters
 
 @dataclass(frozen=True, kw_only=True)
 class _Arguments(RefinementSettings):
-    """What type checkers know of the refiner's arguments."""
+    """The refiner's arguments, for type checkers."""
 
     prefix: str = ""
 
@@ -31,22 +31,20 @@ class _Arguments(RefinementSettings):
 class LayerRefiner(PathFollower):
     """Splits and merges layers during training: `RefinementHook` for a Lightning trainer [ours].
 
-    It refines on the batch just seen, all its micro-batches on all processes, after an optimizer step. A batch in which
-    the optimizer steps several times counts as one step. Layers and step-sizes are saved with the model, and a resumed
-    run equals an uninterrupted one.
+    It refines after an optimizer step, on all micro-batches and processes; several steps in a batch count as one. The
+    model saves layers and step-sizes, and a resumed run equals an uninterrupted one. Other callbacks with a method
+    ``on_layers_changed(trainer, pl_module)`` are told.
 
-    Other callbacks that have a method ``on_layers_changed(trainer, pl_module)``, as `EnergyMonitor`, are told.
-
-    Log keys, of the step that is logged: ``num_layers`` (L, with which it ran) and ``discretisation_error``
-    (Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F, which the tolerance bounds, no unit).
+    Log keys, before the step: ``num_layers``, L, and ``discretisation_error``, Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F (no unit),
+    which the tolerance bounds.
 
     Args:
-        prefix: What all log keys begin with, as ``"student/"``: for the second of two refiners.
-        **settings: When and how to refine: every argument of `lightning_leaky.refining.RefinementSettings`.
+        prefix: Start of all log keys, as ``"student/"``, to tell two refiners apart.
+        **settings: Arguments of `lightning_leaky.refining.RefinementSettings`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if `RefinementHook` refuses the model or its
-            optimizers, or the model is compiled, sharded, averaged, or under a strategy that keeps more than gradients.
+            optimizers, or the model is compiled, sharded or averaged, or the strategy keeps more than gradients.
 
     Example:
         >>> import lightning as L
@@ -62,11 +60,11 @@ class LayerRefiner(PathFollower):
 
     @property
     def state_key(self) -> str:
-        """Key of this callback's state in a checkpoint."""
+        """Key of its state in a checkpoint."""
         return self._generate_state_key(**self._path_key) if self._path_key else super().state_key
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the hook, or refuse what cannot be refined."""
+        """Attach the hook, or refuse."""
         check_trainer(trainer)
         _trainer.warn_of_prefix(trainer, self)
         told = self.settings["path"]
@@ -76,17 +74,17 @@ class LayerRefiner(PathFollower):
         self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Arm for a batch whose optimizer step is logged, or followed by a refinement."""
+        """Arm if due."""
         if self._hook is not None:
             self._hook.arm(anyway=_trainer.is_due(trainer, _trainer.log_period(trainer)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Ignore the other forward passes of the batch: of several steps the first counts."""
+        """Ignore further forward passes of the batch."""
         if self._hook is not None:
             self._hook.disarm()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Log the step, and refine after it, where it was taken: an fp16 scaler skips some."""
+        """Log and refine, unless an fp16 scaler skipped the step."""
         if self._hook is None or _trainer.is_accumulating(trainer):
             return
         is_logged = _trainer.is_due(trainer, _trainer.log_period(trainer))
@@ -104,7 +102,7 @@ class LayerRefiner(PathFollower):
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise ValueError where somebody else has counted the parameters."""
+    """Raise ValueError if others rely on parameters."""
     _trainer.check_strategy(trainer, "LayerRefiner")
     _trainer.check_rewrap(trainer, "LayerRefiner")
     if trainer.lightning_module._compiler_ctx is not None:
@@ -112,7 +110,7 @@ def check_trainer(trainer: Trainer) -> None:
             "`model` must not be compiled for LayerRefiner, which changes its graph. Refine first, and compile later."
         )
     for callback in _trainer.callbacks_of(trainer):
-        # They keep a second network, parameter beside parameter, or change learning rates by its length.
+        # They keep a second network, parameter by parameter.
         if {"WeightAveraging", "StochasticWeightAveraging"}.intersection(_trainer.class_names(callback)):
             raise ValueError(
                 f"`callbacks` must not average the weights beside LayerRefiner, got {type(callback).__name__}. Refine "
@@ -121,13 +119,13 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def _announce(trainer: Trainer) -> None:
-    """Have DDP and the other callbacks follow the new layers."""
+    """Tell DDP and callbacks."""
     _trainer.rewrap(trainer)
     _trainer.tell_callbacks(trainer, "on_layers_changed")
 
 
 def _max_leak(trainer: Trainer, path: str | None) -> float:
-    """Bound on ρ_l L̃ where layers are merged: 1, or that of a StepSizeAdapter beside, which must be able to keep it."""
+    """Bound on ρ_l L̃ of merged layers, which a StepSizeAdapter must be able to keep."""
     told = [one.settings for one in _trainer.callbacks_of(trainer) if isinstance(one, StepSizeAdapter)]
     bounds: list[float | None] = [one["max_leak"] for one in told if path is None or one["path"] in (None, path)]
     return min([1.0, *filter(None, bounds)])

@@ -27,14 +27,14 @@ from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.processes import is_sharded
 
-# Inches. TensorBoard shows a picture 350 pixels wide: text of the usual ten points is 11 pixels high there.
+# Inches: text of ten points is 11 pixels high at TensorBoard's width of 350.
 _INCHES = (4.4, 3.0)
 
 
 class PathFigures(HookedCallback):
-    """Draws what an `EnergyMonitor` of the same trainer reads, for TensorBoard, Weights & Biases and MLflow.
+    """Draws what an `EnergyMonitor` reads, for TensorBoard, Weights & Biases and MLflow.
 
-    Figures, whose limits of axes and colours only grow over a run, so that drawings can be compared:
+    Limits of axes and colours only grow over a run, so that drawings can be compared:
 
     ===============================  ===================================================================================
     tag                              what it shows
@@ -42,25 +42,22 @@ class PathFigures(HookedCallback):
     ``layers/energies``              kinetic energy and, with a leak, potential energy and the Hamiltonian along p
     ``layers/singular_values_of_A``  singular values of A_p along p, of some samples of the batch
     ``layers/singular_values_of_W``  those of W_p after the step, of a `LeakyResNet` that is not sharded
-    ``layers/path``                  the way of some samples through the layers, coloured by class or target, in the
-                                     plane that holds most of it at the time
+    ``layers/path``                  way of some samples, by class or target, in the plane that holds most of it
     ``layers/cost_of_identity``      cost of identity, layer × training step
     ``layers/kinetic_energy``        kinetic energy, layer × training step
     ``layers/step_size``             ρ, layer × training step, once it has changed
     ===============================  ===================================================================================
 
-    and a text ``layers/diagnosis`` that says what the readings mean (`lightning_leaky.diagnose`). Energies and text are
-    of validation data from the first such reading of a fit on, with momenta of the last training batch that was read;
-    all else is of training batches, and titles say so. The first process draws, where a logger shows pictures: of
-    several segments energies of all, spectra and path of the longest; of several monitors the first.
+    A text ``layers/diagnosis`` says what the readings mean (`lightning_leaky.diagnose`). Energies and text are of
+    validation data once read, with momenta of a training batch; all else is of training batches. The first process
+    draws, if a logger shows pictures. Spectra and path are of the longest segment, figures of the first monitor.
 
     Args:
-        every_n_steps: Optimizer steps between two drawings, of about a second each: of the first reading after so many
-            (of validation data, once there is one), and of the last one of a fit.
-        num_samples: How many samples to draw the path and the spectra of A from, at most.
+        every_n_steps: Optimizer steps between drawings, about a second each; the last reading is drawn too.
+        num_samples: Samples to draw the path and the spectra of A from, at most.
 
     Raises:
-        ValueError: If an argument is below 1; at the start of a fit without an `EnergyMonitor`.
+        ValueError: If an argument is below 1, or a fit starts without an `EnergyMonitor`.
         ModuleNotFoundError: If matplotlib is missing.
 
     Example:
@@ -72,17 +69,17 @@ class PathFigures(HookedCallback):
         for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
-        new_figure()  # where matplotlib is missing, complains now and not after an hour of training
+        new_figure()  # fails now if matplotlib is missing
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self._limits = Limits()
         self._history: dict[str, History] = {}
-        self._drawn_at = -every_n_steps  # the first reading is drawn
+        self._drawn_at = -every_n_steps  # draws the first reading
         self._monitor: EnergyMonitor | None = None
         self._said: set[str] = set()
-        self._undrawn: int | None = None  # the step of the reading to draw
+        self._undrawn: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask the monitor to keep samples, and forget the last fit; a checkpoint is restored afterwards."""
+        """Ask for samples, and reset."""
         if stage != "fit":
             return
         callbacks = callbacks_of(trainer)
@@ -96,7 +93,7 @@ class PathFigures(HookedCallback):
         self._said.clear()
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
-        """Remember a reading of a fit, and draw where it is time to and the reading is one to show."""
+        """Keep a reading of a fit, and draw if due."""
         if trainer.state.fn != "fit" or monitor is not self._monitor or not shows_pictures(trainer):
             return
         readings = monitor.readings[stage]
@@ -114,7 +111,7 @@ class PathFigures(HookedCallback):
         self._draw(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the figures of a resumed run need."""
+        """Return limits and history."""
         return {
             "limits": self._limits.known,
             "history": {name: history.state_dict() for name, history in self._history.items()},
@@ -122,13 +119,13 @@ class PathFigures(HookedCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the run that is resumed."""
+        """Restore them."""
         self._limits = Limits(state_dict["limits"])
         self._history = {name: History.of(state) for name, state in state_dict["history"].items()}
         self._drawn_at = int(state_dict["drawn_at"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the monitor behind."""
+        """Drop the monitor."""
         return super().__getstate__() | {"_monitor": None, "_undrawn": None}
 
     def _draw(self, trainer: Trainer) -> None:
@@ -149,7 +146,7 @@ class PathFigures(HookedCallback):
     def _figures(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> Iterator[tuple[str, Any]]:
         yield from figures_of(readings, monitor.samples)
         weights = None if has_flat_parameters(trainer) else _weights_of(monitor)
-        if weights is not None and len(weights) == len(readings.step_sizes):  # a refiner may have come in between
+        if weights is not None and len(weights) == len(readings.step_sizes):  # else refined
             yield "singular_values_of_W", plot_singular_values(singular_values(weights), readings.positions, "W")
         for name, record in _heat_maps(readings).items():
             if name not in self._history or record.heat_map is None:
@@ -162,13 +159,12 @@ class PathFigures(HookedCallback):
 
 
 def _heat_maps(readings: Readings) -> dict[str, Quantity]:
-    """Quantities that are drawn over training."""
     shown = records_at((*readings.records.values(), STEP_SIZE), readings.effective_depth)
     return {name: record for name, record in shown.items() if record.heat_map is not None}
 
 
 def _weights_of(monitor: EnergyMonitor) -> Tensor | None:
-    """All W_l, shape (L, w, d), where the path knows them and this process holds them whole."""
+    """All W_l, shape (L, w, d), if the path knows them and they are not sharded."""
     path: Any = monitor.path
     if not knows_weights(path) or any(map(is_sharded, path.layers.parameters())):
         return None

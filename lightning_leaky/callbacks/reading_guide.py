@@ -1,4 +1,4 @@
-"""The callback that explains on a board what an EnergyMonitor writes there."""
+"""The callback that explains an EnergyMonitor's tags on a board."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE
 from lightning_leaky.utilities.harmless import harmless
 
-if TYPE_CHECKING:  # it adds a guide, and so imports this file
+if TYPE_CHECKING:  # it imports this file
     from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 
 
 class ReadingGuide(HookedCallback):
-    """Explains the tags of every `EnergyMonitor` of a trainer; a monitor adds one where there is none.
+    """Explains the tags of every `EnergyMonitor`, which adds a guide if there is none.
 
-    Once a run, of each monitor: a text ``layers/guide`` of what each tag means and what was read with which settings,
-    and a layout of TensorBoard's custom scalars. At the end of a fit the last summaries as ``final_*``, for the table
-    of hyper-parameters; of several segments those of the longest, beside each.
+    It writes for each a text ``layers/guide`` on tags and settings, and a layout of TensorBoard's custom scalars.
+    A fit ends with the last summaries as ``final_*`` in the table of hyper-parameters, of each segment and the longest.
 
     Example:
         >>> import lightning as L
@@ -38,7 +37,7 @@ class ReadingGuide(HookedCallback):
         self._layouts: dict[str, Charts] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell TensorBoard's table which final numbers there will be."""
+        """Announce the final numbers."""
         self._said.clear()
         self._layouts.clear()
         if _trainer.log_period(trainer):
@@ -50,7 +49,7 @@ class ReadingGuide(HookedCallback):
                 announce_final(trainer, keys)
 
     def on_readings(self, trainer: Trainer, pl_module: LightningModule, monitor: EnergyMonitor, stage: str) -> None:
-        """Write once what the tags mean, and which belong into one chart."""
+        """Write guide and layout once."""
         if monitor.prefix not in self._layouts and _trainer.log_period(trainer) and trainer.is_global_zero:
             self._layouts[monitor.prefix] = {}
             with harmless("ReadingGuide: writing", self._said):
@@ -58,10 +57,9 @@ class ReadingGuide(HookedCallback):
 
     def _explain(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> None:
         training, evaluation = _read(monitor, "train"), _read(monitor, "evaluation")
-        # By name, subclasses too: a callback does not import the others.
         names = {name for callback in _trainer.callbacks_of(trainer) for name in _trainer.class_names(callback)}
         adapts = (STEP_SIZE,) if "StepSizeAdapter" in names else ()
-        # The one number of a path in several segments has a key for each of them.
+        # Several segments have a key each.
         has_rank = readings.effective_depth > 0 and len(readings.segments) <= 1
         validated = evaluation if _trainer.validates(trainer) or trainer.state.fn == "test" else ()
         layout = custom_charts((*training, *adapts), validated, has_rank, monitor.prefix)
@@ -69,7 +67,7 @@ class ReadingGuide(HookedCallback):
         text = guide_page(explained, self._settings(trainer, monitor, readings), names, readings)
         self._layouts[monitor.prefix] = layout
         written = ([(logger.name, logger.version) for logger in trainer.loggers], layout, text)
-        if written == self._written.get(monitor.prefix):  # a fit that goes on in the same log
+        if written == self._written.get(monitor.prefix):  # the log has it
             return
         self._written[monitor.prefix] = written
         if layout:
@@ -77,7 +75,7 @@ class ReadingGuide(HookedCallback):
         log_text(trainer, f"{monitor.prefix}layers/guide", text)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the last summaries beside the hyper-parameters of the run."""
+        """Write the final numbers."""
         for monitor in _monitors_of(trainer):
             readings = monitor.readings.get("train")
             if readings is not None and _trainer.log_period(trainer):
@@ -88,7 +86,6 @@ class ReadingGuide(HookedCallback):
                     log_final(trainer, finals, _trainer.num_steps(trainer))
 
     def _settings(self, trainer: Trainer, monitor: EnergyMonitor, readings: Readings) -> dict[str, object]:
-        """What is read, and how; what was asked for may have been nothing."""
         settings, observer = monitor.settings, monitor.observers.get("train")
         decay = None if observer is None else observer.weight_decay_read
         named = f", {readings.names[0]} … {readings.names[-1]}" if readings.names else ""
@@ -112,6 +109,5 @@ def _monitors_of(trainer: Trainer) -> list[EnergyMonitor]:
 
 
 def _read(monitor: EnergyMonitor, reader: str) -> tuple[Quantity, ...]:
-    """What one of its observers reads."""
     observer = monitor.observers.get(reader)
     return () if observer is None else observer.quantities

@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclass(frozen=True, kw_only=True)
 class _Arguments(AdaptationSettings):
-    """What type checkers know of the adapter's arguments."""
+    """The adapter's arguments, for type checkers."""
 
     optimizer_index: int | None = None
     prefix: str = ""
@@ -36,20 +36,18 @@ class _Arguments(AdaptationSettings):
 class StepSizeAdapter(PathFollower):
     """Adapts layer step-sizes during training (arXiv 2405.17573, section 4): `StepSizeHook` for a Lightning trainer.
 
-    The step-sizes are saved with the model, the adapter's own state with the checkpoint: a resumed run equals an
-    uninterrupted one. Each fit that is not resumed counts its own steps.
+    The model saves step-sizes, and a resumed run equals an uninterrupted one. Other fits count steps from 0.
 
-    Log keys: ``step_size/layer_*`` (ρ_l, no unit), those that the logged step ran with, and for TensorBoard their
-    histogram, ``step_sizes``.
+    Log keys: ``step_size/layer_*``, ρ_l (no unit) before the step, and TensorBoard's histogram ``step_sizes``.
 
     Args:
-        optimizer_index: Which optimizer's steps to follow, where the module has several.
-        prefix: What all log keys begin with, as ``"student/"``: for the second of two adapters.
-        **settings: When and how to adapt: every argument of `lightning_leaky.optim.AdaptationSettings`.
+        optimizer_index: Which of several optimizers to follow.
+        prefix: Start of all log keys, as ``"student/"``, to tell two adapters apart.
+        **settings: Arguments of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if the model has no step-sizes, cannot keep
-            the bound, or has several optimizers and none is designated.
+            the bound, or lacks an `optimizer_index` for several optimizers.
 
     Example:
         >>> import lightning as L
@@ -60,19 +58,19 @@ class StepSizeAdapter(PathFollower):
 
     @takes(_Arguments)
     def __init__(self, *values: Any, optimizer_index: int | None = None, prefix: str = "", **settings: Any) -> None:
-        chosen = AdaptationSettings(*values, **settings)  # by itself: so a command line sees what it takes
+        chosen = AdaptationSettings(*values, **settings)  # command lines read this call
         super().__init__(chosen, prefix)
         self.optimizer_index = optimizer_index
 
     @property
     def state_key(self) -> str:
-        """Key of this callback's state in a checkpoint."""
+        """Key of its state in a checkpoint."""
         return self._generate_state_key(optimizer_index=self.optimizer_index, **self._path_key)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the hook to the optimizer."""
+        """Attach the hook."""
         _trainer.check_strategy(trainer, "StepSizeAdapter")
-        # By the attribute, not by the class: the twin package `pytorch_lightning` has a class of its own.
+        # Not by class: `pytorch_lightning` has its own.
         if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
             warn(
                 "WeightAveraging with `use_buffers=True` averages the step-sizes too, and no training step had those. "
@@ -85,7 +83,7 @@ class StepSizeAdapter(PathFollower):
         self._hook.attach(optimizer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Say what is padding in the batch, and log the step-sizes of a step that is logged."""
+        """Look for padding, and log if due."""
         if self._hook is None:
             return
         self._hook.see(batch)
@@ -97,14 +95,14 @@ class StepSizeAdapter(PathFollower):
                 tell_tensorboard(trainer, "add_histogram", f"{self.prefix}step_sizes", rho, _trainer.num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Forget the distances of a step that an fp16 scaler has skipped, and with it the optimizer's hooks."""
+        """Forget a step that an fp16 scaler skipped."""
         if self._hook is None or _trainer.scaler_of(trainer) is None:
             return
         if pl_module.automatic_optimization and not _trainer.is_accumulating(trainer):
             self._hook.forget()
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the new layers with a new hook, which goes on counting."""
+        """Follow the new layers."""
         if self._hook is not None:
             before, optimizer = self._hook, self._designated(trainer.optimizers)
             before.detach()
@@ -113,14 +111,14 @@ class StepSizeAdapter(PathFollower):
             self._hook.attach(optimizer).said.update(before.said)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the hook's state and the settings; after a fit those with which it ended."""
+        """Return the hook's state and settings, after a fit the last."""
         state = super().state_dict()
         return state if self._hook is None else state | {"settings": self._plain_settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the hook's state; the settings stay, and a warning names those that were others when it was saved."""
+        """Restore the hook's state, but not settings; warn if those differ."""
         own, saved = self._plain_settings, state_dict.get("settings", {})
-        # An older version has saved fewer.
+        # Older versions saved fewer.
         changed = [f"{name}={saved[name]!r}" for name, value in own.items() if saved.get(name, value) != value]
         if changed:
             warn(
@@ -131,8 +129,8 @@ class StepSizeAdapter(PathFollower):
 
     @property
     def _plain_settings(self) -> dict[str, Any]:
-        """Settings as a checkpoint may hold them: an object by what it prints, but for its address."""
-        plain = (bool, int, float, str, type(None))
+        """Settings for a checkpoint, objects by repr without address."""
+        plain = (int, float, str, type(None))
         told = self.settings.items()
         return {name: one if isinstance(one, plain) else _ADDRESS.sub("", repr(one)) for name, one in told}
 

@@ -1,4 +1,4 @@
-"""Taking blocks out of a model for good, and what that buys."""
+"""Removing blocks from a model for good, and what that saves."""
 
 from lightning_leaky.dropping.drop import Expense, bought, drop_layers, expense_of
 

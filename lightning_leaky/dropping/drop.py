@@ -1,4 +1,4 @@
-"""Blocks taken out of a model for good, and what that buys."""
+"""Removing blocks from a model for good, and what that saves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Expense(NamedTuple):
-    """Number of a model's parameters, shared ones once; MiB of them and its buffers; seconds of a forward pass."""
+    """Number of parameters (shared ones once), MiB with buffers, and seconds of a forward pass."""
 
     parameters: int
     memory: float
@@ -37,23 +37,23 @@ def drop_layers(
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     state: StateChoice = None,
 ) -> Model:
-    """Take blocks out of a model for good, in place; those after them move up, and take their names.
+    """Remove blocks from a model for good, in place; later blocks move up and take their names.
 
-    In evaluation mode, on a batch, it then has the outputs of the model with those blocks skipped, bit for bit. If its
-    `config` (Hugging Face) or its hyperparameters (Lightning) build it anew, they still do. Else save its `state_dict`.
+    On the batch in evaluation mode, its outputs are then those with the blocks skipped, bit for bit. If its `config`
+    (Hugging Face) or hyperparameters (Lightning) rebuild it, they still do; else save its `state_dict`.
 
     Args:
-        model: A model, a LightningModule included.
-        layers: Which blocks go: as of `lightning_leaky.paths.layers.choose_layers`, or a sequence of names.
-        batch: A pair (inputs, targets), or bare inputs, on the device of the model; a dictionary is passed by keyword.
-        optimizer: One that trains the model, or several; they forget what goes. Empty groups stay.
-        state: Which tensor of a block is its state, as of `make_leaky`, where several may be.
+        model: A model or a LightningModule.
+        layers: Blocks to remove, as of `choose_layers`, or a sequence of names.
+        batch: A pair (inputs, targets) or inputs, on the model's device; a dictionary is passed by keyword.
+        optimizer: One or several that train the model; they forget removed parameters. Empty groups stay.
+        state: Which tensor of a block is its state, as of `make_leaky`, if several may be.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If a block cannot go, with the reason. Model and optimizer are then as they were.
+        ValueError: If a block cannot go. Model and optimizer stay as they were.
 
     Example:
         >>> blocks = [nn.TransformerEncoderLayer(8, 2, batch_first=True) for _ in range(4)]
@@ -92,13 +92,12 @@ def expense_of(model: nn.Module, batch: Any, repeats: int = 10) -> Expense:
 
     Args:
         model: Any network.
-        batch: A pair (inputs, targets), or bare inputs, on the device of the model.
-        repeats: How many forward passes to time, after one that is not, for their median.
+        batch: A pair (inputs, targets) or inputs, on the model's device.
+        repeats: Number of timed forward passes, after one that does not count; the median is kept.
 
     Example:
-        >>> expense = expense_of(nn.Linear(256, 1024, bias=False), torch.zeros(1, 256))
-        >>> expense.parameters, expense.memory
-        (262144, 1.0)
+        >>> expense_of(nn.Linear(256, 1024, bias=False), torch.zeros(1, 256)).memory
+        1.0
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats!r}.")
@@ -118,15 +117,14 @@ def expense_of(model: nn.Module, batch: Any, repeats: int = 10) -> Expense:
 def bought(
     before: Expense, after: Expense, metrics: Mapping[str, float] | None = None, new: Mapping[str, float] | None = None
 ) -> list[str]:
-    r"""Say what a smaller model saves, and how its metrics, by name, compare with those before; a line each.
+    r"""Return lines that say what a smaller model saves, and how its metrics compare with those before.
 
     Example:
-        >>> lines = bought(Expense(2000, 8.0, 0.01), Expense(1500, 6.0, 0.008), {"val/cost": 0.5}, {"val/cost": 0.52})
-        >>> print(*lines, sep="\n")
+        >>> print(*bought(Expense(2000, 8.0, 0.01), Expense(1500, 6.0, 0.008), {"loss": 0.5}, {"loss": 0.52}), sep="\n")
         parameters  2,000 → 1,500 (−25%)
         memory      8.00 MiB → 6.00 MiB (−25%)
         forward     10.00 ms → 8.00 ms (−20%)
-        val/cost    0.5 → 0.52 (+4%)
+        loss        0.5 → 0.52 (+4%)
     """
     rows = [
         ("parameters", before.parameters, after.parameters, "{:,}"),
@@ -142,11 +140,10 @@ def bought(
 
 
 def _check(model: nn.Module, inputs: Any, stacks: list[Stack], expected: Any, readers: Mapping[str, str]) -> None:
-    """Raise ValueError where a model without the blocks of some stacks does not return what is expected."""
     names = [name for stack in stacks for name in stack.gone]
     try:
         told = difference(expected, outputs_of(model, inputs), [len(stack.gone) for stack in stacks])
-    except Exception as error:  # whatever the model's code counts on
+    except Exception as error:  # from the model's own code
         told = f"{type(error).__name__}: {error}"
         raise refused(names, f"cannot go: the model does not run without them, {told}") from error
     if told:
@@ -156,11 +153,10 @@ def _check(model: nn.Module, inputs: Any, stacks: list[Stack], expected: Any, re
 
 
 def _forget(optimizers: list[Optimizer], gone: set[int]) -> None:
-    """Take parameters, by id, out of optimizers, with their state."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in gone]
-            for key in {"params", "param_names"} & group.keys():  # names, of one made from `named_parameters`
+            for key in {"params", "param_names"} & group.keys():  # names if made from `named_parameters`
                 group[key] = [group[key][index] for index in kept]
         for parameter in [one for one in optimizer.state if id(one) in gone]:
             del optimizer.state[parameter]

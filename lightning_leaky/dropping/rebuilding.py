@@ -1,4 +1,4 @@
-"""Models built anew from what they say of themselves, as `from_pretrained` and `load_from_checkpoint` do."""
+"""Models rebuilt from their settings, as by `from_pretrained` and `load_from_checkpoint`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_leaky.utilities.wrappers import plain_name
 
 
 class Origin(NamedTuple):
-    """A module inside a model, and the attribute of the settings that it is built from."""
+    """A module inside a model, and the `key` of its settings."""
 
     model: nn.Module
     inputs: Any
@@ -26,8 +26,8 @@ class Origin(NamedTuple):
     key: str
 
     def twin(self, settings: Any, expected: Any, missing: Collection[int] = ()) -> nn.Module | None:
-        """Build the module anew, and return it if the model returns what is expected with it in its place."""
-        with suppress(Exception), Journal() as swapped:  # of a stranger's constructor, which takes other settings
+        """Rebuild the module, and return it if the model then returns what is expected."""
+        with suppress(Exception), Journal() as swapped:  # any constructor may reject the settings
             with torch.random.fork_rng([]):
                 twin = _BUILDERS[self.key](self.module, copy.deepcopy(settings))
             swapped.refill(vars(self.module), vars(twin))
@@ -36,7 +36,7 @@ class Origin(NamedTuple):
         return None
 
     def mend(self, stack: Stack, expected: Any, journal: Journal) -> bool:
-        """Change settings in place so that they build what returns what is expected; say whether they can."""
+        """Change settings in place so that the model returns what is expected; return whether that works."""
         settings = getattr(self.module, self.key)
         live, twins = _named(self.module), dict[int, tuple[Any, nn.Module]]()
         for changed in [settings, *mended(settings, stack.size, stack.kept)]:
@@ -49,13 +49,13 @@ class Origin(NamedTuple):
             return False
         changed, twin = twins[min(twins)]
         adopt(settings, changed, journal)
-        for name, part in _named(twin).items():  # modules inside may have copies of the settings
+        for name, part in _named(twin).items():  # inner modules may have copies of the settings
             adopt(getattr(live.get(name), self.key, None), getattr(part, self.key, None), journal)
         return True
 
 
 def origins_of(model: nn.Module, inputs: Any, stack: Stack) -> list[Origin]:
-    """Return the outermost modules around a stack that their settings of either kind give back."""
+    """Return the outermost modules around a stack that each kind of settings rebuilds."""
     expected, found = outputs_of(model, inputs), list[Origin]()
     for key in _BUILDERS:
         for module in [*stack.around, stack.container]:
@@ -67,14 +67,10 @@ def origins_of(model: nn.Module, inputs: Any, stack: Stack) -> list[Origin]:
 
 
 def mended(settings: Any, size: int, kept: Sequence[int], name: str = "") -> Iterator[Any]:
-    """Yield changed copies of settings that may say that some of `size` blocks are kept.
+    """Yield changed copies of settings that may describe the kept ones of `size` blocks.
 
-    Each has another number of them, or a list of one value a block, with lists beside it: those called after layers, or
+    Each changes a number of blocks, or a list of one value per block, and lists beside it: those named after layers, or
     all.
-
-    Example:
-        >>> next(mended({"num_layers": 3, "layer_types": ["a", "b", "c"], "width": 3}, 3, [0, 2]))
-        {'num_layers': 2, 'layer_types': ['a', 'c'], 'width': 3}
     """
     if type(settings) is int and settings == size and re.search("layer|block|depth", name):
         yield len(kept)
@@ -96,7 +92,7 @@ def mended(settings: Any, size: int, kept: Sequence[int], name: str = "") -> Ite
 
 
 def adopt(live: Any, new: Any, journal: Journal) -> None:
-    """Write numbers and lists of new settings into those that a model has, in place."""
+    """Write numbers and lists of new settings into live ones."""
     place = fields_of(live)
     for key, value in fields_of(new).items():
         if fields_of(value):
@@ -106,7 +102,7 @@ def adopt(live: Any, new: Any, journal: Journal) -> None:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of settings, to be changed in place; nothing for other objects."""
+    """Return the fields of settings, to change in place; none for other objects."""
     if isinstance(value, dict):
         return value
     is_settings = isinstance(value, Namespace) or {"to_dict", "__dataclass_fields__"} & {*dir(type(value))}
@@ -122,20 +118,19 @@ def _cut(values: Any, kept: Sequence[int]) -> Any:
 
 
 def _from_config(module: Any, config: Any) -> nn.Module:
-    """Build from a configuration without memory for weights: those of the module stand in, and its buffers."""
-    if hasattr(config, "_attn_implementation"):  # which is not written; what is may say more to a constructor
+    """Build from a configuration, sharing the module's parameters and buffers."""
+    if hasattr(config, "_attn_implementation"):  # which `to_dict` leaves out
         attention = config._attn_implementation
         config = type(config).from_dict({**config.to_dict(), "attn_implementation": attention})
     with torch.device("meta"):
         twin: nn.Module = type(module)(config)
     twin.load_state_dict({plain_name(key): value for key, value in module.state_dict().items()}, assign=True)
-    for name, part in _named(module).items():  # some buffers are not in the state
+    for name, part in _named(module).items():  # the state lacks some buffers
         twin.get_submodule(name)._buffers.update(part._buffers)
     return twin
 
 
 def _from_checkpoint(module: Any, hyperparameters: Any) -> nn.Module:
-    """Build from a checkpoint in memory, as Lightning would write it."""
     checkpoint = {
         "pytorch-lightning_version": "2.6.0",
         "state_dict": module.state_dict(),
@@ -154,7 +149,7 @@ def _named(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _num_other(live: Mapping[str, nn.Module], twin: Mapping[str, nn.Module]) -> int:
-    """How many modules have another number somewhere, as a rate of dropout, which outputs in evaluation do not show."""
+    """Number of modules with other numbers, such as dropout rates, which outputs do not show."""
 
     def numbers(module: nn.Module | None) -> dict[str, Any]:
         return {key: one for key, one in vars(module).items() if isinstance(one, (int, float)) and key != "training"}

@@ -1,4 +1,4 @@
-"""Containers of blocks: which may go, how they go, and what a model returns without them."""
+"""Containers of blocks: which blocks may go, how, and what is left."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from lightning_leaky.utilities.wrappers import place_inside, plain_name, unwrapp
 
 
 class Journal(ExitStack):
-    """Takes changes of dictionaries back when left, unless they were popped."""
+    """Undoes changes of dictionaries on exit, unless popped."""
 
     def refill(self, place: dict[str, Any], content: Mapping[str, Any]) -> None:
-        """Change all that a dictionary holds, the order included."""
+        """Replace a dictionary's content and order."""
         self.callback(place.update, dict(place))
         self.callback(place.clear)
         place.clear()
@@ -34,7 +34,7 @@ class Journal(ExitStack):
 
 
 class Stack(NamedTuple):
-    """A container, how many blocks it holds, what it is in, which blocks go, by name, and the numbers of the others."""
+    """A container of `size` blocks, the modules around it, the blocks that go, and the indices of the others."""
 
     container: nn.Module
     size: int
@@ -43,7 +43,7 @@ class Stack(NamedTuple):
     kept: list[int]
 
     def take_out(self, journal: Journal) -> None:
-        """Take the blocks out, and renumber what stays: keys, what knows its place, their number beside them."""
+        """Take blocks out, and renumber keys, indices inside blocks, and their number in the owner."""
         keys, blocks = [*self.container._modules], [*self.container._modules.values()]
         first = re.fullmatch(r"(.*?)(\d+)", keys[0])  # as in a list, or as 'layer_0'
         if not first or keys != [f"{first[1]}{int(first[2]) + index}" for index in range(len(keys))]:
@@ -58,12 +58,12 @@ class Stack(NamedTuple):
 
 
 def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Stack]:
-    """Return the containers of chosen blocks, or raise ValueError if one cannot go, as far as it shows beforehand."""
+    """Return the containers of chosen blocks; raise ValueError if one clearly cannot go."""
     choices = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     if not choices:
         raise ValueError(f"`layers` must name at least one block, got {layers!r}.")
     matching = {name for one in choices for name in choose_layers(model, one)}
-    # A linear map of a plain stack goes with the activation and what else is read with it.
+    # A linear map of a plain stack goes with its activation, dropout and norm.
     spans = flat_stacks(model)
     found = choose_layers(model, lambda name, module: name in matching)
     chosen = {name: spans.get(name, block) for name, block in found.items()}
@@ -74,7 +74,7 @@ def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Sta
     for path, parent in model.named_modules():
         for key, child in parent._modules.items():
             name, place = names.get(id(child)), plain_name(f"{path}.{key}".lstrip("."))
-            if child is None or name is None:
+            if name is None:
                 continue
             if not isinstance(parent, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
                 owner = type(parent).__name__
@@ -96,8 +96,8 @@ def refused(names: str | list[str], reason: str) -> ValueError:
 
 
 def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), state: StateChoice = None) -> Any:
-    """Return a model's outputs, eagerly and in evaluation mode, each time from one random state; skip what goes."""
-    for tensor in all_tensors_of(inputs):  # the model may overwrite what it takes
+    """Return a model's outputs in eager evaluation, from the same random state; skip the blocks that go."""
+    for tensor in all_tensors_of(inputs):  # the model may overwrite them
         inputs = replaced(inputs, tensor, tensor.clone())
     blocks = {name: block for stack in without for name, block in stack.gone.items()}
     skipping = SkippedBlocks([*blocks.values()], [*blocks], state)
@@ -107,7 +107,7 @@ def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), sta
 
 
 def difference(expected: Any, found: Any, missing: Collection[int] = ()) -> str | None:
-    """Say how outputs differ, if one bit does; tuples of a state a block may be so many entries shorter."""
+    """Say how outputs differ, bit by bit; tuples of states may lack `missing` entries."""
     if isinstance(expected, Tensor):
         if not isinstance(found, Tensor) or (expected.shape, expected.dtype) != (found.shape, found.dtype):
             return "differ in shape or type"
@@ -123,11 +123,11 @@ def difference(expected: Any, found: Any, missing: Collection[int] = ()) -> str 
 
 @contextmanager
 def witnessed(model: nn.Module, stacks: list[Stack]) -> Iterator[dict[str, str]]:
-    """Yield which blocks take what others, that go, make besides their state; raise ValueError if one does not run."""
+    """Yield which blocks take more than the state of blocks that go; raise ValueError if one of these is idle."""
     names = {id(block): name for name, block in named_layers(model).items()}
     going = [name for stack in stacks for name in stack.gone]
     ran, readers = set[str](), dict[str, str]()
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that no other gets its id
+    made: dict[int, tuple[str, Tensor]] = {}  # keeps the tensor, so no other gets its id
 
     def see(block: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         name, taken = names[id(block)], {id(one) for one in tensors_of((args, kwargs))}
@@ -146,8 +146,7 @@ def witnessed(model: nn.Module, stacks: list[Stack]) -> Iterator[dict[str, str]]
 
 
 def _check(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError where a block cannot go for what it is, or shares."""
-    # They count parameters, or, as adapters of peft, hide what a configuration builds.
+    # They count parameters or, as adapters of peft, hide what a configuration builds.
     holders = {"DistributedDataParallel", "FullyShardedDataParallel", "BaseTunerLayer"}
     for holder in {cls.__name__ for one in model.modules() for cls in type(one).__mro__} & holders:
         raise refused([*chosen], f"stand in a model with {holder}; drop first, or merge adapters")

@@ -1,1 +1,1 @@
-"""What readings mean: charts, sentences, a table for the terminal, figures."""
+"""What readings mean, in charts, words and figures."""

@@ -1,4 +1,4 @@
-"""The layout of TensorBoard's custom scalars: what belongs into one chart, made from the records."""
+"""The layout of TensorBoard's custom scalars, made from the records."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ Charts: TypeAlias = dict[str, dict[str, list[Any]]]
 def custom_charts(
     training: Sequence[Quantity], evaluation: Sequence[Quantity] = (), has_rank: bool = True, prefix: str = ""
 ) -> Charts:
-    """Layout of TensorBoard's custom scalars: all layers of a quantity in one chart, two estimates of the rank.
-
-    Tags are regular expressions, so that the number of layers may change. There is no estimate of a rank without a
-    leak, and none of a whole path in several segments.
-    """
+    """Tags are regular expressions, because the number of layers may change; a rank needs a leak and one segment."""
     start = re.escape(prefix)
     layout: Charts = {BOTTLENECK: {}, TRUST: {}, WORK: {}}
     read = {record.key: record for record in training}
     forms = [key for key in _FORMS if key in read]
     if has_rank and forms and "cost_of_identity" in read:
-        ends = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # the line, and the band above it
+        ends = [f"{prefix}rank/{end}" for end in ("lower", "lower", "upper")]  # line and band
         layout[BOTTLENECK]["rank, two estimates"] = ["Margin", ends]
     for record in training:
         layout.setdefault(record.category, {}).update(_chart_of_layers(record, start))
-    # All that a chart may show, whichever are read: TensorBoard lays it out twice where two runs disagree on its tags.
+    # All tags of a chart, read or not: TensorBoard shows it twice if runs disagree on them.
     tags: dict[tuple[str, str], list[str]] = {}
     for record in (QUANTITIES | read).values():
         for summary in record.summaries:
@@ -49,7 +45,7 @@ def custom_charts(
 
 
 def merged_charts(layouts: Mapping[str, Charts]) -> Charts:
-    """Layouts of several monitors as one, for TensorBoard shows the last only; charts of a prefix are named by it."""
+    """Merge layouts by prefix, because TensorBoard shows only the last."""
     merged: Charts = {}
     for prefix, layout in layouts.items():
         for category, charts in layout.items():
@@ -58,15 +54,12 @@ def merged_charts(layouts: Mapping[str, Charts]) -> Charts:
 
 
 def summary_keys(quantities: Collection[Quantity], leaks: bool = True) -> list[str]:
-    """Keys of the summaries of some quantities, of a path in one piece; without a leak there is no rank."""
+    """Keys of summaries of a path in one piece."""
     return [
-        f"{record.key}/{summary.end}"
-        for record in quantities
-        for summary in record.summaries
-        if leaks or not summary.needs_leak
+        f"{record.key}/{one.end}" for record in quantities for one in record.summaries if leaks or not one.needs_leak
     ]
 
 
 def _chart_of_layers(record: Quantity, start: str) -> dict[str, list[Any]]:
-    own = f"({start})?" if record is STEP_SIZE and start else start  # the adapter has a prefix of its own
+    own = f"({start})?" if record is STEP_SIZE and start else start  # the adapter's prefix may differ
     return {f"{record.title}, each layer": ["Multiline", [f"^{own}{record.key}/layer_"]]}

@@ -1,4 +1,4 @@
-"""Which numbers of a reading are watched, and the condition on them."""
+"""Numbers to watch, and conditions on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_leaky.utilities.imports import located
 
 Test: TypeAlias = Callable[[float], bool]
 
-# By what they need. Those of kinetic energy name layers.
+# By the quantity needed. Those of kinetic energy name layers.
 _NAMES = {
     "kinetic_energy": ("moves_little", "working"),
     "cost_of_identity": ("has_bottleneck", "has_collapsed", "has_enough_samples", "counts_dimensions"),
@@ -30,7 +30,7 @@ _WORDS = {"is nan": math.isnan, "is true": partial(operator.eq, 1), "is false": 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on a number, with a margin: it holds, or is left, or neither [ours].
+    """A condition with a margin: it holds, is left, or neither [ours].
 
     Example:
         >>> [Condition.of("< 1").is_left(value) for value in (0.9, 1.2, 1.25)]
@@ -42,9 +42,9 @@ class Condition:
 
     @classmethod
     def of(cls, told: str | Test, release: float | None = None) -> Condition:
-        """Read arguments of `LayerAlert`, or raise ValueError."""
+        """Parse arguments of `LayerAlert`."""
         text = told.strip().lower() if isinstance(told, str) else ""
-        if parts := re.fullmatch(r"([<>]=?)\s*([-+.e\d]+)", text):
+        if parts := re.fullmatch(r"([<>]=?)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", text):
             sign, number, side = _SIGNS[parts[1]], float(parts[2]), 1 if "<" in text else -1
             end = number + side * abs(number) / 4 if release is None else release
             if side * end >= side * number:
@@ -58,17 +58,17 @@ class Condition:
         return cls(test, test)
 
     def is_left(self, value: float) -> bool:
-        """Whether a number is beyond the margin; NaN is not."""
+        """Whether it is beyond the margin; NaN is not."""
         return value == value and not self.nearly(value)
 
     def after(self, value: float, patience: int, is_armed: bool, count: int) -> tuple[bool, int]:
-        """Whether it is armed after a number, and the count; it fires where it no longer is."""
+        """Whether it is armed after a number, and the count."""
         count = count + 1 if (self.holds(value) if is_armed else self.is_left(value)) else 0
         return (is_armed, count) if count < patience else (not is_armed, 0)
 
 
 def needed(quantity: str) -> str:
-    """Return the quantity that a key needs, ``""`` for any; raise ValueError if there is no such key."""
+    """The quantity that a key needs, ``""`` for any."""
     found = _VERDICTS.get(quantity, quantity.partition("/")[0])
     if found == "verdict" or not quantity:
         raise ValueError(f'`quantity` must be a log key, as "speed", or one of {[*_VERDICTS]}, got {quantity!r}.')
@@ -76,12 +76,12 @@ def needed(quantity: str) -> str:
 
 
 def is_of_layers(quantity: str) -> bool:
-    """Whether a key is of layers, and not of a whole path."""
+    """Whether a key is of layers, not of a path."""
     return _VERDICTS.get(quantity) == "kinetic_energy" or "/" not in quantity or "/layer_" in quantity
 
 
 def watched(readings: Readings, quantity: str) -> dict[str, float]:
-    """Numbers that a key stands for, by full log key, verdicts as 1, 0 and NaN; none where they were not read."""
+    """Numbers of a key by log key, verdicts as 1, 0 and NaN."""
     if needed(quantity) not in ("", *readings.quantities):
         return {}
     if quantity not in _VERDICTS:

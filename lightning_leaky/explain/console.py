@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 def check_rich() -> None:
-    """Raise ModuleNotFoundError that names the extra where rich is missing."""
+    """Raise ModuleNotFoundError if rich is missing."""
     if find_spec("rich") is None:
         raise ModuleNotFoundError("The table of layers needs rich: pip install 'lightning-leaky[rich]'.")
 
 
 def work_of_layers(readings: Readings) -> tuple[list[float], list[bool]]:
-    """Each layer's share of the work of its segment, NaN where it was not read, and whether the layer moves little."""
+    """Each layer's share of its segment's work, and whether it moves little."""
     parts, count = diagnose(readings), len(readings.step_sizes)
     shares = [share for part in parts for share in part.work.tolist()] or [float("nan")] * count
     return shares, [any(number in part.moves_little for part in parts) for number in range(1, count + 1)]
 
 
 def print_layers(readings: Readings, console: Console | None = None, source: str = "") -> None:
-    """Print a table with one line a layer, and below it what the readings mean; step-sizes where they differ.
+    """Print a line per layer, with step-sizes if they differ, and what the readings mean.
 
     Args:
-        readings: As of `measure_path` or of an `EnergyMonitor`.
-        console: Where to; the terminal by default.
-        source: What was read, as ``"validation data"``; said where it is given.
+        readings: From `measure_path` or an `EnergyMonitor`.
+        console: Where to print; the terminal by default.
+        source: What was read, as ``"validation data"``, to print too.
 
     Raises:
         ModuleNotFoundError: If rich is missing.

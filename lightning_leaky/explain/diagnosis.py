@@ -1,4 +1,4 @@
-"""What readings say in plain words: is there a bottleneck, which layers work, can it be trusted."""
+"""What readings say in plain words."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from lightning_leaky.metrics.readings import Readings
 class Diagnosis:
     """Readings of one segment of a path, in plain words [ours].
 
+    What was not read is NaN, ``None`` or empty.
+
     Attributes:
-        first: Number of the segment's first layer; all layers are counted from 1 along the whole path.
-        diverged: The first layer with a reading that is not finite; ``None`` where all are.
+        first: The segment's first layer, counted from 1 along the whole path.
+        diverged: First layer with a reading that is not finite.
         leaks: Whether L̃ > 0.
-        dimensions: Cost of identity of the first layer and the least one, the soft count of dimensions; NaN where it
-            was not read.
-        widest: The greatest one.
+        dimensions: Cost of identity, the soft count of dimensions, of the first layer and the least.
+        widest: The greatest.
         narrowest: The layer that starts where it is least.
-        rank_from_below: Median of −2H/L̃ along the path, by the momentum form where it was read; NaN where neither was.
-        residual: Median criticality residual along the path, or that of any block; NaN where neither was read.
-        work: Each layer's share of the kinetic energy of the path, ρ_l times kinetic energy, shape (L,); empty where it
-            was not read, and zero where nothing moves.
-        working: The fewest layers that do 80 % of the work, in order.
-        moves_little: Layers with less than a tenth of an equal share of the path's length; without a leak, of the
-            median block influence. `ablate_path` measures what such a layer is worth.
-        influences: Block influence of each layer, shape (L,); empty where it was not read.
-        num_samples: How many samples were read, by the layer with the fewest; ``None`` where that is not known.
-        rows: The same in words, with how many the data set has where not all were read.
-        disagreement: By how much the least cost of identity of two halves of the samples differs, as a share of it;
-            NaN where halves were not read.
-        width: Number of neurons; ``None`` where that is not known.
+        rank_from_below: Median of −2H/L̃ along the path, by the momentum form if it was read.
+        residual: Median criticality residual along the path, or that of any block.
+        work: Each layer's share of the path's kinetic energy, ρ_l times its own, shape (L,); zero if nothing moves.
+        working: The fewest layers that do 80 % of the work.
+        moves_little: Layers with less than a tenth of an equal share of the path's length or, without a leak, of the
+            median block influence; `ablate_path` measures their worth.
+        influences: Block influences, shape (L,).
+        num_samples: Fewest samples read of a layer.
+        rows: The same in words, with the data set's size if not all were read.
+        disagreement: Relative difference of the least cost of identity between two halves of the samples.
+        width: Number of neurons.
 
     Example:
         >>> readings = Readings({"cost_of_identity": torch.tensor([9.0, 2.0])}, torch.tensor([0.5, 0.5]), 2.0)
@@ -66,60 +65,57 @@ class Diagnosis:
 
     @property
     def trust(self) -> Literal["unknown", "no", "partly", "yes"]:
-        """Whether the Hamiltonian can be trusted; yes with a residual below 0.1, partly below 0.5."""
+        """Whether to trust the Hamiltonian: yes for a residual below 0.1, partly below 0.5."""
         if self.residual != self.residual:
             return "unknown"
-        # At 0.1 the two forms of the Hamiltonian agree within the width of a chart's line, at 0.5 in sign.
+        # At 0.1 both forms of the Hamiltonian agree within a chart's line, at 0.5 in sign.
         return "yes" if self.residual < 0.1 else "partly" if self.residual < 0.5 else "no"
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether no dimension is left somewhere on a leaky path."""
-        return self.leaks and self.dimensions[1] < 0.5  # far below 1, as where all samples are one point
+        """Whether a leaky path has no dimension left."""
+        return self.leaks and self.dimensions[1] < 0.5  # far below 1
 
     @property
     def has_bottleneck(self) -> bool | None:
-        """Whether the path narrows to half of the cost of identity that it begins with, or less.
-
-        ``None`` is no verdict: the cost of identity was not read, or a path that leaks is far from an optimum.
-        """
+        """Whether the cost of identity halves; ``None`` if unread, or a leaky path is far from an optimum."""
         if self.dimensions[1] != self.dimensions[1] or (self.leaks and self.trust == "no"):
             return None
         return self.dimensions[1] <= self.dimensions[0] / 2
 
     @property
     def has_enough_samples(self) -> bool | None:
-        """Whether there are five samples for each dimension that was read; ``None`` where either is not known."""
+        """Whether there are five samples per dimension, if known."""
         if self.num_samples is None or self.dimension_read != self.dimension_read:
             return None
-        return self.num_samples >= 5 * self.dimension_read  # two halves of Gaussian samples then differ by few per cent
+        return self.num_samples >= 5 * self.dimension_read  # halves of Gaussian samples then differ by few per cent
 
     @property
     def counts_dimensions(self) -> bool:
-        """Whether the cost of identity counts dimensions; above the width its features cannot express A."""
+        """Whether the cost of identity counts dimensions; above the width it cannot."""
         return self.width is None or self.dimensions[1] <= self.width * (1 + 1e-6)
 
     @property
     def dimension_read(self) -> float:
-        """Dimensions that the samples have to show, of the widest layer or, with a leak, of the narrowest."""
+        """Dimensions of the widest layer or, with a leak, the narrowest."""
         greatest = self.dimensions[1] if self.leaks else self.widest
         return greatest if self.width is None else min(greatest, float(self.width))
 
     @property
     def rank_estimates(self) -> tuple[float, float] | None:
-        """The two estimates of the rank of the bottleneck, the lower one first.
+        """Two estimates of the bottleneck rank, the lower first; if ``None``, `sentences` says why.
 
-        As L̃ grows the median of −2H/L̃ comes from below and the least cost of identity from above. Where they have met,
-        the discretisation may have them cross by a little. ``None`` is no estimate; `sentences` says why.
+        As L̃ grows, the median of −2H/L̃ comes from below, the least cost of identity from above; discretisation may let
+        them cross.
         """
         below, above = self.rank_from_below, self.dimensions[1]
-        # Zero is written with one decimal; what has crossed by less than half a dimension rounds to the same count.
+        # −0.05 is written as zero; half a dimension rounds to the same count.
         is_one = self.trust != "no" and -0.05 <= below <= above + 0.5
         return (min(below, above), max(below, above)) if is_one else None
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """Answers to the four questions of a reader."""
+        """Bottleneck, rank or dimension, layers and trust, one sentence each."""
         if self.diverged is not None:
             return (f"Diverged: readings are not finite from layer {self.diverged} on, and nothing can be said.",)
         of_size = _of_rank if self.leaks else _of_dimension
@@ -130,10 +126,10 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
     """Say what readings mean, segment by segment.
 
     Args:
-        readings: Of any quantities; it looks at costs of identity, energies, block influences and residuals.
+        readings: Costs of identity, energies, block influences and residuals count.
 
     Returns:
-        One diagnosis a segment; one in all for a path in one piece.
+        One diagnosis per segment.
 
     Example:
         >>> quantities = {"cost_of_identity": torch.tensor([9.0, 2.0]), "kinetic_energy": torch.tensor([5.0, 0.001])}
@@ -150,7 +146,7 @@ def diagnose(readings: Readings) -> list[Diagnosis]:
 
 
 def paragraphs(readings: Readings, source: str = "") -> list[str]:
-    """All sentences, after what was read where that is told, with a line before those of each of several segments."""
+    """All sentences, with lines for the source and for each of several segments."""
     found = [f"Read of {source}."] if source else []
     for index, part in enumerate(diagnose(readings)):
         if len(readings.segments) > 1:
@@ -160,7 +156,7 @@ def paragraphs(readings: Readings, source: str = "") -> list[str]:
 
 
 def rank_scalars(readings: Readings, prefix: str = "") -> dict[str, Tensor]:
-    """Estimates of the rank of each bottleneck by log key, ``rank/lower`` and ``rank/upper``, where there are any."""
+    """Rank estimates by log key, if any."""
     found = {}
     for number, part in enumerate(diagnose(readings), start=1):
         place = f"segment_{number}/" if len(readings.segments) > 1 else ""
@@ -178,7 +174,7 @@ def _diagnose(part: Readings, first: int) -> Diagnosis:
     little = length < 0.1 / max(1, len(length))
     if not leaks and len(influences):
         little = influences < 0.1 * influences.median()
-    # From a state of zeros, as of a decoder's queries, any way is infinitely long.
+    # Any way from zeros, as a decoder's queries, is infinitely long.
     checked = [values for name, values in read.items() if name != "relative_speed"]
     broken = (~torch.stack(checked).isfinite()).any(0).nonzero().flatten().tolist() if checked else []
     halves = [float(half["cost_of_identity"].min()) for half in part.halves if "cost_of_identity" in half]
@@ -277,10 +273,10 @@ def _of_trust(found: Diagnosis) -> str:
     if found.leaks and found.trust != "unknown":
         verdict = {"no": "not yet, far from an optimum", "partly": "a first impression", "yes": "yes"}[found.trust]
         return f"Trust: {verdict}; {residual}."
-    told, number, read = "the energies are exact", found.rows, f"{found.dimension_read:.0f} dimensions"
+    told = "the energies are exact"
     if found.has_enough_samples is not None:
-        is_enough = found.has_enough_samples
-        told = f"{number} are enough for {read}" if is_enough else f"{number} are too few for {read}"
+        amount = "enough" if found.has_enough_samples else "too few"
+        told = f"{found.rows} are {amount} for {found.dimension_read:.0f} dimensions"
     if found.leaks:
         about_it = "" if found.rank_from_below != found.rank_from_below else ", so H says little"
         told += f"; whether training is at an optimum was not read{about_it}"

@@ -1,4 +1,4 @@
-"""The figures of readings and samples that both TensorBoard and reports show."""
+"""Figures for TensorBoard and reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_leaky.reading.sample import PathSample
 
 
 def figures_of(readings: Readings, samples: Sequence[PathSample]) -> Iterator[tuple[str, Any]]:
-    """Figures by name: energies of all layers; spectra and path of the longest segment, where it has not diverged."""
+    """Figures by name; spectra and path are of the longest segment if it is finite."""
     shown = {name: readings[name] for name in records_at(readings.records.values(), readings.effective_depth)}
     if can_plot_energies(shown):
         yield "energies", plot_energies(shown, readings.positions)

@@ -1,4 +1,4 @@
-"""What the tags of a run mean: a page of text for its board, and the table of keys, made from the records."""
+"""What tags mean, made from the records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ TAGS_OF: dict[str, dict[str, str]] = {
         "rank/lower": "Of two estimates of the rank the lower: median of −2H/L̃ and least cost of identity.",
         "rank/upper": "The upper. Both only where they are estimates; a median criticality residual is below 0.5 then.",
     },
-    "ReadingGuide": {
-        "final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams.",
-    },
+    "ReadingGuide": {"final_*": "Summaries of the last training reading, beside the hyper-parameters in HParams."},
     "PathFigures": {
         "layers/*": "Figures of the layers, in Images; energies are of validation data where there are any, spectra, "
         "path and heat maps of training batches.",
@@ -27,7 +25,7 @@ TAGS_OF: dict[str, dict[str, str]] = {
         "discretisation_error": "Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F, what its tolerance bounds.",
     },
 }
-"""Tags that are of no single quantity, by the callback that logs them."""
+"""Tags of no single quantity, by callback."""
 
 
 def guide_page(
@@ -36,10 +34,7 @@ def guide_page(
     callbacks: Collection[str] = (),
     readings: Readings | None = None,
 ) -> str:
-    """Markdown page that explains the tags of a run, those of our callbacks by class, and states the settings.
-
-    The page describes the path that was read. Without readings it describes a leaky path in one piece.
-    """
+    """Markdown page on the tags and settings of a run; without readings, of a leaky path in one piece."""
     known = records_at(quantities, 1.0 if readings is None else readings.effective_depth)
     records = known.values()
     place = "/segment_*/" if readings is not None and len(readings.segments) > 1 else "/"
@@ -67,7 +62,7 @@ def guide_page(
 
 
 def key_table(quantities: Iterable[Quantity], tags: Mapping[str, str]) -> str:
-    """Table of log keys in reStructuredText, with a row for each quantity, each summary and each further tag."""
+    """Table of log keys in reStructuredText."""
     rows = [("key", "unit", "meaning")]
     for record in quantities:
         rows.append((f"``{record.key}/layer_*``", record.unit, f"{record.formula}: {record.says}"))
@@ -80,6 +75,6 @@ def key_table(quantities: Iterable[Quantity], tags: Mapping[str, str]) -> str:
 
 
 def with_key_table(docstring: str | None) -> str:
-    """Return the docstring of a class with the table of keys in place of ``{keys}``."""
+    """Put the table of keys in place of ``{keys}``."""
     table = key_table(QUANTITIES.values(), TAGS_OF["EnergyMonitor"])
     return (docstring or "").replace("{keys}", table.replace("\n", "\n    "))

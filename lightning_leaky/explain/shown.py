@@ -1,4 +1,4 @@
-"""Which of the readings of a fit are shown, and whether step-sizes say something."""
+"""Which readings and step-sizes are shown."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ TRAINING = "a training batch"
 
 
 def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
-    """Return the reading of a fit to show, and of what it is: of validation data where there is one, without dropout.
-
-    It adds momenta, which only training has. It shows the first of several validation loaders.
-    """
+    """The reading to show, of validation data (without dropout) with momenta of training if any, and its source."""
     shown, train = readings.get("validate"), readings.get("train")
     if shown is None:
         return readings["train"], TRAINING
     data = f"validation data, {shown.rows_read()}" if shown.is_part else "validation data"
-    if train is None or len(train.step_sizes) != len(shown.step_sizes):  # layers have come or gone in between
+    if train is None or len(train.step_sizes) != len(shown.step_sizes):  # layers have changed
         return shown, data
     momenta = {name: train[name] for name, record in train.records.items() if record.has_gradients}
     source = f"{data}{f', momenta of {TRAINING}' if momenta else ''}"
@@ -29,5 +26,5 @@ def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
 
 
 def has_equal_steps(step_sizes: Tensor) -> bool:
-    """Whether all step-sizes are 1/L, so that a column of them says nothing."""
+    """Whether all step-sizes are 1/L."""
     return bool(step_sizes.max() - step_sizes.min() < 1e-6 * step_sizes.max())

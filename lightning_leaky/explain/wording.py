@@ -1,4 +1,4 @@
-"""Numbers of layers as a reader writes them."""
+"""Layers in words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from itertools import groupby
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Numbers of layers in order, as a reader writes them: ``layers 1–3, 7, 9–10``."""
-    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # the same along a run
+    """Sorted layers as ``layers 1–3, 7, 9–10``."""
+    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # constant along a run
     runs = [[number for _, number in run] for _, run in places]
     written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
     return f"layer{'s' if len(numbers) > 1 else ''} {written}"
 
 
 def who(layers: Sequence[int], verb: str) -> str:
-    """Layers with what they do: ``layer 3 moves``."""
+    """Layers and a verb: ``layer 3 moves``."""
     return f"{ranges(layers)} {verb}{'s' if len(layers) == 1 else ''}"

@@ -1,29 +1,17 @@
-"""Every quantity of the mechanics of Leaky ResNets, as pure functions of tensors.
+"""The mechanics of Leaky ResNets as pure functions of tensors.
 
-Each takes representations of shape (..., N, w): samples in rows, neurons in columns, any leading dimensions (layers,
-say). Features σ(A) are formed once, by `features`, and handed on. All compute in float64 (float32 on MPS) whatever the
-input, and are differentiable wherever the mathematics is. `second_moments` and `momentum_moments` are the sums over
-samples that batches and processes add up.
+Representations have shape (..., N, w): samples in rows, neurons in columns, any leading dimensions such as layers. Form
+features σ(A) once with `features` and pass them on. All functions compute in float64 (float32 on MPS) and are
+differentiable wherever the mathematics is. `second_moments` and `momentum_moments` add up over batches and processes.
 """
 
 from lightning_leaky.functional.block_influence import block_influence
 from lightning_leaky.functional.bounds import Bounds, rank_gap_bounds, speed_bounds
-from lightning_leaky.functional.cost_of_identity import (
-    cost_of_identity,
-    potential_energy,
-)
-from lightning_leaky.functional.criticality import (
-    balancedness_defect,
-    criticality_residual,
-)
+from lightning_leaky.functional.cost_of_identity import cost_of_identity, potential_energy
+from lightning_leaky.functional.criticality import balancedness_defect, criticality_residual
 from lightning_leaky.functional.features import Activation, features, resolve_activation, resolve_features
 from lightning_leaky.functional.first_order import first_order
-from lightning_leaky.functional.hamiltonian import (
-    bottleneck_rank,
-    energy_hamiltonian,
-    hamiltonian,
-    hamiltonian_spread,
-)
+from lightning_leaky.functional.hamiltonian import bottleneck_rank, energy_hamiltonian, hamiltonian, hamiltonian_spread
 from lightning_leaky.functional.k_norm import (
     KNorm,
     k_inner_products,
@@ -31,15 +19,8 @@ from lightning_leaky.functional.k_norm import (
     operator_norm,
     relative_gamma,
 )
-from lightning_leaky.functional.kinetic_energy import (
-    kinetic_energy,
-    path_length,
-    velocity,
-)
-from lightning_leaky.functional.lagrangian import (
-    cross_term,
-    lagrangian,
-)
+from lightning_leaky.functional.kinetic_energy import kinetic_energy, path_length, velocity
+from lightning_leaky.functional.lagrangian import cross_term, lagrangian
 from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.functional.leaky_step import leaky_step
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
@@ -48,11 +29,7 @@ from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian, pontry
 from lightning_leaky.functional.projection import path_projection, principal_coordinate
 from lightning_leaky.functional.relative_speed import relative_distance, relative_speed
 from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
-from lightning_leaky.functional.spectrum import (
-    singular_values,
-    singular_values_from_moments,
-    stable_rank,
-)
+from lightning_leaky.functional.spectrum import singular_values, singular_values_from_moments, stable_rank
 from lightning_leaky.functional.step_size_rules import (
     RULES,
     RelativeDistanceRule,

@@ -1,4 +1,4 @@
-"""Validation shared by the public functions: each error names the argument, the value given and the remedy."""
+"""Checks, whose errors name argument, value and remedy."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from torch import Tensor
 def implements(value: Any, protocol: type) -> bool:
     """Return whether ``value`` has every member of a protocol.
 
-    ``isinstance`` misses the buffers and submodules of an ``nn.Module``: since Python 3.12 it looks members up
-    statically, and these come from ``__getattr__``.
+    Since Python 3.12 ``isinstance`` misses what ``__getattr__`` returns: buffers and submodules of an ``nn.Module``.
     """
     names = (name for part in protocol.__mro__ for name in (*vars(part), *getattr(part, "__annotations__", ())))
     return all(hasattr(value, name) for name in names if not name.startswith("_"))
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest floating dtype of a device: float64, except on MPS, which has none."""
+    """Return float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` in the working dtype of its device."""
+    """Return ``tensor`` in its working dtype."""
     return tensor.to(working_dtype(tensor.device))
 
 
 def check_matrix(name: str, tensor: Tensor) -> Tensor:
-    """Return a finite floating tensor of shape (..., rows, columns) in the working dtype, or raise ValueError."""
+    """Return a floating-point, finite matrix in the working dtype, or raise ValueError."""
     if not isinstance(tensor, Tensor):
         raise ValueError(
             f"`{name}` must be a torch.Tensor, got {type(tensor).__name__}; convert it with torch.as_tensor."
@@ -48,7 +47,7 @@ def check_matrix(name: str, tensor: Tensor) -> Tensor:
 
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Raise ValueError unless both tensors have the same shape."""
+    """Raise ValueError unless the shapes agree."""
     if tensor.shape != other.shape:
         raise ValueError(
             f"`{name}` must have the shape of `{other_name}`, got {tuple(tensor.shape)} and {tuple(other.shape)}; "
@@ -57,7 +56,7 @@ def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) 
 
 
 def check_matrices(**tensors: Tensor) -> list[Tensor]:
-    """Return finite floating tensors of one shape (..., rows, columns) in the working dtype, or raise ValueError."""
+    """Return `check_matrix` of tensors of one shape, or raise ValueError."""
     wide = [check_matrix(name, tensor) for name, tensor in tensors.items()]
     names = list(tensors)
     for name, tensor in zip(names, wide, strict=True):
@@ -66,7 +65,7 @@ def check_matrices(**tensors: Tensor) -> list[Tensor]:
 
 
 def check_layers(name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor with layers as its first of three dimensions, or raise ValueError."""
+    """Return a tensor of three dimensions, or raise ValueError."""
     if tensor.ndim != 3:
         raise ValueError(f"`{name}` must have shape (L, rows, columns), got {tuple(tensor.shape)}; stack the layers.")
     return tensor

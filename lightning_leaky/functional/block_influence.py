@@ -1,4 +1,4 @@
-"""How far a block turns its representation."""
+"""Block influence."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_leaky.functional.moments import row_product, summed_rows
 
 
 def block_influence(previous: Tensor, current: Tensor) -> Tensor:
-    """Block influence, one minus the mean cosine of input and output of a block (Men et al., arXiv 2403.03853).
+    """Block influence, one minus the mean cosine of a block's input and output (Men et al., arXiv 2403.03853).
 
     Args:
         previous: A_{l−1}, shape (..., N, w).
         current: A_l, shape (..., N, w).
 
     Returns:
-        Shape (...), in [0, 2], float64; 0 where each sample keeps its direction.
+        Shape (...), in [0, 2], float64; 0 if each sample keeps its direction.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> block_influence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
@@ -32,19 +32,13 @@ def block_influence(previous: Tensor, current: Tensor) -> Tensor:
 
 
 def turn_sums(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    """Sum over samples of 1 − cos(A_{l−1}, A_l), and their number: shape (..., 2), in the working dtype.
+    """Sum over samples of 1 − cos(A_{l−1}, A_l), and their number, shape (..., 2), from squares of shape (..., N).
 
-    As ``(‖D‖² − (‖A_l‖ − ‖A_{l−1}‖)²) / (2 ‖A_{l−1}‖ ‖A_l‖)`` with the step D = A_l − A_{l−1}: one minus a cosine near
-    one would lose its digits. It errs by the rounding of a number times the ratio of the two lengths.
-
-    Args:
-        start: ‖A_{l−1}‖² of each sample, shape (..., N).
-        end: ‖A_l‖² likewise.
-        step: ‖D‖² likewise.
+    It uses ‖A_l − A_{l−1}‖², because 1 − cos loses digits near 0. The error is rounding times the ratio of the lengths.
     """
     product, growth = (start * end).sqrt(), end.sqrt() - start.sqrt()
     turned = (step - growth.square()).clamp(min=0) / (2 * product)
-    # A sample that is 0 and stays so has kept its direction; one that begins or ends at 0 has lost it.
+    # A sample that stays 0 keeps its direction; one that starts or ends at 0 loses it.
     turned = torch.where(product == 0, (start != end).to(turned), turned)
     found = summed_rows(turned)
     return torch.stack([found, torch.full_like(found, start.shape[-1])], dim=-1)

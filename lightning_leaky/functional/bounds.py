@@ -1,4 +1,4 @@
-"""Both sides of the two bounds that tie the Hamiltonian to the energies (arXiv 2405.17573, Theorem 4)."""
+"""The two bounds that tie the Hamiltonian to the energies (arXiv 2405.17573, Theorem 4)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from lightning_leaky.functional._checks import check_positive
 
 
 class Bounds(NamedTuple):
-    """A quantity between its bounds.
-
-    Attributes:
-        lower: Lower bound.
-        value: The bounded quantity.
-        upper: Upper bound.
-    """
+    """A quantity, `value`, and its bounds."""
 
     lower: Tensor
     value: Tensor
@@ -34,15 +28,15 @@ def rank_gap_bounds(
 ) -> Bounds:
     """First bound: ``−(ℓ/L̃ + √(γc))² ≤ −(2/L̃)H − min_p ‖A_p‖²_{K+γ} ≤ γc``.
 
-    For a geodesic, whose H is constant, with ‖A_p‖²_F and ‖B_p‖²_F at most c. It says by how much the bottleneck-rank
-    estimate can fall short of the least cost of identity: with a bounded path length, by O(1/L̃²).
+    It holds for a geodesic (constant H) with ‖A_p‖²_F and ‖B_p‖²_F at most c (Theorem 4). With a bounded path length
+    the bottleneck-rank estimate lies at most O(1/L̃²) below the least cost of identity.
 
     Args:
-        hamiltonian: H, shape (...); of a trained net say the median over its layers.
-        costs_of_identity: Stable costs of identity with this γ, shape (..., L).
+        hamiltonian: H, shape (...); for a trained net, the median over its layers.
+        costs_of_identity: ‖A_p‖²_{K+γ}, shape (..., L).
         path_length: ℓ with this γ, shape (...).
         effective_depth: L̃ > 0.
-        gamma: γ ≥ 0, a number or shape (...); of a relative stabiliser the largest over the layers.
+        gamma: γ ≥ 0, a number or shape (...); for a relative stabiliser, the largest over the layers.
         size_bound: c, a number or shape (...).
 
     Returns:
@@ -75,8 +69,8 @@ def speed_bounds(
 ) -> Bounds:
     """Second bound: ``−L̃√(γc) ≤ ‖∂_pA‖_{K+γ} − L̃√(‖A‖²_{K+γ} + 2H/L̃) ≤ 2L̃√(γc)``, at every p.
 
-    The speed of the representation is set by how far its cost of identity lies above −2H/L̃: slow inside the
-    bottleneck, of order L̃ outside.
+    The excess of the cost of identity over −2H/L̃ sets the speed (Theorem 4): slow inside the bottleneck, of order L̃
+    outside.
 
     Args:
         hamiltonian: H, shape broadcastable to `speed`.
@@ -87,7 +81,7 @@ def speed_bounds(
         size_bound: c, a bound of ‖A_p‖²_F and ‖B_p‖²_F.
 
     Returns:
-        The bounds, each of the shape of `speed`. A radicand below zero (it is at least −γc) counts as zero.
+        The bounds, each of shape (...). A radicand below zero (at least −γc) counts as zero.
 
     Raises:
         ValueError: If L̃ is not positive.

@@ -1,4 +1,4 @@
-"""Cost of identity and potential energy: what it costs a layer to keep its representation."""
+"""Cost of identity and potential energy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _DEFAULT = KNorm()
 def cost_of_identity(representation: Tensor, k_norm: KNorm = _DEFAULT, features: Tensor | None = None) -> Tensor:
     """Cost of identity ``‖A‖²_K``: the least ‖W‖²_F with σ(A)Wᵀ = A (arXiv 2405.17573, section 1.2).
 
-    A soft count of dimensions: without the constant column and with the raw form it equals rank A for non-negative A
-    and is at least the stable rank of any A that its features reproduce (Proposition 1).
+    A soft count of dimensions: the raw form without constant column is rank A for non-negative A, and at least the
+    stable rank of any A that σ(A) reproduces (Proposition 1).
 
     Args:
-        representation: A, shape (..., N, w), samples in rows.
+        representation: A, shape (..., N, w).
         k_norm: Which K-norm; stable with γ = 1e-3 ‖K‖_op by default.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), no unit, ≥ 0, float64.
 
     Raises:
-        ValueError: If `representation` is not floating-point, finite and of shape (..., N, w).
+        ValueError: If the tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> cost_of_identity(torch.eye(3), KNorm(gamma=0.0), features=torch.eye(3))
@@ -41,16 +41,16 @@ def cost_of_identity(representation: Tensor, k_norm: KNorm = _DEFAULT, features:
 def potential_energy(
     representation: Tensor, effective_depth: float, k_norm: KNorm = _DEFAULT, features: Tensor | None = None
 ) -> Tensor:
-    """Potential energy ``−(L̃/2) ‖A‖²_K``, minus the cost of identity in units of energy (section 1.3).
+    """Potential energy ``−(L̃/2) ‖A‖²_K`` (section 1.3).
 
     Args:
-        representation: A, shape (..., N, w), samples in rows.
+        representation: A, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
-        Shape (...), ≤ 0.
+        Shape (...), an energy, ≤ 0.
 
     Raises:
         ValueError: As `cost_of_identity`, or if L̃ is negative.
@@ -64,6 +64,6 @@ def potential_energy(
 
 def potential_energy_of(representation_square: Tensor, effective_depth: float) -> Tensor:
     """Potential energy from ‖A‖²_K."""
-    if effective_depth == 0:  # also where the K-norm is infinite, for want of any feature
+    if effective_depth == 0:  # even if the K-norm is infinite
         return torch.zeros_like(representation_square)
     return -0.5 * leak_scale(effective_depth) * effective_depth**2 * representation_square

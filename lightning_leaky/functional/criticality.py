@@ -1,4 +1,4 @@
-"""How near a net is to a critical point of its objective: only there can its Hamiltonian be trusted."""
+"""Criticality and balancedness."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from lightning_leaky.functional.step_sizes import check_step_sizes
 
 
 def criticality_residual(
-    weight: Tensor,
-    representation: Tensor,
-    momentum: Tensor,
-    effective_depth: float,
-    features: Tensor | None = None,
+    weight: Tensor, representation: Tensor, momentum: Tensor, effective_depth: float, features: Tensor | None = None
 ) -> Tensor:
     """Criticality residual ``‖W_l − L̃ B_lᵀσ(A_{l−1})‖_F / ‖W_l‖_F`` (from arXiv 2405.17573, section 2).
 
-    Zero where the gradient of the objective with respect to W_l vanishes. Show it beside the Hamiltonian: below about
-    0.1 the Hamiltonian readings can be trusted, near 1 they say nothing.
+    Zero if the gradient of the objective in W_l is zero. Below about 0.1 the Hamiltonian can be trusted; near 1 it says
+    nothing.
 
     Args:
         weight: W_l with its bias in the last column, shape (..., w, d).
         representation: A_{l−1}, shape (..., N, w).
         momentum: B_l, shape (..., N, w).
         effective_depth: L̃ ≥ 0; at 0 the factor L̃ is dropped.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), no unit, ≥ 0, float64. For zero weights 0 if they are critical, else infinity.
@@ -46,7 +42,7 @@ def criticality_residual(
 
 
 def criticality_residual_of(weight: Tensor, moments: MomentumMoments, effective_depth: float) -> Tensor:
-    """Criticality residual without a check of the values: NaN where the weight has diverged."""
+    """Criticality residual without checks of values: NaN if the weight is not finite."""
     critical = moments.features_momentum.mT / leak_scale(effective_depth)
     if weight.shape[-2:] != critical.shape[-2:]:
         raise ValueError(
@@ -63,15 +59,14 @@ def balancedness_defect(
 ) -> Tensor:
     """Balancedness defect ``‖W_l‖²_F − ‖W_1‖²_F − 2L̃ Σ_{i<l} ρ_i ‖b_i‖²``, zero along a continuous optimum.
 
-    The weights of an optimum grow from layer to layer only by what their bias columns b pay: with W = L̃Bᵀσ(A),
-    Hamilton's equations and relu'(A) ⊙ A = relu(A), d‖W_p‖²/dp = 2L̃‖b_p‖². At L̃ = 0 all norms are equal. For an
-    activation that is not positively homogeneous nothing of the kind is conserved.
+    Hamilton's equations and relu'(A) ⊙ A = relu(A) give d‖W_p‖²/dp = 2L̃‖b_p‖² for the bias columns b. It holds for
+    positively homogeneous activations only.
 
     Args:
         weights: W_1, …, W_L with the bias in the last column, shape (L, w, d).
         step_sizes: ρ, shape (L,), positive, summing to 1.
         effective_depth: L̃ ≥ 0.
-        constant_column: Whether the last column is a bias; without one the norms alone must agree.
+        constant_column: Whether the last column is a bias; without one b = 0.
 
     Returns:
         Shape (L,), units of ‖W‖²; the first entry is 0.
@@ -85,7 +80,7 @@ def balancedness_defect(
         tensor([0., 1.], dtype=torch.float64)
     """
     wide = check_layers("weights", check_matrix("weights", weights))
-    rho = check_step_sizes(step_sizes, num_layers=wide.shape[0])
+    rho = check_step_sizes(step_sizes, num_layers=wide.shape[0]).to(wide.device)
     leak_scale(effective_depth)
     growth = wide.square().sum((-2, -1)) - wide[0].square().sum()
     if not constant_column:

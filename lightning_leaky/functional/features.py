@@ -1,8 +1,8 @@
-"""The features σ(A) that a layer's weight acts on."""
+"""The features σ(A) of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_leaky.functional._checks import check_matrix
 
 Activation: TypeAlias = str | Callable[[Tensor], Tensor]
-"""An entrywise nonlinearity: one of the names that `resolve_activation` knows, or any function of a tensor."""
+"""A name of an entrywise nonlinearity, or a function."""
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -25,7 +25,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _both_signs(representation: Tensor) -> Tensor:
-    """[relu(A), relu(−A)], from which A can be put together again."""
     return torch.cat([torch.relu(representation), torch.relu(-representation)], dim=-1)
 
 
@@ -33,7 +32,7 @@ _FEATURES = {**_ACTIVATIONS, "linear": torch.clone, "crelu": _both_signs}
 
 
 def resolve_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the function that an activation names.
+    """Return the function of an activation.
 
     Args:
         activation: ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"identity"`` or a function.
@@ -45,15 +44,11 @@ def resolve_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
         >>> resolve_activation("relu")(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
     """
-    if callable(activation):
-        return activation
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {sorted(_ACTIVATIONS)} or a function, got {activation!r}.")
-    return _ACTIVATIONS[activation]
+    return _resolve("activation", activation, _ACTIVATIONS)
 
 
 def resolve_features(name: Activation) -> Callable[[Tensor], Tensor]:
-    """Return the function that the name of features stands for, without their constant column.
+    """Return the function of features without their constant column.
 
     Args:
         name: ``"linear"`` for A itself, ``"crelu"`` for ``[relu(A), relu(−A)]``, the name of an activation, or a
@@ -66,33 +61,37 @@ def resolve_features(name: Activation) -> Callable[[Tensor], Tensor]:
         >>> resolve_features("crelu")(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1., 0.]])
     """
+    return _resolve("features", name, _FEATURES)
+
+
+def _resolve(arg: str, name: Activation, known: Mapping[str, Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
     if callable(name):
         return name
-    if name not in _FEATURES:
-        raise ValueError(f"`features` must be one of {sorted(_FEATURES)} or a function, got {name!r}.")
-    return _FEATURES[name]
+    if name not in known:
+        raise ValueError(f"`{arg}` must be one of {sorted(known)} or a function, got {name!r}.")
+    return known[name]
 
 
 def features(representation: Tensor, activation: Activation = "relu", constant_column: bool = True) -> Tensor:
-    """Features of a representation: by default ``σ(A) = [relu(A), 1]`` (arXiv 2405.17573, section 1).
+    """Features, by default ``σ(A) = [relu(A), 1]`` (arXiv 2405.17573, section 1).
 
     Args:
         representation: A, shape (..., N, w).
-        activation: A name that `resolve_features` knows, or a function.
-        constant_column: Append the column of ones that carries the bias.
+        activation: As of `resolve_features`.
+        constant_column: Whether to append the column of ones that carries the bias.
 
     Returns:
         σ(A), shape (..., N, w + 1), or (..., N, w) without the constant column; ``"crelu"`` has 2w in place of w.
 
     Raises:
-        ValueError: If the name is not known, or the function returns another number of rows.
+        ValueError: If the name is not known, or the function changes the number of rows.
 
     Example:
         >>> features(torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2., 1.]])
     """
     function = resolve_features(activation)
-    # A function of a user's may write into what it takes, as nn.ReLU(inplace=True) does.
+    # A user's function may overwrite its input, as nn.ReLU(inplace=True) does.
     activated = function(representation if function in _FEATURES.values() else representation.clone())
     if activated.shape[:-1] != representation.shape[:-1]:
         told = f"from shape {tuple(representation.shape)} to {tuple(activated.shape)}"
@@ -101,15 +100,7 @@ def features(representation: Tensor, activation: Activation = "relu", constant_c
 
 
 def given_features(representation: Tensor, given: Tensor | None) -> Tensor:
-    """Features in the working dtype: those given, or by default those of `features`.
-
-    Args:
-        representation: A, checked, shape (..., N, w).
-        given: σ(A), shape (..., N, d), or ``None``.
-
-    Raises:
-        ValueError: If they are not floating-point and finite, or their rows are not those of the representation.
-    """
+    """Features in the working dtype: those given, checked, or by default those of `features`."""
     if given is None:
         return features(representation)
     wide = check_matrix("features", given)

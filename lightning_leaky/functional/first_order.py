@@ -1,4 +1,4 @@
-"""What leaving a block out would cost, to first order."""
+"""The first-order score of a block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning_leaky.functional._checks import check_matrices
 def first_order(gradient: Tensor, previous: Tensor, current: Tensor) -> Tensor:
     """First-order score ``Σ_i |⟨∂C/∂A_l, A_{l−1} − A_l⟩_i|`` of a block, i over samples [ours].
 
-    A block that is left out moves A_l to A_{l−1}, which changes the cost by about the sum without absolute values. With
-    them, samples that gain do not hide those that lose.
+    Leaving a block out moves A_l to A_{l−1}, which changes the cost by about the sum without absolute values. With
+    them, samples that gain do not hide samples that lose.
 
     Args:
         gradient: ∂C/∂A_l, shape (..., N, w).
@@ -23,7 +23,7 @@ def first_order(gradient: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         Shape (...), in units of the cost, ≥ 0, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> gradient = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])

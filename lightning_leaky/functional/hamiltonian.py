@@ -1,4 +1,4 @@
-"""The Hamiltonian in momentum and in energy form, and what its conservation says about the bottleneck."""
+"""The Hamiltonian and the bottleneck rank."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ _DEFAULT = KNorm()
 
 
 def hamiltonian(
-    representation: Tensor,
-    momentum: Tensor,
-    effective_depth: float,
-    features: Tensor | None = None,
+    representation: Tensor, momentum: Tensor, effective_depth: float, features: Tensor | None = None
 ) -> Tensor:
     """Hamiltonian in momentum form, ``H = (L̃/2)‖Bᵀσ(A)‖²_F − L̃ tr(BᵀA)`` (arXiv 2405.17573, section 2.1).
 
-    No inverse is needed. For a discrete net pair A_{l−1} with B_l = −(1/λ) ∂C/∂A_l: back-propagation through the Euler
-    steps is symplectic Euler for H in that pairing; A_l with B_l drifts more. At L̃ = 0 it is ``½‖Bᵀσ(A)‖²_F``.
+    For a discrete net pair A_{l−1} with B_l = −(1/λ) ∂C/∂A_l: back-propagation is symplectic Euler for H in that
+    pairing; A_l with B_l drifts more. At L̃ = 0 it is ``½‖Bᵀσ(A)‖²_F``.
 
     Args:
         representation: A_{l−1}, shape (..., N, w).
         momentum: B_l, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
-        Shape (...), an energy, of either sign, float64. Constant over the layers of an optimum of the objective.
+        Shape (...), an energy, of either sign, float64. Constant over the layers of an optimum.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+        ValueError: If a tensor is not floating-point, finite and of its shape, or L̃ < 0.
 
     Example:
         >>> hamiltonian(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), effective_depth=2.0)
@@ -61,20 +58,20 @@ def energy_hamiltonian(
 ) -> Tensor:
     """Hamiltonian in energy form, ``H_γ = (1/(2L̃))‖∂_pA‖²_K − (L̃/2)‖A‖²_K``: kinetic plus potential (section 2.2).
 
-    It needs no loss and no weight decay, but it feels the stabiliser γ.
+    It needs no loss and no weight decay, but depends on the stabiliser γ.
 
     Args:
         representation: A, shape (..., N, w).
         velocity: ∂_pA, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), an energy, of either sign, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+        ValueError: If a tensor is not floating-point, finite and of its shape, or L̃ < 0.
 
     Example:
         >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
@@ -87,14 +84,13 @@ def energy_hamiltonian(
 
 
 def energy_hamiltonian_of(products: Tensor, effective_depth: float) -> Tensor:
-    """Hamiltonian in energy form from the inner products of (A, ∂_pA), shape (..., 2, 2)."""
-    return kinetic_energy_of(products[..., 1, 1], effective_depth) + potential_energy_of(
-        products[..., 0, 0], effective_depth
-    )
+    """Hamiltonian in energy form from inner products of (A, ∂_pA), shape (..., 2, 2)."""
+    kinetic = kinetic_energy_of(products[..., 1, 1], effective_depth)
+    return kinetic + potential_energy_of(products[..., 0, 0], effective_depth)
 
 
 def bottleneck_rank(hamiltonian: Tensor, effective_depth: float) -> Tensor:
-    """Bottleneck-rank estimate ``−2H/L̃`` (section 2.2): it approaches k* from below as L̃ grows.
+    """Bottleneck-rank estimate ``−2H/L̃`` (section 2.2), which tends to k* from below as L̃ grows.
 
     Args:
         hamiltonian: H, any shape.
@@ -104,7 +100,7 @@ def bottleneck_rank(hamiltonian: Tensor, effective_depth: float) -> Tensor:
         The shape of `hamiltonian`, no unit.
 
     Raises:
-        ValueError: If L̃ is not positive: a plain ResNet has no such estimate.
+        ValueError: If L̃ is not positive.
 
     Example:
         >>> bottleneck_rank(torch.tensor(-10.5), effective_depth=7.0)
@@ -119,10 +115,10 @@ def rank_of(hamiltonian: Tensor, effective_depth: float) -> Tensor:
 
 
 def hamiltonian_spread(hamiltonian: Tensor) -> Tensor:
-    """Spread ``max_l H_l − min_l H_l`` of the Hamiltonian over the layers, the last dimension.
+    """Spread ``max_l H_l − min_l H_l`` of the Hamiltonian over the layers.
 
-    Zero on an exact optimum of the continuous objective: it measures the discretisation and how far training is from
-    an optimum. The criticality residual tells the two apart.
+    Zero at an optimum of the continuous objective. Discretisation and unfinished training increase it; the criticality
+    residual tells the two apart.
 
     Args:
         hamiltonian: H, shape (..., L).

@@ -1,4 +1,4 @@
-"""Kinetic energy and path length: how much a layer changes its representation."""
+"""Velocity, kinetic energy and path length."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _DEFAULT = KNorm()
 
 
 def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Tensor:
-    """Velocity ``V_l = (A_l − A_{l−1}) / ρ_l`` of one layer, or of a stack of layers.
+    """Velocity ``V_l = (A_l − A_{l−1}) / ρ_l``.
 
-    Take it from the two representations, not from the weights: in float32 −L̃A + σ(A)Wᵀ cancels to noise on layers
-    that hardly move.
+    Computed from representations, because in float32 −L̃A + σ(A)Wᵀ cancels to noise on layers that hardly move.
 
     Args:
         previous: A_{l−1}, shape (..., N, w).
@@ -29,7 +28,7 @@ def velocity(previous: Tensor, current: Tensor, step_size: Tensor | float) -> Te
         Shape (..., N, w), float64.
 
     Raises:
-        ValueError: If the shapes differ, a representation is not finite, or a step-size is not positive.
+        ValueError: If a tensor is not floating-point, finite and of its shape, or ρ_l ≤ 0.
 
     Example:
         >>> velocity(torch.tensor([[1.0]]), torch.tensor([[2.0]]), 0.5)
@@ -56,17 +55,17 @@ def kinetic_energy(
     """Kinetic energy ``(1/(2L̃)) ‖∂_pA‖²_K`` (arXiv 2405.17573, section 1.3); at L̃ = 0, ``½ ‖∂_pA‖²_K``.
 
     Args:
-        representation: A, the point where the velocity is measured: A_{l−1}. Shape (..., N, w).
-        velocity: ∂_pA, as of `velocity`; shape (..., N, w).
+        representation: A_{l−1}, shape (..., N, w).
+        velocity: ∂_pA, as of `velocity`, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), an energy, ≥ 0, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+        ValueError: If a tensor is not floating-point, finite and of its shape, or L̃ < 0.
 
     Example:
         >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
@@ -74,9 +73,8 @@ def kinetic_energy(
         tensor(2.5000, dtype=torch.float64)
     """
     wide, wide_velocity = check_matrices(representation=representation, velocity=velocity)
-    return kinetic_energy_of(
-        inner_products_of(k_norm, given_features(wide, features), wide_velocity)[..., 0, 0], effective_depth
-    )
+    products = inner_products_of(k_norm, given_features(wide, features), wide_velocity)
+    return kinetic_energy_of(products[..., 0, 0], effective_depth)
 
 
 def kinetic_energy_of(velocity_square: Tensor, effective_depth: float) -> Tensor:
@@ -91,26 +89,25 @@ def path_length(
     k_norm: KNorm = _DEFAULT,
     features: Tensor | None = None,
 ) -> Tensor:
-    """Length of the path, ``ℓ = Σ_l ρ_l ‖V_l‖_K`` ≈ ``∫ ‖∂_pA‖_K dp`` (section 3).
+    """Path length ``ℓ = Σ_l ρ_l ‖V_l‖_K`` ≈ ``∫ ‖∂_pA‖_K dp`` (section 3).
 
     Args:
         representations: A_0, …, A_{L−1}, shape (L, N, w).
         velocities: V_1, …, V_L, shape (L, N, w).
         step_sizes: ρ, shape (L,), positive, summing to 1.
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         A scalar, no unit.
 
     Raises:
-        ValueError: If the tensors are not as described.
+        ValueError: If a tensor is not as described.
 
     Example:
-        >>> A = torch.tensor([[[1.0, 2.0]], [[1.0, 2.0]]])
-        >>> V = torch.tensor([[[0.0, 5.0]], [[0.0, 0.0]]])
-        >>> path_length(A, V, torch.tensor([0.6, 0.4]), KNorm(gamma=6.5))
-        tensor(0.8485, dtype=torch.float64)
+        >>> A, V = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 5.0]]])
+        >>> path_length(A, V, torch.tensor([1.0]), KNorm(gamma=4.0))
+        tensor(1.5811, dtype=torch.float64)
     """
     wide, wide_velocities = check_matrices(representations=representations, velocities=velocities)
     rho = check_step_sizes(step_sizes, num_layers=len(check_layers("representations", wide)))
@@ -124,5 +121,5 @@ def speed_of(velocity_square: Tensor) -> Tensor:
 
 
 def path_length_of(speeds: Tensor, step_sizes: Tensor) -> Tensor:
-    """Length of the path from ‖V_l‖_K."""
+    """Path length from ‖V_l‖_K."""
     return (step_sizes * speeds).sum(-1)

@@ -1,4 +1,4 @@
-"""The Lagrangian, the least weight cost of a step, and the cross term between its two energies."""
+"""The Lagrangian and its cross term."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def cross_term(
         representation: A, shape (..., N, w).
         velocity: ∂_pA, shape (..., N, w).
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), of either sign, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
@@ -47,21 +47,21 @@ def lagrangian(
 ) -> Tensor:
     """Lagrangian ``(L̃/2)‖A‖²_K + ⟨∂_pA, A⟩_K + (1/(2L̃))‖∂_pA‖²_K = (1/(2L̃))‖L̃A + ∂_pA‖²_K`` (section 1.3).
 
-    It is the weight cost per unit of p, without λ, of the smallest weight that moves A at this velocity. At L̃ = 0,
-    where the paper's factor 1/L̃ is dropped, it is the kinetic energy.
+    It is the cost per unit of p, without λ, of the smallest weight that moves A at this velocity. At L̃ = 0 it is the
+    kinetic energy.
 
     Args:
         representation: A, shape (..., N, w).
         velocity: ∂_pA, shape (..., N, w).
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
-        features: σ(A), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
         Shape (...), an energy, ≥ 0, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), the shapes differ, or L̃ < 0.
+        ValueError: If a tensor is not floating-point, finite and of its shape, or L̃ < 0.
 
     Example:
         >>> A, V = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
@@ -75,6 +75,6 @@ def lagrangian(
 
 
 def lagrangian_of(products: Tensor, effective_depth: float) -> Tensor:
-    """Lagrangian from the inner products of (A, ∂_pA), shape (..., 2, 2)."""
+    """Lagrangian from inner products of (A, ∂_pA), shape (..., 2, 2)."""
     square = effective_depth**2 * products[..., 0, 0] + 2 * effective_depth * products[..., 0, 1] + products[..., 1, 1]
     return 0.5 * leak_scale(effective_depth) * square

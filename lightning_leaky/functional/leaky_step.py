@@ -27,7 +27,7 @@ def leaky_step(
         bias: Last column of W_l, shape (w,); ``None`` for features without the constant column.
         step_size: ρ_l, a scalar tensor.
         effective_depth: L̃ ≥ 0.
-        activation: Entrywise nonlinearity.
+        activation: σ without constant column.
 
     Returns:
         A_l, shape (..., w).
@@ -46,12 +46,12 @@ def leaky_step(
 
 
 def _is_plain(representation: Tensor, weight: Tensor, step_size: Tensor) -> bool:
-    """Whether nothing but ordinary backward passes will look into a step, and ρ can be read without waiting."""
+    """Whether only ordinary backward passes see the step, and ρ is on the CPU."""
     return (
-        type(representation) is Tensor  # first: what traces has no number of dimensions
+        type(representation) is Tensor  # first, because tracers have no `ndim`
         and representation.ndim == 2
         and type(weight) in (Tensor, nn.Parameter)
-        # A GPU would have to stop for ρ; there, and in compiled code, the passes saved here are fused or cheap.
+        # A GPU would wait for ρ, and saves little; compiled code fuses the passes.
         and {representation.device.type, step_size.device.type} == {"cpu"}
         and not step_size.requires_grad
         and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""The median of a quantity along the path, where layers of long steps count for more."""
+"""The median of a quantity along the path."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import check_same_shape, widen
 
-# Of a share of the path: halves that differ by less are the same.
+# Shares of the path that differ by less are equal.
 _ROUNDING = 1e-7
 
 
 def path_median(values: Tensor, step_sizes: Tensor) -> Tensor:
-    """Median over the position p of a quantity with one value a layer [ours].
+    """Median over the position p of a quantity with one value per layer, weighted by step-size [ours].
 
-    The quantity is taken as constant on each step, so a layer counts by its step-size and the median does not move when
-    layers crowd somewhere. Where exactly half of the path is below, it is the mean of the two values in the middle, as
-    with the ordinary median, which this is where all steps are equal.
+    If exactly half of the path is below, it is the mean of the two middle values. At equal steps it is the ordinary
+    median.
 
     Args:
-        values: One a layer, shape (L,), any unit.
+        values: One per layer, shape (L,), any unit.
         step_sizes: ρ, shape (L,), positive, with any sum.
 
     Returns:
-        A scalar in float64; NaN where a value is.
+        A scalar, float64; NaN if a value is.
 
     Raises:
-        ValueError: If there is not one step-size a layer.
+        ValueError: If the shapes differ.
 
     Example:
-        >>> path_median(torch.tensor([9.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 1.0]))
-        tensor(2., dtype=torch.float64)
         >>> path_median(torch.tensor([9.0, 1.0, 2.0]), torch.tensor([6.0, 1.0, 1.0]))
         tensor(9., dtype=torch.float64)
     """

@@ -1,4 +1,4 @@
-"""Pontryagin's Hamiltonian of any block, and how far its parameters are from a critical point."""
+"""Pontryagin's Hamiltonian and criticality of any block."""
 
 from __future__ import annotations
 
@@ -16,24 +16,22 @@ def pontryagin_hamiltonian(
 ) -> Tensor:
     """Pontryagin's Hamiltonian ``H_l = (⟨P_l, A_l − A_{l−1}⟩ − R_l)/ρ_l`` of any block, P_l = −∂C/∂A_l [ours].
 
-    R_l is what layer l pays in the objective C + Σ_l R_l; an optimizer that adds dθ to the gradient makes it
-    (d/2)‖θ_l‖². H is constant along an optimum of many layers, whatever a block computes, where R_l/ρ_l depends on the
-    parameters alone: at equal steps, H_l = L(⟨P_l, A_l − A_{l−1}⟩ − (d/2)‖θ_l‖²), or where d grows like ρ_l. Else the
-    objective itself depends on the position, and H changes with it. For leaky steps with R_l = (λ/(2L̃))ρ_l‖W_l‖² and
-    critical weights it is λ times `hamiltonian`.
+    R_l is layer l's cost in the objective C + Σ_l R_l: (d/2)‖θ_l‖² if an optimizer adds dθ to the gradient. H is
+    constant along an optimum of many layers if R_l/ρ_l depends on the parameters alone: at equal steps, or if d grows
+    like ρ_l. For leaky steps with R_l = (λ/(2L̃))ρ_l‖W_l‖² and critical weights it is λ times `hamiltonian`.
 
     Args:
         gradient: ∂C/∂A_l, shape (..., N, w).
         previous: A_{l−1}, shape (..., N, w).
         current: A_l, shape (..., N, w).
         weight_cost: R_l, shape (...).
-        step_size: ρ_l > 0, shape (...); 1/L of L equal steps.
+        step_size: ρ_l > 0, shape (...); 1/L for equal steps.
 
     Returns:
         Shape (...), in units of the cost, of either sign, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> gradient = torch.tensor([[-1.0, 0.0], [-1.0, 0.0]])
@@ -55,16 +53,16 @@ def pontryagin_residual(
     """Residual ``‖dθ_l + ∂C/∂θ_l‖/‖dθ_l‖`` of a block's parameters, 0 at a critical point of C + (d/2)‖θ‖² [ours].
 
     Args:
-        parameters: The tensors that θ_l is made of, but for weights before a normalisation: no scale of theirs changes
-            C, so that with decay they have no critical point but 0.
+        parameters: The tensors of θ_l, except weights before a normalisation: their scale does not change C, so with
+            decay their only critical point is 0.
         gradients: ∂C/∂θ_l, in the same order and shapes.
-        weight_decays: d of each, as SGD and Adam add it to the gradient; AdamW's belongs to no objective.
+        weight_decays: d of each, as SGD and Adam add it to the gradient; AdamW's has no objective.
 
     Returns:
-        A scalar, no unit, ≥ 0, float64; infinite where nothing decays and a gradient is left.
+        A scalar, no unit, ≥ 0, float64; infinite if nothing decays and a gradient is left.
 
     Raises:
-        ValueError: If there is not one gradient of the same shape, and one weight decay, for each parameter.
+        ValueError: If the shapes differ, or a parameter has no gradient or weight decay of its own.
 
     Example:
         >>> pontryagin_residual([torch.tensor([3.0, 4.0])], [torch.tensor([-0.3, -0.2])], [0.1])
@@ -80,7 +78,7 @@ def pontryagin_residual(
 
 
 def pontryagin_residual_of(gradient_square: Tensor, decay_square: Tensor) -> Tensor:
-    """Residual from ‖dθ + ∂C/∂θ‖² and ‖dθ‖²; without either it is 0."""
+    """Residual from ‖dθ + ∂C/∂θ‖² and ‖dθ‖²; 0 if both are 0."""
     return torch.where(gradient_square == 0, 0.0, gradient_square / decay_square).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""Points in one or two dimensions, to look at: the plane of a path, the line of its targets."""
+"""Projections of paths and targets."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import check_layers, check_matrix
 
-# So many rows show where a path leads; all of them would take O(w³) of a wide network.
+# Rows that suffice for the directions: all would take O(w³).
 _ROWS = 512
 
 
 def path_projection(representations: Tensor) -> Tensor:
     """Coordinates of all A_p in the plane of the whole path's two leading directions (Fig. 2c of arXiv 2405.17573).
 
-    The directions are the first two right singular vectors of A_0, …, A_L, stacked (of every k-th row where there are
-    1024 or more). They are not centred: the origin stays the origin, which a leaky path is pulled to. Signs are such
-    that the path is on average on the positive side of each.
+    The directions are the first two right singular vectors of the stacked A_0, …, A_L (of every k-th row if there are
+    1024 or more), not centred, because a leaky path tends to the origin. The mean of each coordinate is not negative.
 
     Args:
         representations: A_0, …, A_L, shape (L + 1, N, w).
 
     Returns:
-        Shape (L + 1, N, 2), float64, in the units of A; the second coordinate is 0 where w or all samples together
-        have one dimension only.
+        Shape (L + 1, N, 2), float64, in the units of A; the second coordinate is 0 for one neuron or row.
 
     Raises:
-        ValueError: If `representations` is not floating-point, finite and of three dimensions.
+        ValueError: If the tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> path_projection(torch.tensor([[[0.0, 4.0]], [[0.0, 2.0]], [[0.0, 1.0]]]))[:, 0, 0].round(decimals=9)
@@ -41,16 +39,16 @@ def path_projection(representations: Tensor) -> Tensor:
 
 
 def principal_coordinate(points: Tensor) -> Tensor:
-    """One number a point: its coordinate along the direction in which the points vary most, from their mean.
+    """Coordinates of points along their direction of most variance, from the mean.
 
     Args:
         points: Shape (N, d).
 
     Returns:
-        Shape (N,), float64, with mean 0. It grows with the coordinate that has the largest part in it.
+        Shape (N,), float64, with mean 0. The direction's largest entry is positive.
 
     Raises:
-        ValueError: If `points` is not floating-point, finite and of shape (N, d).
+        ValueError: If the tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> principal_coordinate(torch.tensor([[0.0, 1.0], [4.0, 1.0]]))

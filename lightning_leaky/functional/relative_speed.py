@@ -1,4 +1,4 @@
-"""How far a layer moves its representation, in units of the representation."""
+"""Relative speed and relative distance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_leaky.functional._checks import check_matrices
 from lightning_leaky.functional.features import given_features
 from lightning_leaky.functional.k_norm import KNorm, inner_products_of
-from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
+from lightning_leaky.functional.step_sizes import distance_squares
 
 _DEFAULT = KNorm()
 
@@ -18,19 +18,19 @@ def relative_speed(
 ) -> Tensor:
     """Relative speed ``‖A_l − A_{l−1}‖_K / ‖A_{l−1}‖_K``, with K at A_{l−1} in both [ours].
 
-    It is `relative_distance` in the norm of the energies, and tends to ``‖A_l − A_{l−1}‖_F / ‖A_{l−1}‖_F`` as γ grows.
+    It is `relative_distance` in the K-norm, and tends to ``‖A_l − A_{l−1}‖_F / ‖A_{l−1}‖_F`` as γ grows.
 
     Args:
         previous: A_{l−1}, shape (..., N, w).
         current: A_l, shape (..., N, w).
         k_norm: Which K-norm.
-        features: σ(A_{l−1}), shape (..., N, d); those of `features`, ``[relu(A), 1]``, by default.
+        features: σ(A_{l−1}), shape (..., N, d); ``[relu(A), 1]`` by default.
 
     Returns:
-        Shape (...), no unit, ≥ 0, float64; 0 where nothing moves.
+        Shape (...), no unit, ≥ 0, float64; 0 if nothing moves.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> relative_speed(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
@@ -41,7 +41,7 @@ def relative_speed(
 
 
 def relative_speed_of(products: Tensor, step_sizes: Tensor | float = 1.0) -> Tensor:
-    """Relative speed from the ⟨M_i, M_j⟩_K of A and V, shape (..., 2, 2)."""
+    """Relative speed from inner products of (A, V), shape (..., 2, 2)."""
     start, moved = products[..., 0, 0], products[..., 1, 1].clamp(min=0)
     return torch.where(moved == 0, moved, step_sizes * (moved / start).sqrt())
 
@@ -57,11 +57,11 @@ def relative_distance(previous: Tensor, current: Tensor) -> Tensor:
         Shape (...), no unit, ≥ 0, float64.
 
     Raises:
-        ValueError: If a tensor is not floating-point, finite and of shape (..., N, w), or the shapes differ.
+        ValueError: If a tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> relative_distance(torch.tensor([[3.0, 3.0]]), torch.tensor([[3.0, 4.0]]))
         tensor(0.2000, dtype=torch.float64)
     """
     squares = distance_squares(*check_matrices(previous=previous, current=current))
-    return relative_distances_of(squares, torch.ones((), dtype=squares.dtype, device=squares.device))
+    return (squares[0] / squares[1]).sqrt()

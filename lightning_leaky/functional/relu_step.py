@@ -1,4 +1,4 @@
-"""The Euler step with ReLU, and the L2 term of its weights, in fewer passes over memory than autograd takes."""
+"""The Euler step with ReLU and its L2 term."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def relu_step(
     representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, effective_depth: float
 ) -> Tensor:
-    """Return A_l as `leaky_step` does."""
+    """`leaky_step` with ReLU."""
     kept = 1 - step_size * effective_depth
     return _ReluStep.apply(representation, weight, bias, step_size, kept)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -20,15 +20,8 @@ def relu_step(
 def square_handle(current: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """Return a handle on ‖W_l‖²_F, bias included: a 0 that has its gradient.
 
-    A backward pass through the handle and A_l adds the gradients of both inside one matrix product.
-
-    Args:
-        current: A_l, as `leaky_step` returned it.
-        weight: W_l without its bias.
-        bias: Its last column.
-
-    Returns:
-        ``None`` if `relu_step` did not make A_l, or W_l is computed from other parameters or not trained.
+    A backward pass through the handle and A_l, shape (N, w), adds both gradients in one matrix product. ``None`` if
+    `relu_step` did not make A_l, or W_l is computed from other parameters or not trained.
     """
     step = current.grad_fn
     is_trained = type(weight) is nn.Parameter and weight.requires_grad
@@ -38,13 +31,7 @@ def square_handle(current: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -> Tensor:
-    """Return ``Σ_l s_l ‖W_l‖²_F``, whose gradients go through handles.
-
-    Args:
-        shares: s_l, shape (L,).
-        squares: ‖W_l‖²_F, shape (L,), without gradients.
-        handles: Those of `square_handle`, one per layer; ``None`` for a layer without gradients.
-    """
+    """Return ``Σ_l s_l ‖W_l‖²_F`` from s and ‖W_l‖²_F, shape (L,), whose gradients go through `square_handle`."""
     return _L2Term.apply(shares, squares, *handles)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -64,8 +51,8 @@ class _L2Term(torch.autograd.Function):
 class _Handle(torch.autograd.Function):
     """A 0 with the gradient of ‖W_l‖²_F.
 
-    It hands its gradient to the layer's step if that runs in the same backward pass. The engine runs newer nodes first,
-    so this one runs before the step.
+    It passes its gradient to the layer's step if that runs in the same backward pass: the engine runs newer nodes
+    first, so the step runs later.
     """
 
     @staticmethod
@@ -85,21 +72,16 @@ class _Handle(torch.autograd.Function):
 
 
 class _ReluStep(torch.autograd.Function):
-    """The step with leak, step-size and sum inside the matrix products: four passes over N × w fewer than autograd's.
+    """The step with leak, step-size and sum inside the matrix products: four passes over N × w fewer than autograd.
 
-    It keeps σ(A_{l−1}), which is used twice, and A_{l−1}, so that second derivatives come out right.
+    It saves σ(A_{l−1}) for both passes, and A_{l−1} for second derivatives.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        representation: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        step_size: float,
-        kept: float,
+        ctx: Any, representation: Tensor, weight: Tensor, bias: Tensor | None, step_size: float, kept: float
     ) -> Tensor:
-        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ, where `kept` is 1 − ρL̃."""
+        """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ with `kept` = 1 − ρL̃."""
         active = torch.relu(representation)
         ctx.save_for_backward(representation, active, weight, bias)
         ctx.step_size, ctx.kept, ctx.of_square = step_size, kept, None
@@ -108,9 +90,9 @@ class _ReluStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """With G the gradient at A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i.
+        """From G = ∂C/∂A_l: (1 − ρL̃) G + ρ (G W_l) ∘ 1[A_{l−1} > 0], ρ Gᵀσ(A_{l−1}) and ρ Σ_i G_i.
 
-        The last two grow by 2c W_l and 2c b if a handle has left its gradient c here.
+        A handle's gradient c adds 2c W_l and 2c b to the last two.
         """
         of_square, ctx.of_square = ctx.of_square, None
         found = _differentiable if torch.is_grad_enabled() else _in_place
@@ -118,7 +100,7 @@ class _ReluStep(torch.autograd.Function):
 
 
 def _in_place(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tensor | None]:
-    """Gradients in A_{l−1}, W_l and b, of an ordinary backward pass."""
+    """Gradients in A_{l−1}, W_l and b."""
     _, active, weight, bias = ctx.saved_tensors
     decay = 0.0 if of_square is None else 2 * float(of_square)
     of_representation, of_weight, of_bias = None, None, None
@@ -135,7 +117,7 @@ def _in_place(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tens
 
 
 def _differentiable(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tensor | None]:
-    """The same where the gradients are differentiated again."""
+    """The same gradients, differentiable."""
     representation, _, weight, bias = ctx.saved_tensors
     through = torch.ops.aten.threshold_backward(ctx.step_size * gradient @ weight, representation, 0)
     of_weight = ctx.step_size * gradient.t() @ torch.relu(representation)

@@ -1,4 +1,4 @@
-"""Which layers do the work: each layer's share of the path's kinetic energy and of its length."""
+"""Shares of layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_leaky.functional.kinetic_energy import speed_of
 
 
 class LayerShares(NamedTuple):
-    """Each layer's part of the whole path; zero for all layers where nothing moves.
+    """Each layer's share of the path; all zero if nothing moves.
 
     Attributes:
         work: ρ_l times kinetic energy, over its sum; shape (L,).
@@ -24,19 +24,19 @@ class LayerShares(NamedTuple):
 
 
 def layer_shares(kinetic_energies: Tensor, step_sizes: Tensor) -> LayerShares:
-    """Each layer's share of the action ``Σ_l ρ_l E_l`` and of the path's length ``Σ_l ρ_l ‖V_l‖_K`` [ours].
+    """Each layer's share of the action ``Σ_l ρ_l E_l`` and of the path length ``Σ_l ρ_l ‖V_l‖_K`` [ours].
 
-    ‖V_l‖_K is the root of E_l up to a factor that all layers share.
+    ‖V_l‖_K is proportional to √E_l.
 
     Args:
         kinetic_energies: E_l, shape (L,), energies; rounding below zero counts as zero.
         step_sizes: ρ, shape (L,), positive, with any sum.
 
     Returns:
-        Shares in [0, 1] that sum to 1, float64; zeros where an energy is not finite.
+        Shares in [0, 1] that sum to 1, float64; zeros if nothing moves or an energy is not finite.
 
     Raises:
-        ValueError: If there is not one step-size a layer.
+        ValueError: If the shapes differ.
 
     Example:
         >>> layer_shares(torch.tensor([9.0, 1.0]), torch.tensor([0.5, 0.5])).length
@@ -51,11 +51,11 @@ def layer_shares(kinetic_energies: Tensor, step_sizes: Tensor) -> LayerShares:
 
 
 def fewest_layers(shares: Tensor, least: float) -> list[int]:
-    """The fewest layers that have a given share together, counted from 0 and in order; none where all shares are zero.
+    """The fewest layers with a given share together, counted from 0, in order; none if all shares are zero.
 
     Args:
-        shares: Of `layer_shares`, shape (L,).
-        least: What they make up together at least, in [0, 1].
+        shares: One of `layer_shares`, shape (L,).
+        least: Their least share together, in [0, 1].
 
     Raises:
         ValueError: If `least` is not in [0, 1].

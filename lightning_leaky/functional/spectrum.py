@@ -1,4 +1,4 @@
-"""Singular values of representations and weights, and the stable rank they give."""
+"""Singular values and the stable rank."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrix
 
-# Eigenvalues of AᵀA carry rounding errors of about 1e-16 of the largest, its trace of w rows about w times that. What
-# lies below this fraction is noise: counted, its square roots would add w · 1e-8 to a nuclear norm.
+# Eigenvalues of AᵀA below this fraction of the largest are rounding noise, and would add w · 1e-8 to a nuclear norm.
 _NOISE = 1e-13
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of a representation A_l or of a weight W_l, largest first (Fig. 1b, 2b of the paper).
+    """Singular values of A_l or W_l, largest first (arXiv 2405.17573, Fig. 1b, 2b).
 
     Args:
         matrix: Shape (..., N, w) or (..., w, d).
 
     Returns:
-        Shape (..., min of the two), float64.
+        Shape (..., min(N, w)) or (..., min(w, d)), float64.
 
     Raises:
-        ValueError: If `matrix` is not floating-point, finite and of two dimensions or more.
+        ValueError: If the tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> singular_values(torch.tensor([[0.0, 3.0], [4.0, 0.0]]))
         tensor([4., 3.], dtype=torch.float64)
     """
-    return _singular_values(check_matrix("matrix", matrix))
+    values: Tensor = torch.linalg.svdvals(check_matrix("matrix", matrix))
+    return values
 
 
 def singular_values_from_moments(second_moment: Tensor) -> Tensor:
-    """Singular values of a representation from the sum over samples AᵀA.
+    """Singular values of A from AᵀA.
 
     Args:
         second_moment: AᵀA, shape (..., w, w).
 
     Returns:
-        Shape (..., w), largest first. Values below 3e-7 of the largest are rounding noise and read as 0. NaN where
-        the moment is not finite.
+        Shape (..., w), largest first; 0 below 3e-7 of the largest (rounding noise), NaN if the moment is not finite.
 
     Example:
         >>> singular_values_from_moments(torch.tensor([[16.0, 0.0], [0.0, 9.0]], dtype=torch.float64))
@@ -55,8 +54,8 @@ def singular_values_from_moments(second_moment: Tensor) -> Tensor:
 def stable_rank(representation: Tensor) -> Tensor:
     """Stable rank ``‖A‖²_* / ‖A‖²_F``: nuclear over Frobenius norm, squared (arXiv 2405.17573, Proposition 1).
 
-    Not the other number of this name, ``‖A‖²_F / ‖A‖²_op``. At most rank A, and for an A that its features reproduce
-    at most the raw cost of identity (no constant column).
+    This is not ``‖A‖²_F / ‖A‖²_op``. It is at most rank A, and at most the raw cost of identity without constant column
+    if σ(A) reproduces A.
 
     Args:
         representation: A, shape (..., N, w).
@@ -65,29 +64,24 @@ def stable_rank(representation: Tensor) -> Tensor:
         Shape (...), no unit, between 1 and rank A; 0 for A = 0.
 
     Raises:
-        ValueError: If `representation` is not floating-point, finite and of two dimensions or more.
+        ValueError: If the tensor is not floating-point, finite and of its shape.
 
     Example:
         >>> stable_rank(torch.eye(3))
         tensor(3., dtype=torch.float64)
     """
-    return stable_rank_of(_singular_values(check_matrix("representation", representation)))
+    return stable_rank_of(torch.linalg.svdvals(check_matrix("representation", representation)))
 
 
 def singular_values_by_smaller_side(matrix: Tensor) -> Tensor:
-    """Singular values of a finite matrix, shape (..., N, w), from AAᵀ or AᵀA, whichever is smaller; without checks."""
+    """Singular values of a finite matrix from AAᵀ or AᵀA, whichever is smaller; without checks."""
     rows, columns = matrix.shape[-2:]
     return singular_values_from_moments(matrix @ matrix.mT if rows <= columns else matrix.mT @ matrix)
 
 
 def stable_rank_of(values: Tensor) -> Tensor:
-    """Stable rank from singular values, largest first, shape (..., n)."""
+    """Stable rank from singular values, largest first."""
     largest = values[..., :1]
-    # Scaled by the largest value the squares neither overflow nor vanish.
+    # Scaled, so that squares neither overflow nor vanish.
     scaled = values / torch.where(largest == 0, 1.0, largest)
     return scaled.sum(-1).square() / torch.where(largest[..., 0] == 0, 1.0, scaled.square().sum(-1))
-
-
-def _singular_values(matrix: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(matrix)
-    return values

@@ -1,4 +1,4 @@
-"""Rules of adapting step-sizes: how fast each layer changes, from sums over samples."""
+"""Rules of adapting step-sizes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from lightning_leaky.functional.step_sizes import distance_squares, relative_dis
 class StepSizeRule(Protocol):
     """How fast each layer changes; the step-sizes become inverse to it (`adaptive_step_sizes`).
 
-    What a rule knows of a layer are sums over samples, so that micro-batches and processes add up. Any object with
-    these two methods is a rule.
+    Any object with these two methods is a rule. Micro-batches and processes add up its sums.
 
     Example:
         >>> class Distance:
@@ -35,7 +34,7 @@ class StepSizeRule(Protocol):
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
         """Sums over samples of one layer, of any shape, from A_{l−1} and A_l: shape (N, w), no padding.
 
-        They come in their own dtype, float32 at least. Sum in float64 what must not lose digits.
+        Inputs are float32 at least. Sum in float64 what must not lose digits.
         """
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
@@ -64,12 +63,11 @@ class RelativeDistanceRule:
 
 @dataclass(frozen=True)
 class SwitchesRule:
-    """Our rule: the share of the activations that a layer switches on or off, per unit of p, and a floor.
+    """The share of activations that a layer switches on or off, per unit of p, and a floor [ours].
 
     ``c_l = s_l/ρ_l + floor · mean_k(s_k/ρ_k)``, where s_l is the share of the entries of A that change sign in layer l.
-    Between two layers in which no sign changes ReLU is one and the same linear map, and they could be one layer; where
-    many change, nonlinearity is used. The floor keeps layers without a switch from taking the whole path. It was chosen
-    among some thirty ideas on validation data (`docs/step_sizes.md`).
+    Without sign changes ReLU is one linear map, and layers could merge; many changes use its nonlinearity. The floor
+    keeps layers without a switch from taking the whole path. `docs/step_sizes.md` compares the rules.
 
     Args:
         floor: Added to each layer, in units of the mean over the layers.
@@ -79,8 +77,8 @@ class SwitchesRule:
 
     Example:
         >>> rule = SwitchesRule(floor=0.0)
-        >>> sums = rule.sums(torch.tensor([[1.0, 2.0, -1.0, 3.0]]), torch.tensor([[-1.0, 2.0, -1.0, 3.0]]))
-        >>> rule.distances(sums[None], torch.tensor([0.5]), effective_depth=1.0)
+        >>> sums = rule.sums(torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0, 2.0]]))
+        >>> rule.distances(sums[None], torch.tensor([1.0]), effective_depth=1.0)
         tensor([0.5000], dtype=torch.float64)
     """
 
@@ -90,9 +88,9 @@ class SwitchesRule:
         check_non_negative("floor", self.floor)
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Number of entries that change sign (0 counts as off), and of all entries."""
+        """Number of entries that change sign (0 is off), and of all entries."""
         switched = widen(((previous > 0) != (current > 0)).sum())
-        # NaN where the layer has diverged: comparisons would not say so, and the hook leaves such a mesh alone.
+        # Comparisons hide NaN, but the hook must see that a layer has diverged.
         return torch.stack([switched, torch.full_like(switched, current.numel())]) + 0 * current.sum()
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
@@ -103,22 +101,13 @@ class SwitchesRule:
 
 @dataclass(frozen=True)
 class RelativeSpeedRule:
-    """The relative distance in the norm of the energies, ``c_l = ‖V_l‖_K / ‖A_{l−1}‖_K`` [ours]; see `relative_speed`.
+    """The relative distance in the K-norm, ``c_l = ‖V_l‖_K / ‖A_{l−1}‖_K`` [ours]; see `relative_speed`.
 
-    It sums second moments, ``8 (d² + 2dw)`` bytes a layer.
+    It sums second moments, ``8 (d² + 2dw)`` bytes per layer.
 
     Args:
         gamma_rel: γ0 of the stabiliser γ = γ0 ‖K‖_op.
-        features: Features σ(A), as of `resolve_features`; ``"linear"`` suits blocks without a leak.
-
-    Raises:
-        ValueError: If γ0 is not positive, or the features are not known.
-
-    Example:
-        >>> rule = RelativeSpeedRule()
-        >>> sums = rule.sums(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
-        >>> rule.distances(sums[None], torch.tensor([0.5]), effective_depth=1.0)
-        tensor([0.4000], dtype=torch.float64)
+        features: σ(A), as of `resolve_features`; ``"linear"`` suits blocks without a leak.
     """
 
     gamma_rel: float = 1e-3
@@ -129,7 +118,7 @@ class RelativeSpeedRule:
         resolve_features(self.features)
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Second moments of A and of its step, with their inner products in a last row."""
+        """Second moments of A and its step."""
         start, moved = widen(previous), widen(current) - widen(previous)
         products = feature_products(features(start, self.features), [start, moved])
         row = products.new_zeros(1, products.shape[-1])
@@ -152,14 +141,14 @@ RULES: dict[str, StepSizeRule] = {
 
 
 def resolve_rule(rule: str | StepSizeRule) -> StepSizeRule:
-    """Return the rule that a name stands for.
+    """Return a named rule.
 
     Args:
         rule: ``"relative_distance"`` (the paper's), ``"switches"`` or ``"relative_speed"`` (ours), or any
             `StepSizeRule`.
 
     Raises:
-        ValueError: If the name is not known, or the object is no rule.
+        ValueError: If the name is not known, or the object is not a rule.
 
     Example:
         >>> resolve_rule("relative_distance")

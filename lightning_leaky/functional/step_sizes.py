@@ -1,4 +1,4 @@
-"""Layer step-sizes ρ: the three schemes of the paper, their adaptive update, and a bound on the leak of one layer."""
+"""Layer step-sizes ρ."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import Tensor
 from lightning_leaky.functional._checks import check_layers, check_matrix, check_same_shape
 from lightning_leaky.functional.moments import inner_product
 
-# Step-sizes kept in float32 sum to 1 within L roundings; in bf16 within far more, which is why a float64 master exists.
-_SUM_TOLERANCE = 1e-4
-# Of two step-sizes in one update; far below any ratio that a trained network shows.
+_SUM_TOLERANCE = 1e-4  # for float32
+# Far below any ratio of distances in a trained network.
 _LEAST_RATIO = 1e-12
 
 
@@ -34,7 +33,7 @@ def equidistant_step_sizes(num_layers: int) -> Tensor:
 
 
 def irregular_step_sizes(num_layers: int, unevenness: float = 0.9) -> Tensor:
-    """Irregular step-sizes ``ρ_l ∝ 1/L + (a/L)(1/4 − |l/L − 1/2|)``: smaller near both ends (section 4).
+    """Irregular step-sizes ``ρ_l ∝ 1/L + (a/L)(1/4 − |l/L − 1/2|)``, smaller near both ends (section 4).
 
     Args:
         num_layers: L ≥ 1.
@@ -57,19 +56,18 @@ def irregular_step_sizes(num_layers: int, unevenness: float = 0.9) -> Tensor:
 
 
 def adaptive_step_sizes(step_sizes: Tensor, distances: Tensor, damping: float = 1.0) -> Tensor:
-    """Adaptive update ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹`` (section 4); its fixed point makes ``ρ_l c_l`` equal for all layers.
+    """Adaptive update ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹`` (section 4).
 
-    With the paper's c (`relative_distances`) all layers then move by the same relative distance.
+    Its fixed point has equal ``ρ_l c_l``: with `relative_distances`, all layers move by the same relative distance.
 
     Args:
         step_sizes: Present ρ, shape (L,).
         distances: c_l > 0, change per unit of p, shape (L,).
-        damping: How far to go, in (0, 1]: the paper's update is 1; less mixes it with the present step-sizes, which
-            the noise of mini-batches and a moving path want. [ours]
+        damping: How far to go, in (0, 1]; 1 is the paper's update, less suits noisy mini-batches and moving paths.
+            [ours]
 
     Returns:
-        New ρ, shape (L,), float64, positive, summing to 1. Where a distance is zero or not finite the update is
-        undefined, and the present step-sizes are returned. [ours]
+        New ρ, shape (L,), float64, positive, summing to 1; the present ρ if a distance is zero or not finite. [ours]
 
     Raises:
         ValueError: If the step-sizes are not a distribution, the shapes differ, or `damping` is outside (0, 1].
@@ -85,18 +83,13 @@ def adaptive_step_sizes(step_sizes: Tensor, distances: Tensor, damping: float = 
     if not distances_are_usable(distances):
         return rho.clone()
     wide = distances.to(rho)
-    # Relative to the least distance, so that nothing overflows, and never so small that a step-size vanishes.
+    # Relative to the least distance against overflow, clamped so that none becomes 0.
     slowness = (wide.amin() / wide).clamp(min=_LEAST_RATIO)
     return normalise_step_sizes(torch.lerp(rho, slowness / slowness.sum(), damping))
 
 
 def distances_are_usable(distances: Tensor) -> bool:
-    """Whether every distance is finite and positive, so that an adaptive update is defined.
-
-    Example:
-        >>> distances_are_usable(torch.tensor([1.0, 0.0]))
-        False
-    """
+    """Whether every distance is finite and positive."""
     return bool((torch.isfinite(distances) & (distances > 0)).all())
 
 
@@ -123,23 +116,21 @@ def relative_distances(representations: Tensor, step_sizes: Tensor) -> Tensor:
 
 
 def distance_squares(previous: Tensor, current: Tensor) -> Tensor:
-    """‖A_l − A_{l−1}‖² and ‖A_l‖², sums over samples: shape (2, ...) from two tensors of shape (..., N, w)."""
+    """‖A_l − A_{l−1}‖² and ‖A_l‖², shape (2, ...), from two tensors of shape (..., N, w)."""
     return torch.stack([inner_product(matrix, matrix) for matrix in (current - previous, current)])
 
 
 def relative_distances_of(squares: Tensor, step_sizes: Tensor) -> Tensor:
-    """Relative distances per unit of p from their sums over samples, shape (2, L)."""
+    """Relative distances per unit of p from `distance_squares`."""
     return (squares[0] / squares[1]).sqrt() / step_sizes
 
 
 def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
-    """Nearest step-sizes under a bound: what exceeds it is shared out over the others, in proportion.
-
-    Ours, not the paper's. With ``maximum = 1/L̃`` no layer leaks more than everything, ρ_l L̃ ≤ 1.
+    """Step-sizes under a bound; the other layers share the excess in proportion [ours].
 
     Args:
         step_sizes: ρ, shape (L,).
-        maximum: Bound on every ρ_l, at least 1/L.
+        maximum: Bound of every ρ_l, at least 1/L; 1/L̃ keeps ρ_l L̃ ≤ 1.
 
     Returns:
         Shape (L,), float64, summing to 1.
@@ -155,16 +146,16 @@ def cap_step_sizes(step_sizes: Tensor, maximum: float) -> Tensor:
     if not maximum * len(rho) >= 1 - 1e-9:  # NaN fails every comparison
         raise ValueError(f"`maximum` must be at least 1/L = {1 / len(rho):.6g} for {len(rho)} layers, got {maximum!r}.")
     capped = torch.zeros_like(rho, dtype=torch.bool)
-    # Sharing out can push another layer over the bound: at most L rounds.
+    # Sharing can push another layer over the bound: at most L rounds.
     while bool((rho > maximum * (1 + 1e-12)).any()) and not bool(capped.all()):
         capped = rho >= maximum
-        free = ~capped
-        rho = torch.where(capped, maximum, rho * (1 - maximum * int(capped.sum())) / rho[free].sum().clamp(min=1e-300))
+        free = rho[~capped].sum().clamp(min=1e-300)
+        rho = torch.where(capped, maximum, rho * (1 - maximum * int(capped.sum())) / free)
     return normalise_step_sizes(rho)
 
 
 def normalise_step_sizes(step_sizes: Tensor) -> Tensor:
-    """Positive numbers divided by their sum, in float64.
+    """Positive numbers over their sum, in float64.
 
     Example:
         >>> normalise_step_sizes(torch.tensor([1.0, 3.0]))
@@ -175,11 +166,11 @@ def normalise_step_sizes(step_sizes: Tensor) -> Tensor:
 
 
 def check_step_sizes(step_sizes: Tensor, num_layers: int | None = None) -> Tensor:
-    """Return step-sizes in float64, or raise ValueError where they are no distribution over the layers.
+    """Return step-sizes in float64 if they are a distribution over the layers.
 
     Args:
         step_sizes: ρ, shape (L,).
-        num_layers: L, where it is known.
+        num_layers: L, if known.
 
     Returns:
         Shape (L,), float64, not renormalised.
@@ -198,12 +189,7 @@ def check_step_sizes(step_sizes: Tensor, num_layers: int | None = None) -> Tenso
 
 
 def check_segment_step_sizes(step_sizes: Tensor, num_layers: int | None = None) -> Tensor:
-    """Return the step-sizes of a part of a path in float64, or raise ValueError where they are not positive.
-
-    Example:
-        >>> check_segment_step_sizes(torch.tensor([0.25, 0.25]))
-        tensor([0.2500, 0.2500], dtype=torch.float64)
-    """
+    """`check_step_sizes` for a part of a path, with any sum."""
     rho = torch.as_tensor(step_sizes).detach().to(torch.float64)
     if rho.ndim != 1 or len(rho) == 0 or (num_layers is not None and len(rho) != num_layers):
         wanted = "(L,)" if num_layers is None else f"({num_layers},)"

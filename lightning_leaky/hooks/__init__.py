@@ -1,1 +1,1 @@
-"""Forward hooks: they keep what passes through layers, in eager and in compiled code."""
+"""Forward hooks that keep what passes through layers, in eager and compiled code."""

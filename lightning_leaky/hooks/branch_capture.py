@@ -1,4 +1,4 @@
-"""The states inside blocks, found while a batch passes: where the output of a module was added to the state before."""
+"""Finds the states inside blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FEWEST_ROWS, _MOST_ROWS = 8, 64
 
 
 class _Event(Seen):
-    """A module in a block takes or returns a tensor, or the block returns one: the tensor, as it was, and some rows."""
+    """A tensor that a module in a block takes or returns, or the block returns, and some of its rows."""
 
     def __init__(self, tap: int, is_taken: bool, tensor: Tensor) -> None:
         super().__init__(tensor, copies=is_taken)
@@ -34,17 +34,17 @@ class _Event(Seen):
 
 
 class BranchCapture(PathCapture):
-    """A capture of blocks that finds, in eager code, the states inside each, and keeps what passes there too.
+    """A capture of blocks that, in eager code, also finds the states inside each and keeps what passes there.
 
-    What the modules of a block take and return is held while the block runs. Once it is left, numbers tell its states:
-    a state is what a module takes, or the block returns, and is the state before plus what a module has returned since.
-    Where the chain breaks there, as between post-norm branches, it is what the module returns that takes the sum.
+    It compares numbers once a block has run. A module takes a state, or the block returns it, and it is the state
+    before plus what a module has returned since. If the chain breaks there, as between post-norm branches, the state
+    is what the module returns that takes the sum.
 
-    Its layers are taps, one for each module in a block, then the blocks. A tap is a step from a module to itself.
+    Its layers are taps, one per module in a block, then the blocks. A tap is a step from a module to itself.
     """
 
     def __init__(self, layers: Sequence[nn.Module], *settings: Any, **more: Any) -> None:
-        # Of blocks, the taps that take their states, in order; of each, the tap that the step there is named after.
+        # Per block, the taps that take its states, in order, each with the tap that names its step.
         self.found: dict[int, dict[int, int]] = {}
         super().__init__(layers, *settings, **more)
 
@@ -56,20 +56,20 @@ class BranchCapture(PathCapture):
         return [before, layer.first.register_forward_hook(partial(note, False))]
 
     def _note(self, block: int, tap: int, is_taken: bool, module: nn.Module, args: tuple[Any, ...], other: Any) -> None:
-        """Meet what a module takes, by position and (`other`) by keyword, or what it returns (`other`)."""
+        """Record what a module takes (`args` and keywords `other`), or returns (`other`)."""
         if torch.compiler.is_compiling() or not self.armed:
             return
-        with suppress(Exception):  # what cannot be told is no state
+        with suppress(Exception):  # what fails is not a state
             tensors = taken(args, other) if is_taken else tensors_of(other)
             if is_recomputing() and is_taken and tap in self.found.get(block, ()):
                 self._observe_again(tap, tensors[0], tensors[0])
-            passed = self._entered[block]  # what the block has taken, then events
+            passed = self._entered[block]  # the block's inputs, then events
             shapes = {shape_of(one) for one, seen in passed if not isinstance(seen, _Event)}
             like = next((one for one in tensors if shape_of(one) in shapes), tensors[0])
             passed.append((like, _Event(tap, is_taken, like)))
 
     def _leave_eagerly(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        with suppress(Exception):  # `found` lacks the block
+        with suppress(Exception):  # then `found` lacks the block
             passed = [(one, seen) for one, seen in self._entered[index] if isinstance(seen, _Event)]
             if index not in self.found:
                 events = [event for _, event in passed]
@@ -80,7 +80,6 @@ class BranchCapture(PathCapture):
         super()._leave_eagerly(index, args, kwargs, output)
 
     def _look_inside(self, index: int, events: list[_Event], befores: list[Tensor], afters: list[Tensor]) -> None:
-        """Find the states of a block, from one that it has taken to one that it returns."""
         starts = [next(seen for one, seen in self._entered[index] if one is before) for before in befores]
         for start, after in itertools.product(starts, afters):
             entries = _entries([*events, _Event(index, True, after)], start.identity)
@@ -90,18 +89,18 @@ class BranchCapture(PathCapture):
                 return
 
     def _largest(self, events: Sequence[_Event]) -> int:
-        """The tap of the module with the most parameters, of those that run as a whole in a step; the outer of two."""
+        """The tap of the module with the most parameters, the outer one if equal, of those that run whole in a step."""
         returned = {one.tap for one in events if not one.is_taken}
         whole = [one.tap for one in events if one.is_taken and one.tap in returned] or [events[0].tap]
         return max(whole, key=lambda tap: sum(one.numel() for one in named_after(self.layers[tap]).parameters()))
 
     def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
-        """Keep nothing: compiled code does not show its states."""
+        """Keep nothing, because compiled code hides its states."""
 
 
 def _entries(events: Sequence[_Event], state: tuple[Any, ...], start: int = 0) -> list[int]:
-    """Which events take the states of a block, from one state on to the last event; none where no way leads there."""
-    calls = [one.tap for one in events if one.is_taken]  # of a module that runs twice, a tap does not tell which
+    """Which events take the states of a block, from one state to the last event; none if no chain leads there."""
+    calls = [one.tap for one in events if one.is_taken]  # a tap that runs twice is ambiguous
     takes = (index for index, one in enumerate(events) if index >= start and one.is_taken and one.identity == state)
     entry = next((index for index in takes if calls.count(events[index].tap) == 1), len(events))
     for index, after in enumerate(events[entry:], start=entry):
@@ -118,7 +117,7 @@ def _entries(events: Sequence[_Event], state: tuple[Any, ...], start: int = 0) -
 
 
 def _adds(before: _Event, branch: _Event, after: _Event) -> bool:
-    """Whether a state is the one before plus a module's output, times a number for each channel, where not dropped."""
+    """Whether a state is the one before plus a module's output, scaled per channel, except dropped entries."""
     given = (before.rows, branch.rows, after.rows)
     if len({shape_of(one.tensor) for one in (before, branch, after)}) > 1:
         return False

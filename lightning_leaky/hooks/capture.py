@@ -1,4 +1,4 @@
-"""What passed through the layers of a path: representations, gradients and padding."""
+"""Representations, gradients and padding that passed the layers of a path."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ class Passage:
     """One pass through the layers of a path.
 
     Attributes:
-        befores: The tensors that may be A_{l−1}, of each layer.
-        afters: Those that may be A_l.
-        masks: The padding masks in force.
-        previous: A_{l−1}, of each layer that ran; known once it `settles`.
+        befores: Candidates for A_{l−1} of each layer.
+        afters: Candidates for A_l.
+        previous: A_{l−1} of each layer that ran, after `PathCapture.settle`.
         current: A_l.
         gradients: ∂loss/∂A_l, summed over the backward passes of a step.
-        real: Which positions are no padding, where the layer was told.
-        arrived: The gradients of those that may be A_l; a step does not use a pass that has none.
-        was_nested: Whether the layers took sequences without their padding: a mask of the batch has other sizes.
+        real: Which positions are no padding, if the layer was told.
+        arrived: Gradients of the candidates for A_l; a step does not use a pass without any.
+        was_nested: Whether the layers took nested sequences, which a mask of the batch does not fit.
     """
 
     def __init__(self, num_layers: int) -> None:
@@ -47,17 +46,17 @@ class Passage:
         self.was_nested = False
 
     def ran(self, index: int) -> bool:
-        """Whether a layer ran in it."""
+        """Whether a layer ran."""
         return bool(self.afters[index])
 
     def of(self, takers: Sequence[int], indices: Sequence[int]) -> Passage:
-        """Return this pass through some of the layers, each with the A_{l−1} of another."""
+        """Return this pass through layers `indices`, with the A_{l−1} of layers `takers`."""
         part, places = Passage(len(indices)), {index: place for place, index in enumerate(indices)}
         for name, values in vars(self).items():
             if isinstance(values, list):
                 chosen = takers if name in ("befores", "previous") else indices
                 setattr(part, name, [values[index] for index in chosen])
-        # Those of other layers say that a step uses the pass.
+        # Gradients of other layers still show that a step uses the pass.
         part.arrived = {(places.get(index, -1), number): one for (index, number), one in self.arrived.items()}
         return part
 
@@ -65,20 +64,15 @@ class Passage:
 class PathCapture(LayerHooks):
     """Keeps, while armed, what passed through each layer: A_{l−1}, A_l and, on request, ∂loss/∂A_l.
 
-    Tensors are detached and kept until `clear`. The first run of each layer belongs to the first pass, its second run
-    to the second. In compiled code there is one pass, the last. Reentrant checkpointing runs a layer without gradients
-    first and again inside the backward pass: the values are those of the first run, the gradients of the second.
+    Tensors are detached and kept until `clear`. The n-th run of each layer belongs to the n-th pass; compiled code has
+    one pass, the last. Reentrant checkpointing runs a layer again inside the backward pass: values are of the first
+    run, gradients of the second.
 
     Args:
-        layers: The layers of a path, in order.
-        gradients: Whether to keep the gradients that a backward pass brings.
-        counts_all: Whether every gradient counts, or those that a step uses.
-        model: As of `LayerHooks`.
-        state: As of `LayerHooks`.
+        counts_all: Whether every gradient counts, or only those that a step uses.
 
     Attributes:
-        is_search: Whether a path is looked for among the layers.
-        numbers: Which of the tensors that may be A_{l−1} and A_l are, of each layer, as `settle` last decided.
+        numbers: Which candidates are A_{l−1} and A_l of each layer, as `settle` decided.
     """
 
     def __init__(
@@ -97,7 +91,7 @@ class PathCapture(LayerHooks):
         self.clear()
 
     def arm(self) -> None:
-        """Take what passes from now on, and forget what has passed."""
+        """Take what passes from now on, and drop the rest."""
         self.clear()
         self.step_gradients.attach()
         self.armed = True
@@ -108,7 +102,7 @@ class PathCapture(LayerHooks):
         self.step_gradients.detach()
 
     def clear(self) -> None:
-        """Forget every tensor."""
+        """Drop every tensor."""
         super().clear()
         self.padding.clear()
         self.step_gradients.detach()
@@ -116,26 +110,26 @@ class PathCapture(LayerHooks):
         self._passes = [self._first]
 
     def complaints(self) -> dict[int, str]:
-        """Why layers cannot be read: all of them, where their gradients could not be added up."""
+        """Why layers cannot be read; all of them if adding up gradients failed."""
         failure = self.step_gradients.failure
         return super().complaints() if failure is None else dict.fromkeys(range(len(self.layers)), unreadable(failure))
 
     @property
     def passages(self) -> list[Passage]:
-        """The passes that a step uses, or all where it is not known to use any."""
+        """The passes that a step uses, or all if none is known to be used."""
         first = self._first
         for index, (previous, current) in enumerate(zip(first.previous, first.current, strict=True)):
-            if previous is not None and current is not None and not first.ran(index):  # what compiled code has left
+            if previous is not None and current is not None and not first.ran(index):  # from compiled code
                 first.befores[index], first.afters[index] = [Seen(previous)], [Seen(current)]
         return [passage for passage in self._passes if passage.arrived] or self._passes
 
     @property
     def runs(self) -> list[int]:
-        """How often each layer ran; in compiled code, whether it did."""
+        """How often each layer ran; at most once in compiled code."""
         return [sum(passage.ran(index) for passage in self._passes) for index in range(len(self.layers))]
 
     def take(self, other: PathCapture, places: Sequence[int] | Sequence[tuple[int, int]]) -> None:
-        """Take over what another capture has seen: each layer's place there, or those of its A_{l−1} and its A_l."""
+        """Take over what another capture saw: each layer's place there, or those of its A_{l−1} and A_l."""
         takers, indices = zip(*((one, one) if isinstance(one, int) else one for one in places), strict=True)
         self._passes = [passage.of(takers, indices) for passage in other._passes]
         self._first = self._passes[0]
@@ -145,7 +139,7 @@ class PathCapture(LayerHooks):
         self._unread = {own: other._unread[index] for own, index in enumerate(indices) if index in other._unread}
 
     def settle(self) -> None:
-        """Decide which tensors are the states, as they were when they passed, and complain of what is not known."""
+        """Decide which tensors are the states, as they were when they passed, or complain."""
         for passage in self.passages:
             for index, (before, after) in enumerate(self._numbers_of_states(passage)):
                 taken, returned = passage.befores[index], passage.afters[index]
@@ -161,7 +155,7 @@ class PathCapture(LayerHooks):
                     passage.real[index] = self.padding.real(index, passage.masks[index])
 
     def padding_notes(self) -> list[str]:
-        """Say whose padding mask is taken for layers that are given none themselves, and which one is not."""
+        """Say whose padding mask the layers take."""
         watch, found = self.padding, dict[tuple[str, str], bool]()
         for index, given in enumerate(self.passages[0].masks):
             block = block_of(self.layers[index])
@@ -176,16 +170,16 @@ class PathCapture(LayerHooks):
         ]
 
     def _numbers_of_states(self, passage: Passage) -> list[tuple[int | None, int | None]]:
-        """Which of the tensors that may be A_{l−1} and A_l are; what one layer hands on to the next is."""
+        """Which candidates are A_{l−1} and A_l: those that one layer passes to the next."""
         befores, afters = ([0 if len(one) < 2 else None for one in side] for side in (passage.befores, passage.afters))
         if None in befores or None in afters:
             for first, second in itertools.pairwise(range(len(self.layers))):
                 places = itertools.product(enumerate(passage.afters[first]), enumerate(passage.befores[second]))
                 same = [(after, before) for (after, one), (before, other) in places if one.identity == other.identity]
-                # Of two that come in and go out, one may be matched by chance.
+                # If both sides have several, one match may be chance.
                 if len(same) == 1 and 1 in (len(passage.afters[first]), len(passage.befores[second])):
                     afters[first], befores[second] = same[0]
-            # The ends, as their neighbours; the last step of a block as that of another.
+            # The ends follow their neighbours; the last step of a block follows that of another block.
             befores[0] = befores[:2][-1] if befores[0] is None else befores[0]
             many = len(passage.afters[-1])
             alike = [after for after, one in zip(afters, passage.afters, strict=True) if len(one) == many]
@@ -211,13 +205,13 @@ class PathCapture(LayerHooks):
         passage = self._first
         passage.masks[index] = self.padding.given(index)
         kept = [tensor.detach() for tensor in (previous, current)]
-        # Code between the layers may write where they lie; of a search, the places tell which one follows which.
+        # Code between layers may overwrite them. A search needs their addresses to tell which follows which.
         passage.previous[index], passage.current[index] = kept if self.is_search else [one.clone() for one in kept]
         if self.gradients_wanted and current.requires_grad:
             current.register_hook(partial(keep_gradient, number=self._number, index=index))  # type: ignore[no-untyped-call]
 
     def _await(self, passage: Passage, index: int, outputs: Sequence[Tensor]) -> None:
-        if self.gradients_wanted or index == len(self.layers) - 1:  # one gradient is enough to know that it is used
+        if self.gradients_wanted or index == len(self.layers) - 1:  # one gradient shows that a step uses the pass
             for number, output in enumerate(outputs):
                 if output.requires_grad:
                     passage.awaits.add(index)
@@ -226,15 +220,14 @@ class PathCapture(LayerHooks):
     def _arrive(self, passage: Passage, index: int, number: int, gradient: Tensor) -> None:
         try:
             self.step_gradients.arrive(passage.arrived, (index, number), gradient.detach())
-        except Exception as error:  # the backward pass that it belongs to goes on
+        except Exception as error:  # the backward pass goes on
             self._unread[index] = unreadable(error)
 
     def keep_gradient(self, index: int, gradient: Tensor) -> None:
-        """Take the gradient of a layer's output out of compiled code."""
+        """Take a gradient from compiled code."""
         self._arrive(self._first, index, 0, gradient)
 
     def _dense(self, passage: Passage, index: int, seen: Seen, role: str) -> Tensor | None:
-        """What a tensor held when it passed; of a nested one, the padded copy."""
         tensor = self._unwritten(index, seen, role)
         if tensor is not None and tensor.is_nested:
             passage.was_nested = True

@@ -1,4 +1,4 @@
-"""What hooks need inside compiled code: a way out for gradients, and eyes for hooks registered late."""
+"""What hooks need in compiled code."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ _NUMBERS = itertools.count()
 
 
 def number_of(keeper: object) -> int:
-    """Return a number under which compiled code finds an object again, one that keeps gradients or adds up sums."""
+    """Return a number by which compiled code finds an object that keeps gradients or sums."""
     number = next(_NUMBERS)
     _KEEPERS[number] = keeper
     return number
 
 
-# torch traces the body of a gradient hook and refuses one that writes to Python's objects. An operator is not looked
-# into; it returns a copy, and the hook hands that on, for an operator whose result nobody uses would be dropped. A CUDA
-# graph would replay without it, so it says that it must stay outside of one.
+# torch refuses to trace a gradient hook that writes to Python objects, but does not look into operators. This one
+# returns a copy because torch drops operators with unused results. A CUDA graph would replay without it.
 @library.custom_op(
     "lightning_leaky::keep_gradient",
     mutates_args=(),
@@ -35,20 +34,11 @@ def number_of(keeper: object) -> int:
     tags=[torch.Tag.cudagraph_unsafe],
 )
 def keep_gradient(gradient: Tensor, number: int, index: int) -> Tensor:
-    """Keep a gradient that passes compiled code, and return a copy of it.
-
-    Args:
-        gradient: The gradient.
-        number: Whose it is, as `number_of` has said.
-        index: Of which layer.
-
-    Returns:
-        An equal tensor.
-    """
+    """Give a layer's gradient in compiled code to the object of `number_of`, and return a copy."""
     keeper = _KEEPERS.get(number)
     if keeper is not None:
         keeper.keep_gradient(index, gradient.clone())
-    return gradient.clone()  # another one: compiled code writes its next results where this one was
+    return gradient.clone()  # another one, because compiled code reuses its memory
 
 
 @keep_gradient.register_fake
@@ -56,26 +46,17 @@ def _(gradient: Tensor, number: int, index: int) -> Tensor:
     return torch.empty_like(gradient)
 
 
-# How many rows are real is known when it runs: no graph could be made of what follows. The sums are made before.
+# The number of real rows is known only at run time, so the rest cannot be in a graph. `sums` is allocated before.
 @library.custom_op("lightning_leaky::add_rows", mutates_args=("sums",), tags=[torch.Tag.cudagraph_unsafe])
 def add_rows(sums: Tensor, previous: Tensor, current: Tensor, real: Tensor | None, number: int, index: int) -> None:
-    """Add what passes compiled code to sums, reading it as eager code would.
-
-    Args:
-        sums: Those of all layers, changed in place.
-        previous: A_{l−1}.
-        current: A_l.
-        real: Which positions are no padding; ``None`` for all.
-        number: Who reads it, as `number_of` has said.
-        index: Which layer it is.
-    """
+    """Have the object of `number_of` add a layer's A_{l−1} and A_l to the sums of all layers, in place."""
     keeper = _KEEPERS.get(number)
     if keeper is not None:
         keeper.add(index, previous, current, real, sums)
 
 
 def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
-    """Warn where more layers are compiled one by one than torch allows: hooks make each a graph of its own."""
+    """Warn if more layers are compiled one by one than torch allows."""
     if "torch._dynamo" not in sys.modules:
         return
     limit = torch._dynamo.config.recompile_limit
@@ -90,8 +71,8 @@ def warn_of_recompilation(layers: Sequence[nn.Module]) -> None:
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Run what is compiled eagerly: compiled code knows no hooks registered late, and fuses what hooks do not stop."""
-    if "torch._dynamo" not in sys.modules:  # importing it takes seconds; where nobody has, nothing is compiled
+    """Run compiled modules eagerly, because compiled code misses late hooks and fuses layers without hooks."""
+    if "torch._dynamo" not in sys.modules:  # importing it takes seconds; without it nothing is compiled
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -99,7 +80,6 @@ def eagerly() -> Iterator[None]:
 
 
 def forget_compiled_code() -> None:
-    """Let compiled modules see hooks registered after their first call, which they would silently pass by."""
-    # Importing torch._dynamo takes seconds; where nobody has, nothing is compiled.
+    """Let compiled modules see hooks registered after their first call."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Which gradients belong to an optimizer's step: those of backward passes that reach the parameters of the layers."""
+"""Gradients that an optimizer's step uses."""
 
 from __future__ import annotations
 
@@ -14,23 +14,19 @@ from torch.utils.hooks import RemovableHandle
 from lightning_leaky.utilities.processes import is_flattened, is_sharded
 
 Gradients: TypeAlias = dict[tuple[int, int], Tensor]
-"""Those of the representations of one pass, by layer and by number among what the layer returned."""
+"""Of one pass, by layer and by number of the layer's candidate."""
 
 
 class StepGradients:
-    """Hands on the gradients of representations that an optimizer's step uses, and drops the others.
+    """Passes on the gradients of representations that an optimizer's step uses, and drops the others.
 
-    A backward pass counts if it accumulates into a parameter of the layers; gradients that `torch.autograd.grad` takes
-    for a chart or a penalty do not. Passes add up until the parameters' gradients are zeroed. Where the layers have no
-    parameters to look at (frozen ones, shards), the backward passes that a trainer has announced count.
-
-    Args:
-        layers: The layers of a path.
-        counts_all: Whether every gradient counts.
+    A backward pass counts if it accumulates into a parameter of the layers; `torch.autograd.grad`, as for a chart or a
+    penalty, does not. Passes add up until the parameters' gradients are zeroed. If the layers have no parameters to
+    watch (all frozen or sharded), the backward passes that a trainer announces count.
 
     Attributes:
-        in_backward: Whether a backward pass that was announced is running.
-        failure: What has kept gradients from being added up since they are awaited; then none can be told.
+        in_backward: Whether an announced backward pass is running.
+        failure: Why gradients could not be added up since `attach`.
     """
 
     def __init__(self, layers: Sequence[nn.Module], counts_all: bool = False) -> None:
@@ -48,9 +44,9 @@ class StepGradients:
         self._receivers: list[Gradients] = []
 
     def attach(self) -> None:
-        """Register hooks on the parameters of the layers, where gradients may come that not all count."""
+        """Register hooks on the parameters of the layers."""
         self.failure = None
-        # A shard gets no gradients by autograd's own hooks.
+        # Autograd's hooks do not see a shard's gradients.
         self._parameters = [
             one
             for layer in self.layers
@@ -62,26 +58,26 @@ class StepGradients:
             self._handles.append(handle)
 
     def detach(self) -> None:
-        """Remove the hooks, and hand on no more."""
+        """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
         self._reset()
 
     def forget(self) -> None:
-        """Take back the gradients that were handed on."""
+        """Take back what was passed on."""
         for receiver in self._receivers:
             receiver.clear()
         self._reset()
 
     def arrive(self, receiver: Gradients, key: tuple[int, int], gradient: Tensor) -> None:
-        """Take the gradient of one of a layer's outputs, in a backward pass; if it counts, add it to the receiver."""
+        """Take a gradient in a backward pass, and add it to the receiver if it counts."""
         if not self._running:
             gradients = [parameter.grad for parameter in self._parameters]
             if self._receivers and gradients and not any(one is not None and bool(one.any()) for one in gradients):
                 self.forget()  # they were zeroed
             self._counts = self.counts_all or (self.in_backward and not self._parameters)
         task = torch._C._current_graph_task_id()
-        if task not in self._running and task != -1:  # checkpointing runs backward passes inside of one
+        if task not in self._running and task != -1:  # checkpointing nests backward passes
             self._running.add(task)
             torch.autograd.Variable._execution_engine.queue_callback(partial(self._end, task))
         if self._counts:
@@ -90,12 +86,12 @@ class StepGradients:
             self._waiting.append((receiver, key, gradient))
 
     def _accumulated(self, parameter: Tensor) -> None:
-        """The backward pass that runs has reached a parameter: what has come by it counts, and what will."""
+        """All gradients of this backward pass count, because it reached a parameter."""
         if self._running:
             self._counts, waiting, self._waiting = True, self._waiting, []
             try:
                 self._hand_on(*waiting)
-            except Exception as error:  # the backward pass that runs goes on
+            except Exception as error:  # the backward pass goes on
                 self.failure = error
 
     def _hand_on(self, *arrived: tuple[Gradients, tuple[int, int], Tensor]) -> None:

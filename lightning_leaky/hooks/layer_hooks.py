@@ -1,4 +1,4 @@
-"""Forward hooks on the layers of a path: they see representations pass, and are gone when detached."""
+"""Forward hooks on the layers of a path."""
 
 from __future__ import annotations
 
@@ -22,20 +22,13 @@ from lightning_leaky.hooks.structures import tensors_of
 class LayerHooks:
     """Owns the forward hooks on some layers: one before and one after each.
 
-    A layer may take its input by position or keyword and return any structure (`state_candidates`). What cannot be read
-    is never an error in somebody's forward pass: `complaints` says it afterwards. What a backward pass runs once more,
-    as checkpointing does, does not count. Only eager code counts and checks: a compiled hook must not change a number.
-
-    Pickling and deep-copying drop the handles, not the layers: a copy has no hooks until it is attached.
-
-    Args:
-        layers: The layers of a path, in order.
-        model: What contains them, to see the padding masks that it is given.
-        state: Which tensor of a layer is its state, see `StateChoice`; ``None`` where its shape tells.
+    What cannot be read raises no error in a forward pass: `complaints` says it afterwards. What a backward pass
+    recomputes, as checkpointing does, does not count. Only eager code counts and checks, because a compiled hook must
+    not change a number. A pickled or deep copy has no hooks until it is attached.
 
     Attributes:
         armed: Whether to take what passes.
-        on_pass: Called, in eager code, when the first layer runs in training mode, armed or not.
+        on_pass: Called in eager code when the first layer runs in training mode, armed or not.
     """
 
     def __init__(self, layers: Sequence[nn.Module], model: nn.Module | None = None, state: StateChoice = None) -> None:
@@ -47,17 +40,17 @@ class LayerHooks:
         self._handles: list[RemovableHandle] = []
         self._copies_all, self._copied = True, set[int]()
         self._number = number_of(self)
-        LayerHooks.clear(self)  # a subclass forgets more, which is not there yet
+        LayerHooks.clear(self)  # what a subclass clears does not exist yet
 
     def attach(self) -> Self:
-        """Register the hooks, once, and return this object."""
+        """Register the hooks once, and return this object."""
         if not self._handles:
             self.padding.clear()
             for one in self.padding.receivers:
                 self._handles.append(one.module.register_forward_pre_hook(one.enter, with_kwargs=True))
             for index, layer in enumerate(self.layers):
                 self._handles += self._hooks_on(index, layer)
-            for one in self.padding.receivers:  # last: a layer that is left still has its mask
+            for one in self.padding.receivers:  # last, because `_leave` needs the mask
                 self._handles.append(one.module.register_forward_hook(one.leave))
             warn_of_recompilation(self.layers)
             forget_compiled_code()
@@ -72,21 +65,20 @@ class LayerHooks:
         self.armed = False
 
     def complaints(self) -> dict[int, str]:
-        """Why layers cannot be read, by index, from what has passed since the last `clear`."""
+        """Why layers cannot be read, by index."""
         return dict(self._unread)
 
     def clear(self) -> None:
-        """Forget what has passed."""
+        """Drop what has passed."""
         self._unread: dict[int, str] = {}
         self._entered: dict[int, list[tuple[Tensor, Seen]]] = {}
-        self._inputs: dict[int, Sequence[Any]] = {}  # of layers that begin with one module and end with another
+        self._inputs: dict[int, Sequence[Any]] = {}  # of layers whose first and last modules differ
 
     def copy_less(self) -> None:
-        """Copy only what is known to be overwritten from now on: what the layers do in place has been seen."""
+        """From now on copy only what a batch has shown to be overwritten."""
         self._copies_all = False
 
     def _hooks_on(self, index: int, layer: nn.Module) -> list[RemovableHandle]:
-        """Register the hooks on one layer."""
         enter, leave = partial(self._enter, index), partial(self._leave, index)
         first, last, ends_before = ends_of(layer)
         register = last.register_forward_pre_hook if ends_before else last.register_forward_hook
@@ -102,7 +94,7 @@ class LayerHooks:
             self.on_pass()
         if self.armed and not torch._C._are_functorch_transforms_active() and not is_recomputing():
             self._entered[index] = []
-            with suppress(Exception):  # whatever the arguments are: should one be the state, `_leave` will complain
+            with suppress(Exception):  # if one is the state, `_leave` complains
                 inputs = [one for one in tensors_of((args, kwargs)) if has_values(one)]
                 self._entered[index] = [(one, Seen(one, self._copies(index))) for one in inputs]
 
@@ -123,7 +115,7 @@ class LayerHooks:
             return
         try:
             self._leave_eagerly(index, args, kwargs, output)
-        except Exception as error:  # whatever the tensors are, the forward pass that they belong to goes on
+        except Exception as error:  # the forward pass goes on
             self._unread[index] = unreadable(error)
 
     def _leave_eagerly(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -144,18 +136,18 @@ class LayerHooks:
         return self._copies_all or index in self._copied
 
     def _observe(self, index: int, befores: list[Seen], afters: list[Seen], outputs: list[Tensor]) -> None:
-        """Take what a layer maps: the tensors that may be its state, and the outputs in their graph."""
+        """Take the candidates for a layer's state, and the outputs in their graph."""
         raise NotImplementedError
 
     def _observe_compiled(self, index: int, previous: Tensor, current: Tensor) -> None:
-        """Take it in code that is being compiled."""
+        """Take what a layer maps in compiled code."""
         raise NotImplementedError
 
     def _observe_again(self, index: int, previous: Tensor, current: Tensor) -> None:
-        """Meet a layer that a backward pass runs once more."""
+        """Take what a layer maps in a backward pass that recomputes it."""
 
     def _pair(self, index: int, befores: list[Seen], afters: list[Seen]) -> tuple[Tensor, Tensor] | None:
-        """What a layer maps, where that is certain; else ``None``, and a complaint."""
+        """What a layer maps, or ``None`` and a complaint if that is not certain."""
         if len(befores) + len(afters) > 2:
             self._unread[index] = several_states(len(befores), len(afters))
             return None
@@ -163,7 +155,7 @@ class LayerHooks:
         return None if previous is None or current is None else (previous, current)
 
     def _unwritten(self, index: int, seen: Seen, role: str) -> Tensor | None:
-        """What a tensor held when it passed; ``None``, and a complaint, where that is lost."""
+        """What a tensor held when it passed, or ``None`` and a complaint if that is lost."""
         if seen.is_overwritten:
             self._copied.add(index)
         if seen.value is None:
@@ -182,12 +174,12 @@ class LayerHooks:
 
 
 def unreadable(error: Exception) -> str:
-    """What a layer is complained of where reading it has raised an error."""
+    """The complaint if reading a layer raised an error."""
     return f"cannot be read: {str(error).rstrip('.') or repr(error)}"
 
 
 def several_states(taken: int, returned: int) -> str:
-    """What a layer is complained of where its state is not certain."""
+    """The complaint if a layer's state is not certain."""
     return (
         f"takes {taken} and returns {returned} tensors of one shape, and which of them is its state is not known; say "
         '`state`, as in state="hidden" or state="sum"'
@@ -195,5 +187,5 @@ def several_states(taken: int, returned: int) -> str:
 
 
 def is_recomputing() -> bool:
-    """Whether eager code runs inside a backward pass, as it does where activations are checkpointed."""
+    """Whether eager code runs inside a backward pass, as with checkpointing."""
     return torch._C._current_graph_task_id() != -1

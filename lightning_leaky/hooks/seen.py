@@ -1,4 +1,4 @@
-"""A tensor as it was when it passed, whatever is written to it afterwards."""
+"""A tensor as it was when it passed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from lightning_leaky.hooks.structures import shape_of
 
 
 class Seen:
-    """A tensor that has passed a layer, and whether it still holds what it held then.
+    """A tensor that has passed a layer, and whether it still holds the same values.
 
-    Torch counts writes to a tensor, but not in inference mode, nor those through `data`; these only a copy can tell.
-
-    Args:
-        tensor: The tensor.
-        copies: Whether to keep a copy.
+    Torch counts writes to a tensor, but not in inference mode or through `data`; only a copy shows these.
 
     Raises:
-        ValueError: If the tensor has no values, as on the meta device.
+        ValueError: If the tensor has no values.
     """
 
     __slots__ = ("copy", "tensor", "version")
@@ -34,7 +30,7 @@ class Seen:
 
     @property
     def is_overwritten(self) -> bool:
-        """Whether somebody has written to the tensor since."""
+        """Whether the tensor has been written to since."""
         if self.version is not None and self.tensor._version != self.version:
             return True
         if self.copy is None:
@@ -44,15 +40,15 @@ class Seen:
 
     @property
     def value(self) -> Tensor | None:
-        """What the tensor held; ``None`` if it was overwritten and no copy was kept."""
+        """What the tensor held; ``None`` if it was overwritten and not copied."""
         return self.copy if self.is_overwritten else self.tensor
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Where in memory it lies, its shape, and how often it had been written to: unique while all are kept."""
+        """Address, version and shape: unique while all are kept."""
         return (self.tensor.data_ptr(), self.version, *shape_of(self.tensor))
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers: one on the meta device, or of fake mode, holds none."""
+    """Whether a tensor holds numbers: not on the meta device or in fake mode."""
     return not tensor.is_meta and type(tensor).__name__ != "FakeTensor"

@@ -1,4 +1,4 @@
-"""Blocks, or steps inside them, that hand on what they are given, for as long as they are skipped."""
+"""Blocks, or steps inside them, that are skipped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from lightning_leaky.hooks.structures import replaced, same_shape, tensors_of
 
 
 class SkippedBlocks:
-    """Owns hooks that put back, in place of a block's output, the state that the block was given.
+    """Owns hooks that replace a block's output by the state that it was given.
 
-    A block that is skipped still runs, for what else it returns; its state does not pass through it.
+    A skipped block still runs, because it may return more than its state.
 
     Args:
-        blocks: The blocks.
-        names: Their names, for errors.
-        state: Which tensor of a block is its state, see `StateChoice`.
-        numbers: Which of several that may be, on either side of each block, where `PathCapture` knows it.
+        numbers: As `PathCapture.numbers` of each block.
 
     Attributes:
-        skipped: Indices of the blocks to skip; change it between two forward passes.
+        skipped: Indices of the blocks to skip; may change between forward passes.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class SkippedBlocks:
 
     @torch.no_grad()
     def _undo(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Overwrite the state between two steps of a block: its code adds to this very tensor again, later."""
+        """Overwrite the state between two steps in place, because the block's code adds to this tensor later."""
         if index not in self.skipped:
             return
         inputs, _ = self._inputs.pop(index, ((), {}))
@@ -102,7 +99,7 @@ class SkippedBlocks:
         (before,), (after,) = befores, afters
         if not place.is_sum:
             return replaced(output, after, before.to(after.dtype))
-        first = state_candidates(place._replace(is_sum=False), args, {}, output)[1][0]
+        first = state_candidates(place._replace(is_sum=False), *inputs, output)[1][0]
         return replaced(output, first, first + (before - after).to(first.dtype))
 
     def _refusal(self, index: int, befores: list[Tensor], afters: list[Tensor]) -> ValueError:

@@ -1,4 +1,4 @@
-"""Which tensors, of all that a block takes and returns, may be its state; and which one is, where the user says so."""
+"""Which tensor that a block takes and returns is its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StateChoice: TypeAlias = str | int | tuple[str | int, str | int] | Callable[[Any
 
 
 class StatePlace(NamedTuple):
-    """A `StateChoice`, looked up in the signature of one block, so that nothing is looked up in a forward pass."""
+    """A `StateChoice`, looked up in the signature of one block before any forward pass."""
 
     inputs: tuple[str | int, ...] = ()
     output: str | int | None = None
@@ -25,18 +25,14 @@ class StatePlace(NamedTuple):
 
 
 def state_place(block: nn.Module, state: StateChoice) -> StatePlace:
-    """Look a choice up in a block's forward signature.
-
-    Raises:
-        ValueError: If the block has no such argument, or the choice is none.
-    """
+    """Look a choice up in a block's forward signature; raise ValueError if it is not there."""
     block = unwrapped(block)
     if state is None or state == "sum" or callable(state):
         return StatePlace(is_sum=state == "sum", function=state if callable(state) else None)
     key, output = state if isinstance(state, (tuple, list)) and len(state) == 2 else (state, None)
     try:
         kinds = {name: one.kind for name, one in inspect.signature(block.forward).parameters.items()}
-    except ValueError:  # traced by TorchScript, which keeps no names
+    except ValueError:  # TorchScript keeps no names
         kinds = {"args": inspect.Parameter.VAR_POSITIONAL, "kwargs": inspect.Parameter.VAR_KEYWORD}
     names = [name for name, kind in kinds.items() if kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
     if isinstance(key, str) and (key in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()):
@@ -52,10 +48,10 @@ def state_place(block: nn.Module, state: StateChoice) -> StatePlace:
 def state_candidates(
     place: StatePlace, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the tensors that may be A_{l−1}, and those that may be A_l: one of each, where that is certain.
+    """Return the tensors that may be A_{l−1}, and those that may be A_l: one of each if that is certain.
 
-    They are the inputs and outputs that have the shape of one another; one that is passed twice counts once. Where no
-    shape is preserved they are the first of each; no tensor of one byte a number, as a cache of float8, is among them.
+    They are the different inputs and outputs of one shape, or the first of each if no shape is preserved. Tensors with
+    one byte per number, as a float8 cache, are left out.
     """
     arguments: dict[str | int, Any] = dict([*enumerate(args), *kwargs.items()])
     inputs: Any = [arguments[key] for key in place.inputs if key in arguments] if place.inputs else arguments
@@ -67,7 +63,7 @@ def state_candidates(
     if like is None:
         return befores[:1], afters[:1]
     befores, kept = ([one for one in side if same_shape(one, like)] for side in (befores, afters))
-    if place.is_sum and len(befores) <= len(kept):  # else something came along that is not handed on: all are returned
+    if place.is_sum and len(befores) <= len(kept):  # else some input is not passed on: return all
         return [sum(befores[1:], befores[0])], [sum(kept[1:], kept[0])]
     return list(dict.fromkeys(befores)), list(dict.fromkeys(kept))
 
@@ -75,10 +71,7 @@ def state_candidates(
 def certain_choice(
     args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, before: Tensor, after: Tensor
 ) -> tuple[str | int, str | int] | None:
-    """Return where a state came and left: a choice that later passes can keep to, whatever shapes they bring.
-
-    ``None`` where it came in two arguments at once, or inside a structure.
-    """
+    """Return the choice of a state for later passes; ``None`` if it is not one whole argument and a part returned."""
     arguments: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
     inputs = [key for key, part in arguments if part is before]
     outputs = [key for key, part in _parts(output).items() if part is after]
@@ -86,6 +79,6 @@ def certain_choice(
 
 
 def _parts(value: Any) -> dict[str | int, Any]:
-    """The parts of a structure by number and, where they have any, by name; another value is its only part."""
+    """The parts of a structure by number and by name, if any; another value is its only part."""
     parts = parts_of(value) or {0: value}
     return {**dict(enumerate(parts.values())), **parts}

@@ -1,4 +1,4 @@
-"""Layers that are no module of a model: several in a row, or one of the steps that a block makes inside."""
+"""Layers that are not one module: several in a row, or a step inside a block."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from lightning_leaky.hooks.structures import tensors_of
 
 
 class Span(nn.Sequential):
-    """Modules that a model calls one after another, read as one layer; nobody calls this one."""
+    """Modules that a model calls one after another, read as one layer; never called itself."""
 
 
 class Step(nn.Module):
-    """One step of a block, read as one layer: from the state that one of its modules takes to the next state.
-
-    The state that a module takes is the first floating-point tensor among its arguments. Nobody calls a step.
+    """One step of a block, read as one layer, from one state to the next; never called itself.
 
     Args:
         block: The block; its parameters are those of the step.
-        first: The module in it that takes A_{l−1}.
-        then: The module in it that takes A_l; ``None`` where the block returns A_l.
-        named: The module that the step is named after; the first by default.
+        first: The module that takes A_{l−1}, as its first floating-point tensor.
+        then: The module that takes A_l; ``None`` if the block returns A_l.
+        named: The module that names the step; `first` by default.
     """
 
     def __init__(
@@ -35,33 +33,29 @@ class Step(nn.Module):
 
 
 def ends_of(layer: nn.Module) -> tuple[nn.Module, nn.Module, bool]:
-    """Return the modules with which a layer begins and ends, and whether it ends before the second one runs."""
+    """Return the first and last module of a layer, and whether it ends before the last one runs."""
     if isinstance(layer, Step):
         return layer.first, layer.block if layer.then is None else layer.then, layer.then is not None
     return (layer[0], layer[-1], False) if isinstance(layer, Span) else (layer, layer, False)
 
 
 def block_of(layer: nn.Module) -> nn.Module:
-    """Return the block whose step a layer is, or the layer itself."""
+    """Return the block of a step, or the layer itself."""
     return layer.block if isinstance(layer, Step) else layer
 
 
 def named_after(layer: nn.Module) -> nn.Module:
-    """Return the module whose name a layer has."""
+    """Return the module that names a layer."""
     return layer.named if isinstance(layer, Step) else ends_of(layer)[0]
 
 
 def taken(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the state that a module in a block takes, or nothing where it takes no tensor."""
+    """Return the state that a module takes, or nothing if it takes no tensor."""
     return tensors_of((args, kwargs))[:1]
 
 
 def place_in(layer: nn.Module, state: StateChoice) -> StatePlace:
-    """Look a choice up as `state_place` does; of a step, only which output of the block is the state is open.
-
-    Raises:
-        ValueError: As there, and of a step where the choice is no argument.
-    """
+    """Return the `state_place` of a layer; a step uses only its output, and refuses ``"sum"`` and functions."""
     if not isinstance(layer, Step):
         return state_place(layer, state)
     if state == "sum" or callable(state):

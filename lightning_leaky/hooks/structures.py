@@ -1,4 +1,4 @@
-"""Tensors inside what modules take and return: tuples, dictionaries, dataclasses and the like."""
+"""Tensors in tuples, dictionaries, dataclasses and the like."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from torch import Tensor
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Return the floating-point tensors of a structure, in order; sparse ones, which no layer's state is, are left out.
-
-    Example:
-        >>> import torch
-        >>> [len(tensor) for tensor in tensors_of((torch.ones(2), {"mask": None, "hidden": torch.ones(3)}))]
-        [2, 3]
-    """
+    """Return the floating-point tensors of a structure, in order, without sparse ones."""
     return [one for one in all_tensors_of(value) if one.is_floating_point() and one.layout == torch.strided]
 
 
@@ -29,7 +23,7 @@ def all_tensors_of(value: Any) -> list[Tensor]:
 
 
 def parts_of(value: Any) -> dict[Any, Any]:
-    """Return the parts of a structure by name or, where they have none, by number; none where it is a single value."""
+    """Return the parts of a structure by name, or else by number; none of a single value."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -40,25 +34,19 @@ def parts_of(value: Any) -> dict[Any, Any]:
 
 
 def same_shape(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one shape; of nested ones, whether all of their parts have.
-
-    Example:
-        >>> import torch
-        >>> same_shape(torch.ones(2, 3), torch.ones(2, 3)), same_shape(torch.ones(2, 3), torch.ones(3, 2))
-        (True, False)
-    """
+    """Whether two tensors, or all parts of nested ones, have one shape."""
     return shape_of(tensor) == shape_of(other)
 
 
 def shape_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the shape of a tensor; of a nested one, the shapes of its parts."""
+    """Return the shape of a tensor, or those of a nested tensor's parts."""
     return tuple(map(shape_of, tensor.unbind())) if tensor.is_nested else tuple(tensor.shape)
 
 
 def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a nested tensor of sequences as a padded one, (batch, tokens, width), and which positions are real.
+    """Return a nested tensor as a padded one, (batch, tokens, width), and which positions are real.
 
-    `nn.TransformerEncoder` packs padded batches so, in evaluation and without gradients.
+    `nn.TransformerEncoder` nests padded batches in evaluation without gradients.
     """
     padded = tensor.to_padded_tensor(0.0)
     lengths = torch.tensor([len(part) for part in tensor.unbind()], device=padded.device)
@@ -66,14 +54,7 @@ def without_nesting(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Return a structure with one of its tensors replaced; the structure given is not changed.
-
-    Example:
-        >>> import torch
-        >>> old = torch.zeros(1)
-        >>> replaced({"hidden": old, "weights": None}, old, torch.ones(1))
-        {'hidden': tensor([1.]), 'weights': None}
-    """
+    """Return a copy of a structure with one tensor replaced."""
     if value is old:
         return new
     changed = {key: replaced(part, old, new) for key, part in parts_of(value).items()}

@@ -1,4 +1,4 @@
-"""Quantities as records, and what reads them: exact over batches and processes, on torchmetrics."""
+"""Quantities as records, and their readers: exact over batches and processes, on torchmetrics."""
 
 from lightning_leaky.metrics.mean import SampleMean
 from lightning_leaky.metrics.path_reader import PathReader

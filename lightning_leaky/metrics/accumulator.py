@@ -1,4 +1,4 @@
-"""Sums over samples, from which any choice of quantities is computed, exact over batches and processes."""
+"""Sums over samples, exact over batches and processes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,24 @@ from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.criticality import criticality_residual_of
 from lightning_leaky.functional.first_order import first_order_sums
 from lightning_leaky.functional.k_norm import k_inner_products_from_moments
-from lightning_leaky.functional.moments import (
-    MomentumMoments,
-    feature_products,
-    inner_product,
-    momentum_moments_of,
-    split_moments,
-)
+from lightning_leaky.functional.moments import MomentumMoments, feature_products, momentum_moments_of, split_moments
 from lightning_leaky.functional.spectrum import singular_values_from_moments
 from lightning_leaky.metrics.base import SumMetric
-from lightning_leaky.metrics.layer_batch import LayerBatch, Matrices, in_groups, layer_batch, velocity_scales
-from lightning_leaky.metrics.recipe import MOMENTUM_SUMS, OWN, Recipe, Weights
+from lightning_leaky.metrics.layer_batch import (
+    LayerBatch,
+    Matrices,
+    in_groups,
+    layer_batch,
+    momentum_sums,
+    velocity_scales,
+)
+from lightning_leaky.metrics.recipe import OWN, Recipe, Weights
 
 _ALL = slice(None)
 
 
 class Accumulator(SumMetric):
-    """Sums the moments that a recipe needs, of L layers of one width, each kind stacked over the layers in one state.
-
-    The number of collectives does not depend on L.
-
-    Args:
-        num_layers: Number of layers L.
-        width: Common width w of the representations.
-        recipe: What to read, and how.
-        **kwargs: Arguments of `torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If a number is below 1.
-    """
+    """Sums the moments of L layers of width w, one state per kind: the number of collectives does not depend on L."""
 
     feature_products: Tensor
     inner: Tensor
@@ -62,14 +51,7 @@ class Accumulator(SumMetric):
     def add(
         self, step_sizes: Sequence[float], previous: Matrices, current: Matrices, momenta: Matrices | None = None
     ) -> None:
-        """Add a batch.
-
-        Args:
-            step_sizes: ρ, L numbers.
-            previous: A_{l−1} of each layer, shape (N, w).
-            current: A_l.
-            momenta: B_l times `Recipe.share`.
-        """
+        """Add a batch; `momenta` are B_l times `Recipe.share`."""
         wide = working_dtype(self.device)
         for index, rho in enumerate(step_sizes):  # one layer's copies exist at a time
             groups = (previous, current) if momenta is None else (previous, current, momenta)
@@ -81,12 +63,12 @@ class Accumulator(SumMetric):
         self.add(*args, **kwargs)
 
     def compute(self) -> Any:
-        """Return what `sums` does."""
+        """Return `sums`."""
         return self.sums()
 
     def _add_layer(self, index: int, layer: LayerBatch) -> None:
-        if self.recipe.num_matrices:
-            count, size = self.recipe.num_matrices, layer.features.shape[-1]
+        if count := self.recipe.num_matrices:
+            size = layer.features.shape[-1]
             products = feature_products(layer.features, (layer.previous, layer.step)[:count])
             products[:, size + self.width :] /= layer.step_size
             self.feature_products[index] += products
@@ -98,12 +80,11 @@ class Accumulator(SumMetric):
             self.second_moment[index] += layer.previous.mT @ layer.previous
         if layer.momentum is not None:
             self._add_momentum(index, layer, layer.momentum)
-        if self.recipe.has_own:
-            for name, own in self.recipe.own_sums(layer.previous, layer.current).items():
-                getattr(self, name)[index] += own
+        for name, own in self.recipe.own_sums(layer.previous, layer.current).items():
+            getattr(self, name)[index] += own
 
     def _add_momentum(self, index: int, layer: LayerBatch, momentum: Tensor) -> None:
-        # 0 where the loss is a sum: a MetricCollection merges metrics whose states are equal.
+        # 0 for a sum: a MetricCollection merges metrics with equal states.
         count = len(momentum) if self.recipe.loss_reduction == "mean" else 0
         if self.recipe.has_first_order:
             self.first_order[index, :2] += first_order_sums(-momentum, layer.previous, layer.current)
@@ -115,23 +96,18 @@ class Accumulator(SumMetric):
             self.momentum_sums[index, 2] += count
 
     def momentum_moments(self, layers: slice = _ALL) -> MomentumMoments:
-        """Momentum moments of the whole data set, of all layers or some."""
+        """Momentum moments of the data set."""
         inner, square, count = self.momentum_sums[layers].unbind(-1)
         total = self._total(count)
         products = self.features_momentum[layers] / total[:, None, None]
         return MomentumMoments(products, inner / total, square / total**2)
 
     def _total(self, count: Tensor) -> Tensor:
-        """What to divide sums of gradients by, that of the whole data set then being of its loss."""
+        """Divisor of sums of gradients, for the loss of the data set."""
         return count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
 
     def sums(self, weights: Weights = None, layers: slice = _ALL) -> dict[str, Tensor]:
-        """Return what `Sums` holds of the whole data set, by name, of all layers or some.
-
-        Args:
-            weights: W_l of these layers, for the residual.
-            layers: Which.
-        """
+        """Return the fields of `Sums` of some layers; their `weights` are for the residual."""
         found = {name: getattr(self, name)[layers] for name in self._defaults if name.startswith(OWN)}
         if self.recipe.has_turns:
             found["turns"] = self.turns[layers]
@@ -143,21 +119,19 @@ class Accumulator(SumMetric):
             found["first_order"] = self.first_order[layers, :2] / self._total(self.first_order[layers, 2:])
         if self.recipe.has_momenta:
             moments = self.momentum_moments(layers)
-            square = inner_product(moments.features_momentum, moments.features_momentum)
-            found |= dict(zip(MOMENTUM_SUMS, (square, *moments[1:]), strict=True))
+            found |= momentum_sums(moments)
             if weights is not None:
                 found["residual"] = self._residuals(moments, weights)
         return found
 
     def _k_products(self, layers: slice) -> Tensor:
-        """⟨M_i, M_j⟩_K of some layers, shape (…, k, k)."""
+        """⟨M_i, M_j⟩_K, shape (…, k, k)."""
         products, inner, recipe = self.feature_products[layers], self.inner[layers], self.recipe
         parts = in_groups(range(len(products)), products[0].nbytes)
         moments = [split_moments(products[part.start : part.stop], inner[part.start : part.stop]) for part in parts]
         return torch.cat([k_inner_products_from_moments(one, recipe.k_norm, recipe.has_cross) for one in moments])
 
     def _residuals(self, moments: MomentumMoments, weights: Matrices) -> Tensor:
-        """Criticality residuals, with one layer's weights at a time."""
         each = enumerate(map(MomentumMoments, *moments))
         depth = self.recipe.effective_depth
         return torch.stack([criticality_residual_of(weights[index].detach(), layer, depth) for index, layer in each])

@@ -1,4 +1,4 @@
-"""How many rows of a data set are kept."""
+"""Bounds on the rows kept of a data set."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ from collections.abc import Sequence
 
 
 def most_rows(max_rows: int | None, widths: Sequence[tuple[int, int]], memory: int) -> int | None:
-    """Return how many rows to keep: as many as asked for, or as fit; ``None`` for all.
-
-    Args:
-        max_rows: How many are asked for.
-        widths: Widths and numbers of layers.
-        memory: Bytes that rows may take.
-
-    Raises:
-        ValueError: If they are fewer than features.
-    """
+    """Return how many rows to keep: `max_rows`, or as many as fit into `memory` bytes; ``None`` for all."""
     if max_rows is None:
         return None
-    width = max(width for width, _ in widths)
+    width = max(widths)[0]
     if max_rows <= width:
         raise ValueError(
             f"`max_rows` must be at least w + 1 = {width + 1}, got {max_rows!r}: fewer rows than features fit whatever "
@@ -28,5 +19,5 @@ def most_rows(max_rows: int | None, widths: Sequence[tuple[int, int]], memory: i
 
 
 def room_for_rows(widths: Sequence[tuple[int, int]], memory: int) -> int:
-    """Return how many rows of two float32 matrices a layer fit."""
+    """Return how many rows of two float32 matrices per layer fit."""
     return max(1, memory // sum(8 * width * length for width, length in widths))

@@ -1,4 +1,4 @@
-"""Which quantities are meant: by key, by record or by import path."""
+"""Choices of quantities by key, record or import path."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ from lightning_leaky.utilities.imports import located
 
 
 def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, ...]:
-    """Return the records of some quantities: ours in their own order, then others as they come.
-
-    Args:
-        quantities: Keys of `QUANTITIES`, records, or their import paths.
-
-    Raises:
-        ValueError: If there are none, one is not known, or two have the same key.
-
-    Example:
-        >>> [record.key for record in resolve_quantities(["stable_rank", "cost_of_identity"])]
-        ['cost_of_identity', 'stable_rank']
-    """
+    """Return the records of some quantities: ours in the order of `QUANTITIES`, then others as they come."""
     if isinstance(quantities, str):
         raise ValueError(f"`quantities` must be a list of names, got the string {quantities!r}; put it in brackets.")
     if not quantities:
@@ -30,19 +19,16 @@ def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, 
     keys = [record.key for record in found]
     if len(set(keys)) < len(keys):
         raise ValueError(f"`quantities` must have different keys, got {keys}; rename those of your own.")
-    order = list(QUANTITIES)
-    return tuple(sorted(found, key=lambda record: order.index(record.key) if record.key in order else len(order)))
+    return tuple(sorted(found, key=lambda record: [*QUANTITIES, record.key].index(record.key)))
 
 
 def plain_quantities(quantities: Sequence[str | Quantity]) -> tuple[str | Quantity, ...]:
-    """Return quantities with the records of this package as keys: a copy for another process pickles none of them."""
+    """Replace our records, which do not pickle, by their keys."""
     return tuple(one.key if isinstance(one, Quantity) and QUANTITIES.get(one.key) is one else one for one in quantities)
 
 
 def _resolved(quantity: str | Quantity) -> Quantity:
-    if isinstance(quantity, Quantity):
-        return quantity
-    record = (QUANTITIES.get(quantity) or located(quantity)) if isinstance(quantity, str) else None
+    record = (QUANTITIES.get(quantity) or located(quantity)) if isinstance(quantity, str) else quantity
     if not isinstance(record, Quantity):
         raise ValueError(
             f"`quantities` must be chosen from {list(QUANTITIES)}, or be records, or their import paths, got "

@@ -1,4 +1,4 @@
-"""One layer's part of a batch: the matrices that everything is read from, formed once."""
+"""One layer's matrices of a batch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,20 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional.block_influence import turn_sums
-from lightning_leaky.functional.moments import inner_product, row_product, summed_rows
+from lightning_leaky.functional.moments import MomentumMoments, inner_product, row_product, summed_rows
 
 FeatureMap: TypeAlias = Callable[[Tensor], Tensor]
-"""From a representation A, shape (N, w), to its features σ(A), shape (N, d)."""
+"""From A, shape (N, w), to its features σ(A), shape (N, d)."""
 
 Matrices: TypeAlias = Sequence[Tensor] | Tensor
-"""One matrix of shape (N, w) for each layer."""
+"""One (N, w) matrix per layer."""
+
+MOMENTUM_SUMS = ("features_momentum_square", "momentum_representation", "momentum_square")
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class LayerBatch:
-    """Matrices of one layer over the same N samples.
-
-    Attributes:
-        features: σ(A_{l−1}), shape (N, d).
-        previous: A_{l−1}, shape (N, w).
-        current: A_l, shape (N, w).
-        step: A_l − A_{l−1} = ρ_l V_l, shape (N, w).
-        step_size: ρ_l.
-        momentum: B_l, shape (N, w); ``None`` where none is read.
-    """
+    """σ(A_{l−1}), A_{l−1}, A_l, A_l − A_{l−1} = ρ_l V_l, ρ_l and B_l of one layer over the same samples."""
 
     features: Tensor
     previous: Tensor
@@ -42,18 +35,18 @@ class LayerBatch:
 
     @cached_property
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """‖A‖² and ‖ρV‖² of each sample."""
+        """‖A‖² and ‖ρV‖² per sample."""
         return row_product(self.previous, self.previous), row_product(self.step, self.step)
 
     def inner(self, count: int, has_cross: bool) -> Tensor:
-        """Inner products of the first of A and ρV, shape (count, count); 0 in place of that of both, if not wanted."""
+        """Inner products of the first `count` of A and ρV, shape (count, count); 0 for a cross term not needed."""
         square, moved = map(summed_rows, self._rows)
         cross = inner_product(self.previous, self.step) if has_cross else torch.zeros_like(square)
         return torch.stack([square, cross, cross, moved]).reshape(2, 2)[:count, :count]
 
     @property
     def turns(self) -> Tensor:
-        """How far the layer turns its samples, see `turn_sums`, shape (2,)."""
+        """`turn_sums` of the layer, shape (2,)."""
         square, moved = self._rows
         return turn_sums(square, row_product(self.current, self.current), moved)
 
@@ -66,26 +59,32 @@ def layer_batch(
     current: Tensor,
     momentum: Tensor | None = None,
 ) -> LayerBatch:
-    """Form the matrices of a layer from what it took and returned; features in a dtype, the others as they come."""
+    """Form the matrices of a layer, features in `dtype`, the others as they come."""
     return LayerBatch(feature_map(previous.to(dtype)), previous, current, current - previous, step_size, momentum)
 
 
+def momentum_sums(moments: MomentumMoments) -> dict[str, Tensor]:
+    """Momentum fields of `Sums`."""
+    square = inner_product(moments.features_momentum, moments.features_momentum)
+    return dict(zip(MOMENTUM_SUMS, (square, *moments[1:]), strict=True))
+
+
 def velocity_scales(step_sizes: Tensor, count: int) -> Tensor:
-    """What makes products of A and ρV those of A and V, shape (L, count, count), from ρ, shape (L,)."""
+    """Factors from products of A and ρV to those of A and V, shape (L, count, count)."""
     scales = torch.stack([torch.ones_like(step_sizes), 1 / step_sizes], dim=-1)[:, :count]
     return scales[:, :, None] * scales[:, None, :]
 
 
 def in_groups(numbers: range, bytes_each: int) -> Iterator[range]:
-    """Yield runs of numbers of layers to work on together: of 64 MiB, or of one layer."""
+    """Yield runs of layers of at most 64 MiB, or of one layer."""
     size = max(1, 2**26 // max(1, bytes_each))
     return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def check_layers(widths: Sequence[int], **matrices: Matrices) -> None:
-    """Raise ValueError unless each sequence holds one (N, w) floating-point matrix for each layer, w its width.
+    """Raise ValueError unless each sequence holds one (N, w) floating-point matrix per layer.
 
-    Values are not checked: a NaN belongs in the reading of its layer, not in a crash of the training it watches.
+    A NaN passes, because it must not crash training.
     """
     first = next(iter(matrices.values()))
     for name, sequence in matrices.items():

@@ -1,4 +1,4 @@
-"""The layers of one width: their samples while these are few, their sums once they are many."""
+"""Layers of one width, as samples or as sums."""
 
 from __future__ import annotations
 
@@ -19,51 +19,35 @@ from lightning_leaky.utilities.precision import ieee_products
 from lightning_leaky.utilities.processes import num_processes, own_share, summed
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
-"""How readings are accumulated, as second moments, as the samples themselves, or as whichever fits."""
 
 NUM_LEVELS = 161
-"""How often rows can be thinned, by levels from 0 on."""
+"""Levels of rows; thinning drops the lowest."""
 
-# Everywhere: where a device has no float64, as MPS has none, sums and samples are on the CPU.
-_WIDE = torch.float64
+_WIDE = torch.float64  # sums and samples from MPS are on the CPU
 
 
 class LayerStore:
-    """Accumulates L layers of one width.
-
-    Args:
-        num_layers: Number of layers L.
-        width: Common width w of the representations.
-        recipe: What to read, and how.
-        form: ``"samples"`` keeps all samples, ``"moments"`` sums all, ``"auto"`` keeps samples while those of all
-            processes are at most w.
-
-    Attributes:
-        step_sizes: ρ of the layers, shape (L,).
-        device: Where sums and samples are.
-        dtype: Dtype of the samples kept.
-        counts: How many rows of each layer are kept of each level, where rows have one, shape (L, `NUM_LEVELS`).
-    """
+    """Accumulates L layers of width w; with ``"auto"`` as samples while those of all processes are at most w."""
 
     def __init__(self, num_layers: int, width: int, recipe: Recipe, form: Form) -> None:
         self.num_layers, self.width, self.recipe, self.form = num_layers, width, recipe, form
         self.step_sizes = torch.zeros(num_layers, dtype=torch.float64)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.is_summing = form == "moments"
-        # Of each batch A_{l−1}, A_l and B_l of all layers, 2 L or 3 L matrices of shape (N, w).
+        # A_{l−1}, A_l and B_l of all layers, each of shape (N, w), per batch.
         self._kept: list[Sequence[Tensor]] = []
-        self._levels: list[Sequence[Tensor]] = []  # of their rows, where only some are kept
+        self._levels: list[Sequence[Tensor]] = []  # of their rows, if some are dropped
         self.counts = torch.zeros(num_layers, NUM_LEVELS, dtype=torch.int64)
         self._accumulator: Accumulator | None = None
 
     @property
     def num_matrices(self) -> int:
-        """How many matrices of a layer are kept."""
+        """Matrices kept per layer."""
         return 3 if self.recipe.has_gradients else 2
 
     @property
     def samples_in_bytes(self) -> int:
-        """Bytes of the samples kept so far on this process."""
+        """Bytes of the samples on this process."""
         return sum(matrix.nbytes for batch in self._kept for matrix in batch)
 
     @ieee_products()
@@ -74,13 +58,10 @@ class LayerStore:
         levels: Sequence[Tensor] | None = None,
         level: int = 0,
     ) -> None:
-        """Add a batch: A_{l−1}, A_l and, where they are read, B_l of all layers.
+        """Add a batch: A_{l−1}, A_l and, if they are read, B_l of all layers.
 
-        Args:
-            groups: The matrices.
-            is_last: Whether `values` follows at once, so that nothing can overwrite them before.
-            levels: By which rows can be thinned later, see `thin`, of each layer, shape (N,).
-            level: The level that rows must have.
+        If it `is_last`, `values` follows at once and nothing can overwrite the matrices. With `levels` of rows, shape
+        (N,) per layer, only those of `level` or above are kept.
         """
         rows = {len(matrix) for matrix in groups[0]}
         if self._keeps(rows, is_last):
@@ -91,7 +72,7 @@ class LayerStore:
                 kept, levels = _of_level(kept, levels, level)
                 self._levels.append(levels)
                 self.counts += _histograms(levels)
-            # What nothing can overwrite is converted a layer at a time, when it is read.
+            # Without a copy, layers are converted one at a time when they are read.
             elif not is_last or num_processes() > 1 or any(matrix.device != self.device for matrix in kept):
                 kept = list(torch.stack([matrix.to(self.dtype) for matrix in kept]).to(self.device))
             self._kept.append(kept)
@@ -110,7 +91,7 @@ class LayerStore:
         failures: dict[str, Exception] | None = None,
         parameters: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return every quantity by key, each of shape (L,), over the samples of all processes: a collective."""
+        """Return every quantity by key, over all processes: a collective."""
         rho = self.step_sizes.to(self.device, _WIDE)
         given = {} if parameters is None else {"parameters": parameters.to(rho)}
         own = own_share(self.num_layers)
@@ -131,7 +112,7 @@ class LayerStore:
         self._kept, self._levels = [kept for kept, _ in pairs], [levels for _, levels in pairs]
 
     def turn_to_sums(self) -> None:
-        """Sum the samples kept, and all that come until the next reset."""
+        """Sum the samples kept, and all until the next reset."""
         if not self.is_summing:
             self.is_summing = True
             for batch in self._kept:
@@ -148,9 +129,9 @@ class LayerStore:
             self._accumulator.reset()
 
     def _keeps(self, rows: set[int], is_last: bool) -> bool:
-        """Whether the samples of a batch are kept, with those before and as many of each other process.
+        """Whether the samples of a batch fit, if each other process keeps as many.
 
-        A last batch that is alone is neither copied nor exchanged: it may have any number.
+        A last batch that is alone is neither copied nor exchanged: it always fits.
         """
         is_alone = is_last and not self._kept and num_processes() == 1
         total = num_processes() * (sum(len(batch[0]) for batch in self._kept) + sum(rows))
@@ -158,7 +139,7 @@ class LayerStore:
         return self.form == "samples" or fits
 
     def _sums(self) -> Accumulator:
-        """The sums, on the device of the batches."""
+        """The accumulator, on the device of the batches."""
         if self._accumulator is None:
             self._accumulator = Accumulator(self.num_layers, self.width, self.recipe)
         if self._accumulator.device != self.device:
@@ -166,7 +147,6 @@ class LayerStore:
         return self._accumulator
 
     def _gathered(self) -> Sequence[Tensor]:
-        """All matrices over the samples of all processes."""
         if num_processes() == 1 and len(self._kept) == 1:
             return self._kept[0]
         empty = torch.zeros(0, self.width, dtype=self.dtype, device=self.device)
@@ -184,14 +164,14 @@ class LayerStore:
         weights: Weights,
         failures: dict[str, Exception] | None,
     ) -> dict[str, Tensor]:
-        """What `Sums` holds of all layers, each computed by one process: a collective of a few numbers a layer."""
-        indices, number = range(self.num_layers)[own], num_processes()
-        if number == 1:
+        """Fields of `Sums` of all layers, each computed by one process: a small collective."""
+        if num_processes() == 1:
             return compute(weights)
+        indices = range(self.num_layers)[own]
         shapes = self.recipe.sum_shapes(self.width, num_values, weights is not None)
         sizes = [math.prod(shape) for shape in shapes.values()]
         table = torch.zeros(self.num_layers, sum(sizes), dtype=_WIDE, device=self.device)
-        # All processes ask for each, for a sharded one is gathered.
+        # Every process reads each weight, because a sharded one is gathered.
         asked = None if weights is None else ((index, weights[index]) for index in range(self.num_layers))
         known = None if asked is None else [weight for index, weight in asked if index in indices]
         try:
@@ -200,14 +180,15 @@ class LayerStore:
                 table[own] = torch.cat([found[name].reshape(len(indices), -1) for name in shapes], dim=1)
         except Exception as error:
             table[own] = torch.nan
-            (failures if failures is not None else {})["all"] = error
+            if failures is not None:
+                failures["all"] = error
         columns = zip(shapes, torch.split(summed(table), sizes, dim=1), strict=True)
         return {name: column.reshape(-1, *shapes[name]) for name, column in columns}
 
     def _sums_of(self, samples: Sequence[Tensor], own: slice, weights: Weights) -> dict[str, Tensor]:
-        """What `Sums` holds of some layers, from all samples."""
+        """Fields of `Sums` of some layers, from all samples."""
         indices = range(self.num_layers)[own]
-        # Layers that are not alike, as where each was told its own padding, are read one by one.
+        # Layers with different numbers of rows are read one by one.
         bytes_each = 3 * samples[0].nbytes if len({len(matrix) for matrix in samples}) == 1 else 2**26
         parts = [
             sums_of_samples(
@@ -220,9 +201,8 @@ class LayerStore:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _layer(self, samples: Sequence[Tensor], index: int) -> LayerBatch:
-        """One layer over all samples."""
         dtype = self.recipe.dtype(self.dtype)
-        # In N × N form float32 matrices need no more than that; elsewhere differences of sums do.
+        # N × N kernels bear float32; differences of sums do not.
         is_kernel = len(samples[0]) <= self.width and self.recipe.k_norm.bears_float32(1e-6)
         kept = self.dtype if is_kernel else dtype
         previous, current, *momenta = samples[index :: self.num_layers]
@@ -232,8 +212,8 @@ class LayerStore:
 
 
 def _of_level(matrices: Sequence[Tensor], levels: Sequence[Tensor], level: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return copies of the rows of a level or above, and their levels."""
-    # Layers that are alike share their levels, and what one layer returns is what the next one takes.
+    """Copies of the rows of a level or above, and their levels."""
+    # Layers share levels and matrices: each is cut once.
     places = {id(one): (one >= level).nonzero()[:, 0] for one in levels}
     kept = {id(one): one[places[id(one)]] for one in levels}
     places = {key: rows.to(matrices[0].device, non_blocking=True) for key, rows in places.items()}
@@ -248,13 +228,13 @@ def _of_level(matrices: Sequence[Tensor], levels: Sequence[Tensor], level: int) 
 
 
 def _histograms(levels: Sequence[Tensor]) -> Tensor:
-    """How many rows of each layer have each level, shape (L, `NUM_LEVELS`)."""
+    """Rows of each layer at each level, shape (L, `NUM_LEVELS`)."""
     known = {id(one): torch.bincount(one, minlength=NUM_LEVELS) for one in levels}
     return torch.stack([known[id(one)] for one in levels])
 
 
 def check_form(form: Form) -> Form:
-    """Return a form, or raise ValueError where it is none."""
+    """Return a known form, or raise ValueError."""
     if form not in ("auto", "moments", "samples"):
         raise ValueError(f'`form` must be "auto", "moments" or "samples", got {form!r}.')
     return form

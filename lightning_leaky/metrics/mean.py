@@ -10,10 +10,10 @@ from lightning_leaky.metrics.base import SumMetric
 
 
 class SampleMean(SumMetric):
-    """Mean over the samples of a data set of what is given as a mean over each batch.
+    """Mean over the samples of a data set, from means over batches.
 
-    Unlike `torchmetrics.MeanMetric` it leaves out no NaN, for a cost that has diverged must not look well, and sums in
-    float64 (float32 on MPS), for a module in half precision casts its metrics and no sum of thousands fits there.
+    Unlike `torchmetrics.MeanMetric` it keeps NaN, because a diverged cost must not look well. It sums in float64
+    (float32 on MPS), even if a module in half precision casts its metrics.
 
     Args:
         **kwargs: Arguments of `torchmetrics.Metric`.
@@ -42,8 +42,8 @@ class SampleMean(SumMetric):
         """Add a batch.
 
         Args:
-            mean: The mean over the batch, a scalar.
-            num_samples: How many samples the batch has.
+            mean: Mean over the batch, a scalar.
+            num_samples: Number of samples of the batch.
         """
         self.total += mean.detach().to(self.total) * num_samples
         self.num_samples += num_samples

@@ -1,9 +1,8 @@
-"""Any choice of quantities of a path, accumulated over batches and processes and returned as one object."""
+"""Any choice of quantities of a path, accumulated over batches and processes."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,41 +13,39 @@ from lightning_leaky.functional.step_sizes import check_segment_step_sizes
 from lightning_leaky.metrics.bound import most_rows, room_for_rows
 from lightning_leaky.metrics.layer_batch import check_layers
 from lightning_leaky.metrics.layer_store import NUM_LEVELS, Form, LayerStore, check_form
-from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.readings import Readings, places_of
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.utilities.processes import meeting_place, num_processes, summed
 
-# Of all layers together. Above it a monitor would no longer be a guest; a fixed number, so that all processes agree.
+# Bytes for all layers. It is fixed, so that all processes agree.
 MEMORY_LIMIT = 2**30
 
 
 class PathReader:
-    """Accumulates quantities of a path in segments, each of one width: the trainer-free core of `EnergyMonitor`.
+    """Accumulates quantities of a path in segments of one width each: the core of `EnergyMonitor`, without a trainer.
 
-    Second moments, of ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the spectrum and ``8 L dw`` for the
-    momenta (d = w + 1), are exact over any data set. The samples themselves take ``2 N L w`` float32 (``3 N L w`` with
-    momenta; float64 where the representations are) and N × N matrices. The form ``"auto"`` works on the smaller side: a
-    segment keeps samples while those of all processes are at most w, and turns to moments when they become more. Where
-    moments exceed 1 GiB in all it never turns to them, and `room` says how many samples fit: those of all processes may
-    take 1 GiB.
+    Second moments are exact over any data set. They take ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the
+    spectrum and ``8 L dw`` for the momenta (d = w + 1). Samples take ``2 N L w`` float32 (``3 N L w`` with momenta;
+    float64 if the representations are) and N × N matrices. With ``"auto"`` a segment keeps samples while those of all
+    processes are at most w, then turns to moments. If moments exceed 1 GiB, it keeps at most 1 GiB of
+    samples over all processes; `room` says how many fit.
 
     Args:
-        widths: The width and the number of layers of each store.
+        widths: Width and number of layers of each segment.
         recipe: What to read, and how.
-        form: ``"auto"``, or the form to take.
-        halves: Whether to read the two halves of each batch by themselves too: as much work again, and memory.
-        max_rows: How many rows are kept, of all processes together, fewer where they take more than 1 GiB; ``None``
-            for all.
+        form: ``"auto"``, ``"moments"`` or ``"samples"``.
+        halves: Whether to read both halves of each batch too, which doubles work and memory.
+        max_rows: How many rows all processes keep together, at most 1 GiB; ``None`` for all.
 
     Attributes:
-        level: Which rows are kept where not all are: those whose level is as high, see `update`.
-        moments_in_bytes: What second moments take, in all.
+        level: Lowest level of the rows kept, see `update`.
+        moments_in_bytes: Bytes of all second moments.
         is_empty: Whether no batch was added since the last reset.
-        failures: Why quantities read NaN that could not be computed, by key, of the last `compute`.
+        failures: Errors of quantities that read NaN in the last `compute`, by key.
 
     Raises:
-        ValueError: If the form is not known, or fewer rows are to be kept than there are features.
+        ValueError: If the form is not known, or `max_rows` is at most the width.
 
     Example:
         >>> reader = PathReader([(2, 1)], Recipe(["cost_of_identity"], effective_depth=0.5, k_norm=KNorm(gamma=4.0)))
@@ -72,18 +69,15 @@ class PathReader:
         is_too_much = self.moments_in_bytes > MEMORY_LIMIT or max_rows is not None
         self.form: Form = "samples" if check_form(form) == "auto" and is_too_much else form
         self.max_rows, self.level = most_rows(max_rows, widths, MEMORY_LIMIT), 0
-        # Rows are thinned once in a while, where there is memory for it.
-        self._overfull = (
-            0
-            if self.max_rows is None
-            else max(self.max_rows, min(2 * self.max_rows, room_for_rows(widths, MEMORY_LIMIT)))
-        )
+        # Thinning waits for twice as many rows, if they fit.
+        self._overfull = min(2 * (self.max_rows or 0), room_for_rows(widths, MEMORY_LIMIT))
         self.stores = [LayerStore(length, width, recipe, self.form) for width, length in widths]
         self.step_sizes = torch.zeros(0, dtype=torch.float64)
         self.is_empty = True
         self.failures: dict[str, Exception] = {}
-        self._num_samples = torch.zeros(sum(length for _, length in widths), dtype=torch.int64)
-        # Gradients are of the whole batch.
+        self._widths = tuple(width for width, length in widths for _ in range(length))
+        self._num_samples = torch.zeros(len(self._widths), dtype=torch.int64)
+        # Gradients belong to the whole batch.
         alone = [record for record in recipe.records if not record.has_gradients] if halves else []
         self._odd = 0
         self._halves = [
@@ -91,15 +85,14 @@ class PathReader:
         ]
 
     def expect(self, step_sizes: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-        """Say what batches are like; a process that may have none is told.
+        """Set what batches have in common; only a process that may get none needs this call.
 
         Args:
-            step_sizes: ρ of the layers of all segments, shape (L,).
+            step_sizes: ρ of all layers, shape (L,).
             device: Device of the representations.
-            dtype: Their dtype.
+            dtype: Dtype of the representations.
         """
-        num_layers = sum(store.num_layers for store in self.stores)
-        self.step_sizes = check_segment_step_sizes(step_sizes, num_layers).cpu().clone()
+        self.step_sizes = check_segment_step_sizes(step_sizes, len(self._widths)).cpu().clone()
         for store, part in self._parts():
             store.step_sizes = self.step_sizes[part]
             store.device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
@@ -108,10 +101,9 @@ class PathReader:
             half.expect(step_sizes, device, dtype)
 
     def room(self, dtype: torch.dtype) -> int | None:
-        """How many rows another batch may have on this process, if all have as many; ``None`` for any number.
+        """How many rows the next batch may have on each process; ``None`` for any number.
 
-        The first batch may always have one. Momenta are sums over all positions: batches that have them are kept whole
-        or not at all.
+        The first batch may always have one. A batch with momenta is kept whole or not at all.
 
         Args:
             dtype: Dtype of the representations.
@@ -119,9 +111,9 @@ class PathReader:
         if self.form != "samples" or self.max_rows is not None:
             return None
         width = sum(store.width * store.num_layers * store.num_matrices for store in self.stores)
-        kept = sum(store.samples_in_bytes for store in self.stores)  # all processes gather those of all
+        kept = sum(store.samples_in_bytes for store in self.stores)  # each process gathers all
         left = MEMORY_LIMIT // num_processes() - kept
-        rows = max(left // (torch.promote_types(dtype, torch.float32).itemsize * width), 1 if self.is_empty else 0)
+        rows = max(left // (torch.promote_types(dtype, torch.float32).itemsize * width), int(self.is_empty))
         return None if self.recipe.has_gradients and rows > 0 else rows
 
     def update(
@@ -136,17 +128,17 @@ class PathReader:
         """Add a batch.
 
         Args:
-            previous: A_{l−1} of the layers of all segments, each of shape (N, w).
-            current: A_l of them.
-            step_sizes: Their ρ, shape (L,), the same for all batches between two resets.
-            momenta: Their B_l, where a momentum quantity is read.
-            is_last: Whether `compute` follows at once: then nothing can overwrite the tensors, and they are not copied.
-            levels: Where not all rows are kept, how long each stays: whole numbers below `NUM_LEVELS`, shape (N,), on
-                the CPU, of each layer.
+            previous: A_{l−1} of all layers, each of shape (N, w).
+            current: A_l, likewise.
+            step_sizes: ρ, shape (L,), the same for all batches until `reset`.
+            momenta: B_l, likewise, if a quantity needs gradients.
+            is_last: Whether `compute` follows at once, so that tensors need no copy.
+            levels: With `max_rows`, how long each row stays: per layer whole numbers below `NUM_LEVELS`, shape (N,), on
+                the CPU.
 
         Raises:
-            ValueError: If the tensors do not fit the layers, or the momenta are missing: then nothing is added. If a
-                layer's sums fail (a quantity of your own, the memory): then all batches are forgotten.
+            ValueError: If the tensors do not fit the layers or momenta are missing (nothing is added), or if a
+                quantity's sums fail (all batches are forgotten).
         """
         groups = {"previous": previous, "current": current}
         if self.max_rows is not None and levels is None:
@@ -156,9 +148,9 @@ class PathReader:
                 wanted = [record.key for record in self.recipe.records if record.has_gradients]
                 raise ValueError(f"`momenta` must be given to read {wanted}, got None.")
             groups["momenta"] = momenta
-        check_layers([store.width for store in self.stores for _ in range(store.num_layers)], **groups)
+        check_layers(self._widths, **groups)
         for _, part in self._parts():
-            rows = [len(matrix) for matrix in previous[part]]
+            rows = list(map(len, previous[part]))
             is_exchanged = self.max_rows is None or num_processes() > 1
             if self.form == "samples" and len(set(rows)) > 1 and is_exchanged:
                 hint = "" if self.max_rows is None else "; say exact=True"
@@ -183,7 +175,7 @@ class PathReader:
             if counts[self.level] > self._overfull:
                 self._fit(counts, self.max_rows)
         for number, half in enumerate(self._halves):
-            # The odd row goes to the first half, and the next odd one to the second.
+            # The halves get odd rows in turn.
             cut = functools.partial(_half, number=number, odd=self._odd)
             parts = None if levels is None else list(map(cut, levels))
             half.update(list(map(cut, previous)), list(map(cut, current)), step_sizes, None, is_last, parts)
@@ -196,15 +188,14 @@ class PathReader:
         parameters: Tensor | None = None,
         seen: Tensor | None = None,
     ) -> Readings:
-        """Return the readings; under torch.distributed a collective that every process must join.
+        """Return the readings; a collective that every process must join.
 
         Args:
             names: Names of the layers.
-            weights: W_1, …, W_L, each of shape (w, d), the same on every process; without them there is no criticality
-                residual. One layer at a time is asked for, as sharded weights need.
-            parameters: `Sums.parameters` of the layers of all segments, shape (L, 3), likewise; without them there is
-                no quantity that needs them.
-            seen: Where not all rows are kept, how many samples there were of each level, shape (`NUM_LEVELS`,).
+            weights: W_1, …, W_L, each of shape (w, d), the same on every process, read one at a time because they may
+                be sharded. Without them no quantity that needs them is read.
+            parameters: `Sums.parameters` of all layers, shape (L, 3), likewise.
+            seen: With `max_rows`, how many samples of each level there were, shape (`NUM_LEVELS`,).
         """
         num_samples, samples_read = self._agreed(seen)
         self.failures = {}
@@ -217,7 +208,7 @@ class PathReader:
             )
             for store, part in self._parts()
         ]
-        # One transfer from the device, of all of them.
+        # One transfer from the device.
         rows = torch.cat([torch.stack(list(part.values())) for part in parts], dim=1).to("cpu", torch.float64)
         lengths = tuple(store.num_layers for store in self.stores)
         return Readings(
@@ -228,57 +219,48 @@ class PathReader:
             lengths if len(lengths) > 1 else (),
             tuple(record for record in self.recipe.records if QUANTITIES.get(record.key) is not record),
             num_samples,
-            # With a sample a process one of the halves may be empty.
+            # Halves may be empty with one sample per process.
             tuple(half.compute().quantities for half in self._halves if min(num_samples) > num_processes()),
-            tuple(store.width for store in self.stores for _ in range(store.num_layers)),
+            self._widths,
             samples_read,
         )
 
     def reset(self) -> None:
         """Forget every batch."""
-        self.is_empty, self.level = True, 0
+        self.is_empty, self.level, self._odd = True, 0, 0
         self._num_samples.zero_()
-        self._odd = 0
         for half in self._halves:
             half.reset()
         for store in self.stores:
             store.reset()
 
     def _parts(self) -> list[tuple[LayerStore, slice]]:
-        """Each segment, and the place of its layers among all."""
-        ends = list(itertools.accumulate(store.num_layers for store in self.stores))
-        return [(store, slice(end - store.num_layers, end)) for store, end in zip(self.stores, ends, strict=True)]
+        return list(zip(self.stores, places_of([store.num_layers for store in self.stores]), strict=True))
 
     def _counts(self) -> Tensor:
-        """Rows kept here of each layer from each level on; more than all may keep, at levels that are thinned out."""
+        """Rows of each layer from each level on; more than `max_rows` below `level`."""
         counts = torch.cat([store.counts for store in self.stores]).flip(1).cumsum(1).flip(1)
         counts[:, : self.level] = 0 if self.max_rows is None else self.max_rows + 1
         return counts
 
     def _fit(self, counts: Sequence[int], most: int) -> None:
-        """Thin all layers to the lowest level at which the fullest keeps no more rows than it may."""
+        """Thin to the lowest level that has at most so many rows."""
         level = next((level for level, count in enumerate(counts) if count <= most), NUM_LEVELS - 1)
         if level > self.level:
-            for reader in (self, *self._halves):  # a half has no rows that the whole has not
+            for reader in (self, *self._halves):  # halves share the rows
                 reader.level = level
                 for store in reader.stores:
                     store.thin(level)
 
     def _agreed(self, seen: Tensor | None = None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the number of rows of each layer, of all processes, and of samples read and seen; one collective.
+        """Rows of each layer over all processes, and samples read and seen; one collective.
 
-        If a process has turned to sums, as one has where all samples together are too many, all do. Of rows that are
-        thinned all processes keep the same.
+        If one process has turned to sums, all do. All thin to one level.
         """
-        flags, place = torch.tensor([int(store.is_summing) for store in self.stores]), self.stores[0].device
-        parts = [flags, self._num_samples]
+        flags, parts = torch.tensor([int(store.is_summing) for store in self.stores]), [self._num_samples]
         if self.max_rows is not None:
-            parts = [
-                flags,
-                self._counts().flatten(),
-                torch.zeros(NUM_LEVELS, dtype=torch.int64) if seen is None else seen,
-            ]
-        total = summed(torch.cat(parts).to(meeting_place(place))).cpu()
+            parts = [self._counts().flatten(), torch.zeros(NUM_LEVELS, dtype=torch.int64) if seen is None else seen]
+        total = summed(torch.cat([flags, *parts]).to(meeting_place(self.stores[0].device))).cpu()
         for store, is_summing in zip(self.stores, total[: len(flags)].tolist(), strict=True):
             if is_summing:
                 store.turn_to_sums()

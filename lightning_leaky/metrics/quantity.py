@@ -1,4 +1,4 @@
-"""What a quantity is: one record that everything else about it is made from."""
+"""Quantities as records."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from torch import Tensor
 Need: TypeAlias = Literal[
     "representation", "squares", "energies", "turns", "spectrum", "gradients", "parameters", "momenta", "weights", "own"
 ]
-"""Which sums over samples a quantity is computed from; see `Sums`."""
 
 WORK = "Which layers do the work?"
-"""The chart, in TensorBoard's custom scalars, of a quantity that names no other."""
 
 _ABSENT = torch.empty(0)
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Sums:
-    """What quantities are computed from: sums over the samples of a data set, of all L layers of a segment.
+    """Sums over the samples of a data set, for the L layers of a segment.
 
     Attributes:
         step_sizes: ρ of the layers, shape (L,).
         effective_depth: L̃.
-        products: ⟨M_i, M_j⟩_K, shape (L, k, k), of A and ∂_pA; of A alone for needs of ``"representation"``. NaN beside
-            the diagonal unless a quantity needs ``"energies"``.
+        products: ⟨M_i, M_j⟩_K of A and ∂_pA, shape (L, k, k); of A alone for ``"representation"``. NaN off the diagonal
+            unless a quantity needs ``"energies"``.
         turns: Σ_i (1 − cos(A_{l−1}, A_l))_i over samples, and their number, shape (L, 2).
         singular_values: Those of A, largest first, shape (L, n).
         first_order: Σ_i ⟨∂C/∂A_l, A_{l−1} − A_l⟩_i over samples, and Σ_i of absolute values, shape (L, 2).
-        parameters: (d/2)‖θ_l‖², ‖dθ_l + ∂C/∂θ_l‖² and ‖dθ_l‖² of the parameters of a layer, shape (L, 3).
+        parameters: (d/2)‖θ_l‖², ‖dθ_l + ∂C/∂θ_l‖² and ‖dθ_l‖², shape (L, 3).
         features_momentum_square: ‖Bᵀσ(A)‖²_F, shape (L,).
         momentum_representation: tr(BᵀA), shape (L,).
         momentum_square: ‖B‖²_F, shape (L,).
         residual: ‖W − L̃Bᵀσ(A)‖/‖W‖, shape (L,).
-        own: What a quantity has summed by itself, shape (L, ...).
+        own: The quantity's own sums, shape (L, ...).
 
     Example:
         >>> sums = Sums(torch.tensor([0.5, 0.5]), 2.0, singular_values=torch.tensor([[3.0, 1.0], [2.0, 2.0]]))
@@ -61,14 +59,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class Summary:
-    """One number for a whole path, made of a quantity of its layers.
+    """One number for a whole path, from a quantity of its layers.
 
     Attributes:
         end: Last part of its key, as ``"min"``.
-        says: What a reader learns from it, in a line.
-        compute: The number, from the values, shape (L,), the step-sizes, shape (L,), and L̃.
-        needs_leak: Whether it means something with L̃ > 0 only.
-        chart: Category and chart in TensorBoard's custom scalars; ``None`` for no chart of its own.
+        says: Its meaning in a line.
+        compute: From the values, shape (L,), the step-sizes, shape (L,), and L̃ to the number.
+        needs_leak: Whether it has a meaning only if L̃ > 0.
+        chart: Category and chart in TensorBoard's custom scalars; ``None`` for no chart.
         unit: ``"energy"``, or ``"–"`` for none.
 
     Example:
@@ -88,33 +86,33 @@ class Summary:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity of every layer: how it is computed, logged, charted and explained.
+    """A quantity of every layer: how to compute, log, chart and explain it.
 
-    Log keys, guide, charts, report and tables are made from it. Pass one of your own to `EnergyMonitor(quantities=...)`
-    or `measure_path`, in YAML by its import path. Functions have names, no lambdas, where processes are spawned.
+    Pass your own to `EnergyMonitor(quantities=...)` or `measure_path`, in YAML by its import path. If processes are
+    spawned, its functions cannot be lambdas.
 
     Args:
         key: First part of its log keys, as ``"cost_of_identity"``.
-        compute: The values, shape (L,), from the sums of a data set; see `Sums`.
+        compute: From `Sums` to the values, shape (L,).
         needs: Which sums: ``"representation"``, ``"squares"`` or ``"energies"`` (`Sums.products` of A, of A and ∂_pA
             each with itself, or of all pairs), ``"turns"`` (`Sums.turns`), ``"spectrum"`` (`Sums.singular_values`),
             ``"gradients"`` (`Sums.first_order`), ``"parameters"`` (gradients and `Sums.parameters`), ``"momenta"``
             (gradients and λ), ``"weights"`` (momenta and `Sums.residual`), or ``"own"``.
-        sums: Where they are its own: sums over samples, of any shape, from A_{l−1} and A_l of one layer, each of shape
-            (N, w) in float64. Those of batches and processes are added up.
-        title: Its name, in charts; the key by default.
+        sums: For ``"own"``, from A_{l−1} and A_l of one layer, each of shape (N, w) in float64, to sums over samples of
+            any shape, which add up over batches and processes.
+        title: Its name in charts; the key by default.
         formula: In plain text.
         unit: ``"energy"``, ``"cost"``, or ``"–"`` for none.
-        says: What a reader learns from it, in a line.
+        says: Its meaning in a line.
         summaries: Numbers for the whole path.
         category: Category of its chart in TensorBoard's custom scalars.
-        heading: Heading of its column in a terminal's table; without one it has no column.
+        heading: Heading of its column in a terminal's table; no column without one.
         heat_map: Scale of its heat map in `PathFigures`; ``None`` for none.
-        default: On which paths it is read by default: ``"all"``, those with a ``"leak"``, or with ``"weights"`` W_l
-            where λ is known; ``None`` for none.
+        default: Which paths read it by default: ``"all"``, those with a ``"leak"``, or those with ``"weights"`` W_l and
+            a known λ; ``None`` for none.
 
     Raises:
-        ValueError: If its own sums are missing, or given where it does not need them.
+        ValueError: If the key is empty or has a slash, or if `sums` is given without ``"own"`` or the reverse.
 
     Example:
         >>> def share(sums):
@@ -151,12 +149,12 @@ class Quantity:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether it is computed from gradients, so that it is read in training only."""
+        """Whether it needs gradients, and so training."""
         return self.needs in ("gradients", "parameters", "momenta", "weights")
 
     @property
     def has_momenta(self) -> bool:
-        """Whether it is computed from momenta, which are gradients divided by λ."""
+        """Whether it needs momenta, which are gradients divided by λ."""
         return self.needs in ("momenta", "weights")
 
     def label(self) -> str:

@@ -1,10 +1,11 @@
-"""What was read of a path: every quantity of every layer."""
+"""Readings of a path."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.records import QUANTITIES
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
+@dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Readings:
     """Quantities of every layer of a path, on the CPU in float64.
 
@@ -21,16 +22,16 @@ class Readings:
         quantities: Tensors of shape (L,) by name. Layer l is read at A_{l−1}, with V_l and B_l.
         step_sizes: ρ as they were when the representations were taken, shape (L,).
         effective_depth: L̃.
-        names: Names of the layers in their model, where they are known.
-        segments: Numbers of layers of the segments. Layers that change the shape of their representation, as the first
-            block of a stage of a convolutional network does, are not read and split the path: step-sizes and positions
-            run through all segments, summaries are per segment. Empty for a path in one piece.
-        own: Records of the quantities that are not of this package.
-        num_samples: How many samples each layer was read from, L numbers, or none where that is not known.
-        halves: Quantities of two halves of the samples by name, where they were read: how far they disagree is how far
-            the reading can be trusted as one of other samples.
-        widths: Width of each layer, L numbers, or none where that is not known.
-        samples_read: How many samples of the data set rows come from, and how many it has; empty where all were read.
+        names: Names of the layers; empty if unknown.
+        segments: Number of layers of each segment; empty for a path in one piece. Layers that change the shape of their
+            representation are not read and split the path. Step-sizes and positions run through all segments, summaries
+            are per segment.
+        own: Records of quantities that are not in `QUANTITIES`.
+        num_samples: Number of samples of each layer, L numbers; empty if unknown.
+        halves: Quantities of two halves of the samples by name, if read; their difference shows how far the reading
+            depends on the samples.
+        widths: Width of each layer, L numbers; empty if unknown.
+        samples_read: Numbers of samples read and in the data set; empty if all were read.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -53,32 +54,30 @@ class Readings:
 
     @property
     def positions(self) -> Tensor:
-        """Position p_{l−1} = ρ_1 + … + ρ_{l−1} where layer l is read, shape (L,)."""
+        """Position p_{l−1} = ρ_1 + … + ρ_{l−1} of each layer l, shape (L,)."""
         return self.step_sizes.cumsum(0) - self.step_sizes
 
     def boundaries(self) -> list[Tensor]:
-        """Positions p of A_0, …, A_L along the whole path, shape (L + 1,), of each segment.
+        """Positions p of A_0, …, A_L of each segment on the whole path, shape (L + 1,).
 
         Example:
             >>> Readings({}, torch.tensor([0.5, 0.25, 0.25]), 0.0, segments=(1, 2)).boundaries()
             [tensor([0.0000, 0.5000]), tensor([0.5000, 0.7500, 1.0000])]
         """
         ends = torch.cat([self.positions, self.step_sizes.sum()[None]])
-        lengths = list(self.segments) or [len(self.step_sizes)]
-        starts = [sum(lengths[:number]) for number in range(len(lengths))]
-        return [ends[start : start + length + 1] for start, length in zip(starts, lengths, strict=True)]
+        places = places_of(self.segments or (len(self.step_sizes),))
+        return [ends[place.start : place.stop + 1] for place in places]
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return one quantity, shape (L,)."""
         return self.quantities[name]
 
     @property
     def is_part(self) -> bool:
-        """Whether some samples of the data set were left out."""
+        """Whether samples of the data set were left out."""
         return bool(self.samples_read) and self.samples_read[0] < self.samples_read[1]
 
     def rows_read(self) -> str:
-        """How many rows the layer with the fewest was read from, in words; empty where that is not known.
+        """Rows of the layer with the fewest, in words; empty if unknown.
 
         Example:
             >>> Readings({}, torch.ones(1), 0.0, num_samples=(2048,), samples_read=(64, 10000)).rows_read()
@@ -91,13 +90,11 @@ class Readings:
         return f"{rows} rows of {of_samples} samples" if self.is_part else f"{rows} samples"
 
     def is_finite(self) -> bool:
-        """Whether no quantity of any layer is NaN or infinite."""
+        """Whether no value is NaN or infinite."""
         return all(bool(torch.isfinite(values).all()) for values in self.quantities.values())
 
     def summaries(self, prefix: str = "") -> dict[str, Tensor]:
-        """One number for the whole path, by log key; `EnergyMonitor` explains each.
-
-        In a path of several segments one for each of them: ``cost_of_identity/segment_2/min``.
+        """Numbers for the whole path by log key, see `EnergyMonitor`; or per segment: ``speed/segment_2/path_length``.
 
         Args:
             prefix: Put before each key, as ``"val_"``.
@@ -111,7 +108,7 @@ class Readings:
         }
 
     def layers(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every quantity of every layer by log key: ``cost_of_identity/layer_03``.
+        """Values of each layer by log key: ``speed/layer_03``.
 
         Args:
             prefix: Put before each key, as ``"val_"``.
@@ -125,28 +122,26 @@ class Readings:
 
     def split(self) -> list[Readings]:
         """Return the readings of each segment."""
-        lengths = list(self.segments)
-        if not lengths:
+        if not self.segments:
             return [self]
-        parts = [_split(columns, lengths) for columns in (self.quantities, *self.halves)]
-        ends = [sum(lengths[: number + 1]) for number in range(len(lengths))]
+        parts = torch.split(self.step_sizes, list(self.segments))
         return [
             Readings(
-                parts[0][index],
+                _at(place, self.quantities),
                 rho,
                 self.effective_depth,
                 own=self.own,
-                num_samples=self.num_samples[end - len(rho) : end],
-                halves=tuple(half[index] for half in parts[1:]),
-                widths=self.widths[end - len(rho) : end],
+                num_samples=self.num_samples[place],
+                halves=tuple(_at(place, half) for half in self.halves),
+                widths=self.widths[place],
                 samples_read=self.samples_read,
             )
-            for index, (rho, end) in enumerate(zip(torch.split(self.step_sizes, lengths), ends, strict=True))
+            for rho, place in zip(parts, places_of(self.segments), strict=True)
         ]
 
     @property
     def records(self) -> dict[str, Quantity]:
-        """Records of the quantities by key, those that are known."""
+        """Known records of the quantities, by key."""
         known = {**QUANTITIES, **{record.key: record for record in self.own}}
         return {name: known[name] for name in self.quantities if name in known}
 
@@ -160,7 +155,7 @@ class Readings:
         }
 
     def scalars(self, prefix: str = "") -> dict[str, Tensor]:
-        """Every number by log key, those of `layers` and of `summaries`.
+        """Numbers of `layers` and `summaries` by log key.
 
         Args:
             prefix: Put before each key, as ``"val_"``.
@@ -168,37 +163,31 @@ class Readings:
         return self.layers(prefix) | self.summaries(prefix)
 
     def table(self, names: Sequence[str] | None = None) -> str:
-        """Text table with one line per layer: its number, name, step-size, position p_{l−1} and quantities.
+        """Text table with one line per layer: number, name, step-size, position p_{l−1} and quantities.
 
         Args:
-            names: Which quantities, in which order; all by default.
+            names: Keys of the quantities to show, in order; all by default.
         """
         shown = list(self.quantities if names is None else names)
-        named = bool(self.names)
-        header = ["layer", *(["name"] if named else []), "step_size", "position", *shown]
-        rows = [
+        rows = [["layer", *(["name"] if self.names else []), "step_size", "position", *shown]]
+        rows += [
             [f"{index + 1}", *self.names[index : index + 1], f"{rho:.4f}", f"{position:.4f}"]
             + [f"{self[name][index]:.4g}" for name in shown]
             for index, (rho, position) in enumerate(zip(self.step_sizes, self.positions, strict=True))
         ]
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
-        ]
-        return "\n".join(lines)
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def _split(columns: Mapping[str, Tensor], lengths: list[int]) -> list[dict[str, Tensor]]:
-    """Columns of each segment."""
-    parts = {name: torch.split(values, lengths) for name, values in columns.items()}
-    return [{name: part[index] for name, part in parts.items()} for index in range(len(lengths))]
+def places_of(lengths: Sequence[int]) -> list[slice]:
+    """Where the layers of each segment are among all."""
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+
+def _at(place: slice, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values[place] for name, values in columns.items()}
 
 
 def layer_key(index: int, num_layers: int) -> str:
-    """Log key of a layer, counted from 1 and padded so that keys sort: ``layer_03``.
-
-    Example:
-        >>> layer_key(2, num_layers=20)
-        'layer_03'
-    """
+    """Log key of a layer, counted from 1 and padded so that keys sort: ``layer_03``."""
     return f"layer_{index + 1:0{max(2, len(str(num_layers)))}d}"

@@ -1,4 +1,4 @@
-"""How quantities are computed from sums over samples: what sums and samples, segments and metrics share."""
+"""How quantities are computed from sums over samples."""
 
 from __future__ import annotations
 
@@ -15,37 +15,34 @@ from lightning_leaky.functional._checks import check_non_negative
 from lightning_leaky.functional.features import features
 from lightning_leaky.functional.k_norm import KNorm
 from lightning_leaky.metrics.choice import plain_quantities, resolve_quantities
-from lightning_leaky.metrics.layer_batch import FeatureMap
+from lightning_leaky.metrics.layer_batch import MOMENTUM_SUMS, FeatureMap
 from lightning_leaky.metrics.quantity import Quantity, Sums
 
 LossReduction: TypeAlias = Literal["mean", "sum"]
-"""How a cost runs over the samples of a batch."""
 
 Precision: TypeAlias = Literal["default", "high"]
-"""How float32 representations are multiplied: as they are, where the stabiliser allows it, or in float64."""
+"""How float32 representations are multiplied: in float32, if the stabiliser allows it, or in float64."""
 
 Weights: TypeAlias = Sequence[Tensor] | Tensor | None
-"""W_1, …, W_L, each of shape (w, d), asked for one layer at a time; ``None`` where they are not known."""
+"""W_1, …, W_L, each of shape (w, d), read one at a time; ``None`` if unknown."""
 
 _DEFAULT = KNorm()
 OWN = "own_"
-MOMENTUM_SUMS = ("features_momentum_square", "momentum_representation", "momentum_square")
 _GIVEN = {"weights": "residual", "parameters": "parameters"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which quantities, and everything that their values depend on beside the samples.
+    """Which quantities to read, and what their values depend on beside the samples.
 
     Args:
-        quantities: Records, their keys or import paths; see `Quantity`.
+        quantities: Records, keys or import paths; see `Quantity`.
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
         feature_map: From representations, shape (N, w), to features σ(A), shape (N, d).
-        loss_reduction: ``"mean"`` or ``"sum"``, how the loss behind the momenta runs over the samples of a batch.
-        weight_decay: λ that momenta are made with; any number where only gradients are read.
-        precision: ``"high"``, or ``"default"`` for products of float32 representations in float32; see
-            `ReadingSettings`.
+        loss_reduction: ``"mean"`` or ``"sum"``, how the loss reduces the samples of a batch.
+        weight_decay: λ of the momenta; any number if only gradients are read.
+        precision: ``"high"``, or ``"default"`` to multiply float32 representations in float32; see `ReadingSettings`.
 
     Raises:
         ValueError: If a quantity is not known, or another argument is out of range.
@@ -67,27 +64,27 @@ class Recipe:
         check_non_negative("effective_depth", self.effective_depth)
         check_loss_reduction(self.loss_reduction)
         check_precision(self.precision)
-        _ = self.records  # refuses what is not known
+        _ = self.records  # refuses unknown ones
         object.__setattr__(self, "quantities", plain_quantities(self.quantities))
 
     @cached_property
     def records(self) -> tuple[Quantity, ...]:
-        """Records of the quantities, in order."""
+        """Records of `quantities`."""
         return resolve_quantities(self.quantities)
 
     @cached_property
     def num_matrices(self) -> int:
-        """How many matrices are measured in the K-norm; A and ∂_pA, A alone, or none."""
+        """How many of A and ∂_pA are measured in the K-norm."""
         return 2 if self.has_cross or self._has("squares") else int(self._has("representation"))
 
     @cached_property
     def has_cross(self) -> bool:
-        """Whether their product with one another is needed."""
+        """Whether ⟨∂_pA, A⟩_K is needed."""
         return self._has("energies")
 
     @cached_property
     def has_turns(self) -> bool:
-        """Whether it is needed how far a layer turns its samples."""
+        """Whether turns are needed."""
         return self._has("turns")
 
     @cached_property
@@ -97,22 +94,22 @@ class Recipe:
 
     @cached_property
     def has_gradients(self) -> bool:
-        """Whether a batch comes with its momenta."""
+        """Whether batches need momenta."""
         return any(record.has_gradients for record in self.records)
 
     @cached_property
     def has_first_order(self) -> bool:
-        """Whether momenta are needed along the step of their layer."""
+        """Whether first-order sums are needed."""
         return self._has("gradients") or self.needs_parameters
 
     @cached_property
     def has_momenta(self) -> bool:
-        """Whether momenta are needed beside their features."""
+        """Whether momentum sums are needed."""
         return any(record.has_momenta for record in self.records)
 
     @cached_property
     def has_own(self) -> bool:
-        """Whether a quantity takes sums of its own."""
+        """Whether own sums are needed."""
         return self._has("own")
 
     @cached_property
@@ -122,23 +119,23 @@ class Recipe:
 
     @cached_property
     def needs_parameters(self) -> bool:
-        """Whether the parameters of layers and their gradients are needed."""
+        """Whether parameters and their gradients are needed."""
         return self._has("parameters")
 
     def dtype(self, samples: torch.dtype) -> torch.dtype:
-        """In which dtype products of samples of a dtype are formed and factorised, where all are at hand together."""
+        """Dtype in which products of kept samples are formed and factorised."""
         is_single = self.precision == "default" and self.k_norm.bears_float32()
         return torch.float32 if is_single and samples != torch.float64 else torch.float64
 
     def share(self, momentum: Tensor) -> int:
-        """What to multiply the momenta of a batch by, so that those of batches add up; and to divide their sum by.
+        """Factor that makes momenta of batches add up, and divisor of their sum.
 
-        A loss that is a mean puts 1/N into each row of its gradient.
+        A mean loss puts 1/N into each row of its gradient.
         """
         return len(momentum) if self.loss_reduction == "mean" else 1
 
     def state_shapes(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each sum over samples that a layer of a width needs, by name."""
+        """Shapes of the sums over samples of one layer, by name."""
         one = torch.zeros(1, width, dtype=torch.float64)
         size, count = self.feature_map(one).shape[-1], self.num_matrices
         found: dict[str, tuple[int, ...]] = {}
@@ -150,12 +147,12 @@ class Recipe:
             found["second_moment"] = (width, width)
         if self.has_first_order:
             found["first_order"] = (3,)  # and the number of samples
-        if self.has_momenta:  # beside the products, tr(BᵀA), ‖B‖² and the number of samples
+        if self.has_momenta:  # tr(BᵀA), ‖B‖² and the number of samples
             found |= {"features_momentum": (size, width), "momentum_sums": (3,)}
         return found | {name: tuple(own.shape) for name, own in self.own_sums(one, one).items()}
 
     def sum_shapes(self, width: int, num_values: int, has_weights: bool) -> dict[str, tuple[int, ...]]:
-        """Shape of what `Sums` holds of one layer, by name, with so many singular values."""
+        """Shapes of the fields of `Sums` of one layer, by name."""
         shapes = self.state_shapes(width)
         found = {name: shape for name, shape in shapes.items() if name == "turns" or name.startswith(OWN)}
         if self.num_matrices:
@@ -171,16 +168,16 @@ class Recipe:
         return found
 
     def state_bytes(self, num_layers: int, width: int) -> int:
-        """Bytes of these sums for so many layers: ``8 (d² + 2dw)`` a layer for the energies, for example.
+        """Bytes of the sums over samples: ``8 (d² + 2dw)`` per layer for the energies.
 
         Example:
-            >>> Recipe(["kinetic_energy"]).state_bytes(num_layers=48, width=8192) / 2**30
-            72.01...
+            >>> Recipe(["kinetic_energy"]).state_bytes(num_layers=1, width=2)
+            200
         """
         return 8 * num_layers * sum(map(math.prod, self.state_shapes(width).values()))
 
     def own_sums(self, previous: Tensor, current: Tensor) -> dict[str, Tensor]:
-        """Sums that quantities take by themselves over the samples of a layer, by name."""
+        """Own sums of the quantities over the samples of one layer, by name."""
         return {
             f"{OWN}{record.key}": record.sums(previous, current) for record in self.records if record.sums is not None
         }
@@ -188,27 +185,27 @@ class Recipe:
     def values(
         self, sums: Mapping[str, Tensor], step_sizes: Tensor, failures: dict[str, Exception] | None = None
     ) -> dict[str, Tensor]:
-        """Every quantity by key, each of shape (L,), from the fields of `Sums`; none of weights that are not known.
+        """Every quantity that the sums allow, by key, each of shape (L,).
 
-        One that cannot be computed reads NaN and is noted in `failures`, where they are given: one process that raised
-        would leave the others in their next collective.
+        With `failures`, errors go there and the quantity reads NaN: a process that raised would leave the others in a
+        collective.
         """
-        names = {field.name for field in fields(Sums)} & set(sums)
-        known_sums = {name: sums[name] for name in names}
+        known_sums = {field.name: sums[field.name] for field in fields(Sums) if field.name in sums}
         if self.has_first_order:
             known_sums["first_order"] = self.weight_decay * known_sums["first_order"]  # B = −(1/λ) ∂C/∂A
         common = Sums(step_sizes, self.effective_depth, **known_sums)
         found = {}
         for record in self.records:
-            if _GIVEN.get(record.needs) in (None, *names):
+            if _GIVEN.get(record.needs) in (None, *known_sums):
                 known = common if record.sums is None else replace(common, own=sums[f"{OWN}{record.key}"])
                 try:
-                    found[record.key] = record.compute(known)
-                    if found[record.key].shape != step_sizes.shape:
+                    values = record.compute(known)
+                    if values.shape != step_sizes.shape:
                         raise ValueError(
                             f"`compute` of {record.key!r} must return one number for each of {len(step_sizes)} layers, "
-                            f"got shape {tuple(found[record.key].shape)}."
+                            f"got shape {tuple(values.shape)}."
                         )
+                    found[record.key] = values
                 except Exception as error:
                     if failures is None:
                         raise
@@ -217,7 +214,7 @@ class Recipe:
         return found
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the records behind: they are made anew, and those of this package are not pickled."""
+        """Leave out the cached records, which do not pickle."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _has(self, need: str) -> bool:
@@ -225,14 +222,14 @@ class Recipe:
 
 
 def check_precision(precision: Precision) -> Precision:
-    """Return a precision, or raise ValueError where it is none."""
+    """Return a known precision, or raise ValueError."""
     if precision not in ("default", "high"):
         raise ValueError(f'`precision` must be "default" or "high", got {precision!r}.')
     return precision
 
 
 def check_loss_reduction(loss_reduction: LossReduction) -> LossReduction:
-    """Return a loss reduction, or raise ValueError where it is none."""
+    """Return a known loss reduction, or raise ValueError."""
     if loss_reduction not in ("mean", "sum"):
         raise ValueError(f'`loss_reduction` must be "mean" or "sum", got {loss_reduction!r}.')
     return loss_reduction

@@ -1,4 +1,4 @@
-"""The quantities of this package, a record each."""
+"""The quantities of this package."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import Any
 
 from lightning_leaky.functional.block_influence import block_influence_of
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
-from lightning_leaky.functional.hamiltonian import (
-    energy_hamiltonian_of,
-    hamiltonian_of,
-    hamiltonian_spread,
-    rank_of,
-)
+from lightning_leaky.functional.hamiltonian import energy_hamiltonian_of, hamiltonian_of, hamiltonian_spread, rank_of
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
 from lightning_leaky.functional.path_median import path_median
@@ -26,7 +21,7 @@ from lightning_leaky.metrics.quantity import Quantity, Summary
 BOTTLENECK = "Is there a bottleneck?"
 TRUST = "Can the reading be trusted?"
 
-# Never pickled, for others keep their keys: so a function may stand where it is used.
+# Lambdas are fine: only keys of these records are pickled.
 _OF_A_HAMILTONIAN = (
     Summary(
         "bottleneck_rank",
@@ -186,7 +181,6 @@ _RECORDS = (
         "speed",
         lambda sums: speed_of(sums.products[:, 1, 1]),
         "squares",
-        title="speed",
         formula="‖∂_pA‖_K",
         says="How fast the representation moves; its integral is the path's length.",
         summaries=(
@@ -197,7 +191,7 @@ _RECORDS = (
             ),
         ),
     ),
-    # Not read by default: the whole spectrum of every layer takes several times as long as all energies.
+    # Not read by default: the spectra take several times as long as all energies.
     Quantity(
         "stable_rank",
         lambda sums: stable_rank_of(sums.singular_values),
@@ -251,7 +245,7 @@ _RECORDS = (
 QUANTITIES: dict[str, Quantity] = {record.key: record for record in _RECORDS}
 """The quantities of this package by key."""
 
-# What is said otherwise at L̃ = 0, where the paper's factor 1/L̃ is dropped; None of what is 0 there, or another again.
+# Changes at L̃ = 0, which drops the paper's factor 1/L̃; None if the quantity is 0 there or repeats another.
 _WITHOUT_LEAK: dict[str, dict[str, Any] | None] = {
     "cost_of_identity": {
         "says": "Soft count of the dimensions in use where a layer starts; with linear features at most the width.",
@@ -271,11 +265,11 @@ STEP_SIZE = Quantity(
     says="A layer's share of the path: small where it moves fast.",
     heat_map="linear",
 )
-"""What `StepSizeAdapter` logs of each layer: explained and charted, but not read."""
+"""What `StepSizeAdapter` logs: explained and charted, but not read."""
 
 
 def records_at(records: Iterable[Quantity], effective_depth: float) -> dict[str, Quantity]:
-    """Return what to show of a path with this L̃, by key: without a leak no ranks, and nothing that is then empty."""
+    """Return the records to show at this L̃, by key; without a leak no ranks and nothing empty."""
     if effective_depth > 0:
         return {record.key: record for record in records}
     said = {record: _WITHOUT_LEAK.get(record.key, {}) if record in _RECORDS else {} for record in records}

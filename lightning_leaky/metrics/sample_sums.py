@@ -1,4 +1,4 @@
-"""The same sums from the samples themselves: those of some layers, factorised together."""
+"""The same sums from the samples, factorised for several layers together."""
 
 from __future__ import annotations
 
@@ -27,20 +27,16 @@ from lightning_leaky.functional.moments import (
 )
 from lightning_leaky.functional.single_precision import products_in_float32
 from lightning_leaky.functional.spectrum import singular_values_by_smaller_side
-from lightning_leaky.metrics.layer_batch import LayerBatch, velocity_scales
-from lightning_leaky.metrics.recipe import MOMENTUM_SUMS, Recipe, Weights
+from lightning_leaky.metrics.layer_batch import MOMENTUM_SUMS, LayerBatch, momentum_sums, velocity_scales
+from lightning_leaky.metrics.recipe import Recipe, Weights
 
-# Where a device has no float64, samples are on the CPU.
-_WIDE = torch.float64
+_WIDE = torch.float64  # samples from MPS are on the CPU
 
 
 def sums_of_samples(layers: Sequence[LayerBatch], recipe: Recipe, weights: Weights = None) -> dict[str, Tensor]:
-    """What `Sums` holds of layers, by name, from all samples: by N × N matrices where N ≤ w.
+    """Fields of `Sums` of layers over one data set, by name: by N × N matrices if N ≤ w.
 
-    Args:
-        layers: Layers over the same samples, the whole data set; their momenta are those of the loss over all of it.
-        recipe: What to read, and how.
-        weights: Their W_l, for the residual.
+    Momenta are those of the loss over the whole data set.
     """
     each = [_sums_of(layer, recipe, None if weights is None else weights[at]) for at, layer in enumerate(layers)]
     found = {name: torch.stack([one[name] for one in each]) for name in each[0]}
@@ -52,28 +48,28 @@ def sums_of_samples(layers: Sequence[LayerBatch], recipe: Recipe, weights: Weigh
 
 
 def _products(layers: Sequence[LayerBatch], count: int, k_norm: KNorm, has_cross: bool) -> Tensor:
-    """⟨M_i, M_j⟩_K of the first of A and ρV of layers over the same samples, shape (L, count, count)."""
+    """⟨M_i, M_j⟩_K of the first `count` of A and ρV, shape (L, count, count)."""
     groups = [(layer.previous, layer.step)[:count] for layer in layers]
-    if has_smaller_kernel(layers[0].features, k_norm):
-        number = len(layers[0].features)
-        kernels = layers[0].features.new_empty(len(layers), number, number)
-        for kernel, layer in zip(kernels, layers, strict=True):
-            torch.mm(layer.features, layer.features.mT, out=kernel)
+    features = [layer.features for layer in layers]
+    if has_smaller_kernel(features[0], k_norm):
+        number = len(features[0])
+        kernels = features[0].new_empty(len(layers), number, number)
+        for kernel, one in zip(kernels, features, strict=True):
+            torch.mm(one, one.mT, out=kernel)
         inverses, gammas = inverse_roots(kernels, k_norm)
         inverses = inverses.to(layers[0].previous.dtype)
         halves = [[root @ matrix for matrix in group] for root, group in zip(inverses, groups, strict=True)]
         return without_features(torch.stack([inner_products(pair, has_cross) for pair in halves]), gammas)
     if k_norm.is_raw:
-        pairs = zip(layers, groups, strict=True)
-        return torch.stack([inner_products_of(k_norm, layer.features, *group) for layer, group in pairs])
+        pairs = zip(features, groups, strict=True)
+        return torch.stack([inner_products_of(k_norm, one, *group) for one, group in pairs])
     moments = _moments(layers, groups, has_cross)
-    if layers[0].features.dtype == torch.float32:
-        return products_in_float32([layer.features for layer in layers], groups, moments, k_norm, has_cross)
+    if features[0].dtype == torch.float32:
+        return products_in_float32(features, groups, moments, k_norm, has_cross)
     return k_inner_products_from_moments(moments, k_norm, has_cross)
 
 
 def _moments(layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], has_cross: bool) -> SecondMoments:
-    """Second moments of all layers, each product written to its place."""
     count, width, size = len(groups[0]), layers[0].step.shape[-1], layers[0].features.shape[-1]
     products = layers[0].features.new_empty(len(layers), size, size + count * width)
     for place, layer, group in zip(products, layers, groups, strict=True):
@@ -84,7 +80,7 @@ def _moments(layers: Sequence[LayerBatch], groups: Sequence[Sequence[Tensor]], h
 
 
 def _sums_of(layer: LayerBatch, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:
-    """Sums of one layer beside its products in the K-norm."""
+    """Sums of one layer without its K-norm products."""
     found = {} if not recipe.has_own else recipe.own_sums(layer.previous.to(_WIDE), layer.current.to(_WIDE))
     if recipe.has_turns:
         found["turns"] = layer.turns
@@ -100,11 +96,10 @@ def _sums_of(layer: LayerBatch, recipe: Recipe, weight: Tensor | None) -> dict[s
 
 def _momentum_sums(layer: LayerBatch, momentum: Tensor, recipe: Recipe, weight: Tensor | None) -> dict[str, Tensor]:
     start = layer.previous.to(momentum)
-    if weight is None:  # then nothing of size d × w is formed where samples are few
+    if weight is None:  # few samples form nothing of size d × w
         square = features_momentum_square_of(layer.features, momentum)
         products = square, inner_product(momentum, start), inner_product(momentum, momentum)
         return dict(zip(MOMENTUM_SUMS, products, strict=True))
     moments = momentum_moments_of(layer.features, start, momentum)
-    square = inner_product(moments.features_momentum, moments.features_momentum)
-    found = dict(zip(MOMENTUM_SUMS, (square, *moments[1:]), strict=True))
-    return found | {"residual": criticality_residual_of(weight.detach(), moments, recipe.effective_depth)}
+    residual = criticality_residual_of(weight.detach(), moments, recipe.effective_depth)
+    return momentum_sums(moments) | {"residual": residual}

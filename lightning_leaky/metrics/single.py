@@ -1,4 +1,4 @@
-"""Single quantities as torchmetrics, made from their records."""
+"""Single quantities as torchmetrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Quantity(Accumulator):
-    """One quantity of every layer; a single layer's is a scalar, for torchmetrics squeezes single values."""
+    """One quantity of every layer; torchmetrics squeezes that of a single layer to a scalar."""
 
     key: ClassVar[str]
 
@@ -31,8 +31,8 @@ class _Quantity(Accumulator):
         """Draw the values along the layers.
 
         Args:
-            val: Values to draw, as returned by `compute` or `forward`; what `compute` returns now by default.
-            ax: Axes to draw on; a new figure where it is ``None``.
+            val: Values of `compute` or `forward`; `compute()` by default.
+            ax: Axes to draw on; a new figure by default.
 
         Returns:
             The figure and its axes.
@@ -45,7 +45,7 @@ class _Quantity(Accumulator):
 
 
 class _OfRepresentation(_Quantity):
-    """A quantity of the representations alone."""
+    """A quantity of representations alone."""
 
     def __init__(self, num_layers: int, width: int, k_norm: KNorm | None = None, **kwargs: Any) -> None:
         super().__init__(num_layers, width, Recipe([self.key], k_norm=k_norm or KNorm()), **kwargs)
@@ -64,8 +64,8 @@ class CostOfIdentity(_OfRepresentation):
     """Cost of identity ``‖A‖²_K`` of each layer over a data set; see `lightning_leaky.cost_of_identity`.
 
     Args:
-        num_layers: L, the number of representations.
-        width: Common width w of the representations.
+        num_layers: Number of layers L.
+        width: Width w of the representations.
         k_norm: Which K-norm.
         **kwargs: Arguments of `torchmetrics.Metric`.
 
@@ -73,7 +73,7 @@ class CostOfIdentity(_OfRepresentation):
         From `compute`: shape (L,), no unit.
 
     Raises:
-        ValueError: From `update`, if there is not one (N, w) floating-point matrix for each layer.
+        ValueError: From `update`, if the matrices do not fit the layers.
 
     Example:
         >>> metric = CostOfIdentity(num_layers=1, width=2, k_norm=KNorm(gamma=4.0))
@@ -88,7 +88,7 @@ class CostOfIdentity(_OfRepresentation):
 class StableRank(_OfRepresentation):
     """Stable rank of each layer's representation over a data set; see `lightning_leaky.stable_rank`.
 
-    Takes the arguments of `CostOfIdentity`, `k_norm` without use; `compute` returns shape (L,), no unit.
+    Takes the arguments of `CostOfIdentity` (`k_norm` is unused); `compute` returns shape (L,), no unit.
 
     Example:
         >>> metric = StableRank(num_layers=1, width=2)
@@ -104,8 +104,8 @@ class KineticEnergy(_Quantity):
     """Kinetic energy ``(1/(2L̃))‖∂_pA‖²_K`` of each layer over a data set; see `lightning_leaky.kinetic_energy`.
 
     Args:
-        num_layers: L, the number of layers.
-        width: Common width w of the representations.
+        num_layers: Number of layers L.
+        width: Width w of the representations.
         effective_depth: L̃ ≥ 0.
         k_norm: Which K-norm.
         **kwargs: Arguments of `torchmetrics.Metric`.
@@ -146,14 +146,13 @@ class KineticEnergy(_Quantity):
 class Hamiltonian(_Quantity):
     """Hamiltonian in momentum form of each layer over a data set; see `lightning_leaky.hamiltonian`.
 
-    A loss that is a mean over the samples of its batch puts 1/N into each row of the gradient. The momenta of a data
-    set are then those of its batches, each weighted by its share of the samples: `loss_reduction` says so.
+    A mean loss puts 1/N into each row of its gradient, so each batch is weighted by its share of the samples.
 
     Args:
-        num_layers: L, the number of layers.
-        width: Common width w of the representations.
+        num_layers: Number of layers L.
+        width: Width w of the representations.
         effective_depth: L̃ ≥ 0.
-        loss_reduction: ``"mean"`` where the loss is a mean over the batch, ``"sum"`` where it is a sum.
+        loss_reduction: ``"mean"`` or ``"sum"``, how the loss reduces the samples of a batch.
         **kwargs: Arguments of `torchmetrics.Metric`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Multiplying the residual branch of a block by a number, where one layer's weights can take it exactly."""
+"""Folding a factor into a layer's weights."""
 
 from __future__ import annotations
 
@@ -16,29 +16,26 @@ _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def foldable_layer(model: nn.Module, block: nn.Module) -> nn.Module | None:
-    """Return the layer g of a block h + g(…) whose weights can take a factor of the branch exactly.
-
-    ``None`` if the block has another form, or another module of the model uses these weights.
-    """
+    """Return the layer g of a block h + g(…) whose weights can take a factor of the branch exactly, or ``None``."""
     last = _last_layer_of_branch(block)
     return None if last is None or not _owns_its_output(last) or _is_shared(model, last) else last
 
 
 @torch.no_grad()
 def multiply(factors: Iterable[tuple[nn.Module, float]]) -> None:
-    """Multiply the parameters of each layer by a number: all, or none where one of them cannot be written to."""
+    """Multiply the parameters of each layer by a number: all, or none if one cannot be written to."""
     written = [(parameter, factor) for layer, factor in factors for parameter in layer.parameters(recurse=False)]
     for parameter, _ in written:
-        parameter.mul_(1)  # one that cannot be written to says so before another has changed
+        parameter.mul_(1)  # raises before any parameter has changed
     for parameter, factor in written:
         parameter.mul_(factor)
 
 
 def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
-    """The layer g of a block that is h + g(…), read off its graph; ``None`` where it is not, or has no graph."""
+    """The layer g of a block h + g(…), from its graph, or ``None``."""
     try:
         graph = fx.symbolic_trace(block).graph
-    except Exception:  # whatever code a block runs may fail on proxies in its own way: then nothing is known of it
+    except Exception:  # any code may fail here
         return None
     modules = dict(block.named_modules())
     start = next(node for node in graph.nodes if node.op == "placeholder")
@@ -61,13 +58,13 @@ def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.
 
 
 def _owns_its_output(layer: nn.Module) -> bool:
-    """Whether a layer is what its class says: parametrizations and hooks come between weights and output."""
-    is_plain = type(layer).__module__.startswith("torch.nn.modules.")  # a parametrized one is of a class made for it
+    """Whether no parametrization or hook comes between weights and output."""
+    is_plain = type(layer).__module__.startswith("torch.nn.modules.")  # parametrizations make a new class
     return is_plain and layer.weight is not None and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether the model has this layer in several places, or another module of it uses a parameter of this layer."""
+    """Whether the model uses this layer or its parameters elsewhere."""
     places = [child for module in model.modules() for child in module._modules.values() if child is layer]
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     others = [one for module in model.modules() if module is not layer for one in module.parameters(recurse=False)]

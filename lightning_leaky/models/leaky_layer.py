@@ -1,4 +1,4 @@
-"""One layer of a Leaky ResNet."""
+"""One leaky layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LeakyLayer(nn.Module):
         width: Common width w of the representations.
         effective_depth: L̃ ≥ 0.
         activation: Name of the nonlinearity.
-        constant_column: Whether the features end with a constant, that is whether the layer has a bias.
+        constant_column: Whether the layer has a bias.
 
     Example:
         >>> layer = LeakyLayer(width=3, effective_depth=2.0)
@@ -38,11 +38,11 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list: to set an attribute of a module takes long
+        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list, because setting a module's attribute is slow
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        weight, bias = self.weight, self.bias  # a weight that is made of others is made at each look
+        weight, bias = self.weight, self.bias  # once, because each access computes a parametrized weight
         current = leaky_step(representation, weight, bias, step_size, self.effective_depth, self.activation)
         if self.training and not torch.compiler.is_compiling():
             handle = square_handle(current, weight, bias)
@@ -50,11 +50,11 @@ class LeakyLayer(nn.Module):
         return current
 
     def take_handle(self) -> Tensor | None:
-        """Take the handle on ‖W_l‖² of the last forward pass in training, see `square_handle`.
+        """Take the handle (`square_handle`) of the last forward pass in training.
 
-        ``None`` if that pass left none, it was taken before, or the parameters have changed since.
+        ``None`` if there is none, or the parameters have changed since.
         """
-        if not self._handles:  # first: a look at a weight that is made of others may change it
+        if not self._handles:  # first, because access may change a parametrized weight
             return None
         handle, seen = self._handles.pop()
         now = _seen(self.weight, self.bias)
@@ -64,8 +64,8 @@ class LeakyLayer(nn.Module):
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
 
-        Sharded parameters are gathered: a collective that every process must join. A parametrized weight is that of the
-        last forward pass: looking at it moves no spectral norm.
+        It gathers sharded parameters, so every process must call it. It reads a parametrized weight without updating
+        it, for example its spectral norm.
         """
         with at_rest(self):
             weight = unsharded(self.weight)
@@ -77,7 +77,7 @@ class LeakyLayer(nn.Module):
         return square if self.bias is None else square + self.bias.square().sum()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what belongs to a graph, for a copy has none."""
+        """Leave out handles, which belong to a graph."""
         return {**self.__dict__, "_handles": []}
 
     def extra_repr(self) -> str:
@@ -87,5 +87,5 @@ class LeakyLayer(nn.Module):
 
 
 def _seen(*parameters: Tensor | None) -> list[_Seen]:
-    """Parameters, each with a number that a change in place changes."""
+    """Parameters with their versions."""
     return [(one, 0 if one is None else one._version) for one in parameters]

@@ -1,4 +1,4 @@
-"""Residual blocks of any network as leaky steps, and back."""
+"""Residual blocks as leaky steps."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ _NAME = "leaky_steps"
 class LeakyResidual(nn.Module):
     """A stack of residual blocks, run as leaky steps: ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)``.
 
-    For new networks; `make_leaky` does the same to a stack that an existing model holds and calls by itself.
+    For new networks; `make_leaky` does this to an existing model.
 
     Args:
         blocks: Shape-preserving residual blocks, h ↦ h + f_l(h), or one of them.
-        effective_depth: L̃ ≥ 0; at 0, with equidistant steps, the stack is its blocks one after another.
+        effective_depth: L̃ ≥ 0; at 0, with equidistant steps, the blocks run unchanged.
         step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
 
     Raises:
-        ValueError: If there are no blocks, a number is out of range, or the step-sizes are no distribution.
+        ValueError: If there are no blocks, a number is out of range, or the step-sizes are not a distribution.
 
     Example:
         >>> import torch
         >>> stack = LeakyResidual([nn.TransformerEncoderLayer(8, 2, batch_first=True) for _ in range(3)], 1.0)
         >>> stack(torch.zeros(2, 5, 8)).shape
         torch.Size([2, 5, 8])
-        >>> stack.steps.step_sizes
-        tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
     """
 
     def __init__(
@@ -62,31 +60,29 @@ class LeakyResidual(nn.Module):
 
 
 def make_leaky(model: Model, layers: LayerChoice, effective_depth: float = 0.0, state: StateChoice = None) -> Model:
-    """Turn blocks of an existing model into leaky steps, in place (`LeakySteps`).
+    """Turn blocks of a model into leaky steps, in place (`LeakySteps`).
 
-    At L̃ = 0, until step-sizes are adapted, outputs, gradients and state of the model stay those it had.
+    At L̃ = 0, until step-sizes are adapted, outputs, gradients and state of the model stay the same.
 
     Args:
-        model: A model, a LightningModule included.
-        layers: Which blocks, in the order in which they run; see `lightning_leaky.paths.layers.choose_layers`. Each
-            must return its input's shape; they need not be of one width.
+        model: Any model, or a LightningModule.
+        layers: Which blocks, in running order; see `lightning_leaky.paths.layers.choose_layers`. Each must return its
+            input's shape; widths may differ.
         effective_depth: L̃ ≥ 0.
-        state: Which tensor is the state, where blocks take or return several of one shape; see `LeakySteps`. A block
-            that leaves it open is refused when it first runs.
+        state: Which tensor is the state, if blocks take or return several of one shape; see `LeakySteps`. A block that
+            leaves it open raises when it first runs.
 
     Returns:
-        The model, with a submodule ``leaky_steps``; where it is wrapped (DDP, Fabric, LoRA), the model inside has it.
+        The model, with a submodule ``leaky_steps``; if it is wrapped (DDP, Fabric, LoRA), the inner model has it.
 
     Raises:
         ValueError: If the layers cannot be chosen so, the model or one of them has leaky steps already, or L̃ is
-            negative. The model is then as it was.
+            negative. The model stays as it was.
 
     Example:
         >>> model = make_leaky(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*")
         >>> model.leaky_steps.step_sizes
         tensor([0.5000, 0.5000], dtype=torch.float64)
-        >>> list(model.state_dict())
-        ['0.weight', '0.bias', '1.weight', '1.bias']
     """
     inner = unwrapped(model)
     if hasattr(inner, _NAME):
@@ -99,27 +95,25 @@ def make_leaky(model: Model, layers: LayerChoice, effective_depth: float = 0.0, 
 
 
 def unmake_leaky(model: Model) -> Model:
-    """Give back the original model, with the step-sizes folded into its weights where that is exact.
+    """Remove leaky steps, in place, and fold the step-sizes into the weights if that is exact.
 
-    It is exact where L̃ = 0 and a step is equidistant, or its block is ``h + g(…)`` and ends with a linear,
-    convolutional or normalisation layer g: g is multiplied by ρ_l L. Elsewhere (a pre-norm transformer block adds
-    twice, a block may end with an activation) the block is given back as it was, and a warning names it: the model
-    then computes something else than the leaky one did.
+    It is exact at L̃ = 0 if a step is equidistant, or its block is ``h + g(…)`` and ends with a linear, convolutional or
+    normalisation layer g, which is multiplied by ρ_l L. Else (a pre-norm transformer block adds twice, a block may end
+    with an activation) the step is dropped and the outputs change, with a warning that names the block.
 
     Args:
         model: A model that `make_leaky` has returned, or one around it.
 
     Returns:
-        The model, in place.
+        The model.
 
     Raises:
-        ValueError: If neither the model nor a module in it has leaky steps, or several in it have. The model is then as
-            it was.
+        ValueError: If the model has no leaky steps, or several modules in it have. The model stays as it was.
 
     Example:
         >>> model = unmake_leaky(make_leaky(nn.Sequential(nn.Linear(2, 2)), "*"))
-        >>> list(model.named_children())
-        [('0', Linear(in_features=2, out_features=2, bias=True))]
+        >>> hasattr(model, "leaky_steps")
+        False
     """
     owner = _owner_of_steps(model)
     steps = cast("LeakySteps", owner._modules[_NAME])
@@ -135,7 +129,7 @@ def unmake_leaky(model: Model) -> Model:
             left.append(names.get(id(block), str(index + 1)))
         else:
             folded.append((layer, gain))
-    if left:  # said before anything changes: a warning may be an error
+    if left:  # first, because a warning may be an error
         warn(
             f"unmake_leaky: the steps of {left} cannot be folded into their weights exactly and are dropped; the model "
             "computes something else than with them."
@@ -147,8 +141,7 @@ def unmake_leaky(model: Model) -> Model:
 
 
 def _owner_of_steps(model: nn.Module) -> nn.Module:
-    """The module that `make_leaky` gave steps to: the model itself, or the only one in it."""
-    # Not by getattr: a wrapper that hands look-ups on has the attribute, but cannot lose it.
+    # Not by getattr: a wrapper may forward look-ups, but cannot delete the attribute.
     owners = {name: part for name, part in model.named_modules() if isinstance(part._modules.get(_NAME), LeakySteps)}
     first: nn.Module | None = next(iter(owners.values()), None)
     if first is None:

@@ -1,4 +1,4 @@
-"""The Leaky ResNet itself."""
+"""The Leaky ResNet."""
 
 from __future__ import annotations
 
@@ -31,23 +31,19 @@ if TYPE_CHECKING:
 class LeakyResNet(nn.Module):
     """Leaky ResNet of constant width: L Euler steps of ``∂_pA = −L̃A + σ(A)Wᵀ`` between two linear maps.
 
-    L̃ = 0 is a ResNet, and ρ_l L̃ = 1 for all l a fully-connected net with weights ρ_l W_l. The step-sizes are a buffer,
-    saved with the parameters: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`. The number of
-    layers may change too, with `refine`, `remesh` or a `LayerRefiner`, and `load_state_dict` takes that of the state.
+    L̃ = 0 is a ResNet, and ρ_l L̃ = 1 for all l a fully-connected net with weights ρ_l W_l (arXiv 2405.17573). The
+    step-sizes are a saved buffer: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`. `refine`,
+    `remesh` or a `LayerRefiner` change the number of layers, and `load_state_dict` takes that of the state.
 
     Args:
-        *values: As of `NetworkSettings`, in its order.
-        **settings: Every argument of `NetworkSettings`: `in_features`, `out_features`, `width`, `num_layers`,
-            `effective_depth`, and where they are not the default `activation`, `step_sizes`, `input_map` and others.
+        *values: Arguments of `NetworkSettings`, in its order.
+        **settings: Arguments of `NetworkSettings`, by name.
 
     Raises:
-        ValueError: If a number is out of range, the step-sizes are no distribution over the layers, or a map does not
-            fit the sizes.
+        ValueError: If a number is out of range, the step-sizes are not a distribution, or a map does not fit the sizes.
 
     Example:
         >>> network = LeakyResNet(in_features=30, out_features=30, width=100, num_layers=20, effective_depth=7.0)
-        >>> network(torch.zeros(5, 30)).shape
-        torch.Size([5, 30])
         >>> network.representations(torch.zeros(5, 30)).shape
         torch.Size([21, 5, 100])
     """
@@ -73,11 +69,11 @@ class LeakyResNet(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the layers' starting weights."""
-        scale = self.init_noise if self.init == "identity" else math.sqrt(2)
+        std = (self.init_noise if self.init == "identity" else math.sqrt(2)) / math.sqrt(self.width)
         for layer in self._steps():
-            nn.init.normal_(layer.weight, std=scale / math.sqrt(self.width))
+            nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
-                nn.init.normal_(layer.bias, std=scale / math.sqrt(self.width))
+                nn.init.normal_(layer.bias, std=std)
             if self.init == "identity":
                 layer.weight.diagonal().add_(self.effective_depth)
 
@@ -97,14 +93,13 @@ class LeakyResNet(nn.Module):
         return torch.stack(path)
 
     def weights(self) -> Tensor:
-        """Return W_1, …, W_L with the biases as last column, shape (L, w, w + 1)."""
+        """Return W_1, …, W_L with biases as last column, shape (L, w, w + 1)."""
         return torch.stack([layer.augmented_weight() for layer in self._steps()])
 
     def regularizer(self) -> Tensor:
-        """L2 term ``(1/(2L̃)) Σ_l ρ_l ‖W_l‖²_F``, to be multiplied by λ (arXiv 2405.17573, section 1.1).
+        """L2 term ``(1/(2L̃)) Σ_l ρ_l ‖W_l‖²_F``, to multiply by λ (arXiv 2405.17573, section 1.1).
 
-        A learned map M adds ½‖M‖²_F: at ρ_l L̃ = 1 every matrix of the fully-connected net that the network then is pays
-        the same. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
+        A learned map M adds ½‖M‖²_F, as each ρ_l W_l does at ρ_l L̃ = 1. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
         """
         layers = self._steps()
         shares = leak_scale(self.effective_depth) * self.step_sizes
@@ -127,25 +122,25 @@ class LeakyResNet(nn.Module):
             step_sizes: ρ, shape (L,), positive, summing to 1.
 
         Raises:
-            ValueError: If they are no distribution over the layers.
+            ValueError: If the step-sizes are not a distribution.
         """
         self.step_sizes.copy_(check_step_sizes(torch.as_tensor(step_sizes), len(self.layers)))
 
     @torch.no_grad()
     def remesh(self, step_sizes: Tensor | Sequence[float], optimizer: Optimizer | None = None) -> None:
-        """Put the network on another mesh, of any number of layers; W moves along as a function of p [ours].
+        """Put the network on another mesh of any number of layers; W moves as a function of p [ours].
 
-        The outputs change by the order of the discretisation error. Layers that both meshes have stay as they are, see
-        `lightning_leaky.refining.remeshed_layers`; `set_step_sizes`, in contrast, leaves each W_l with its layer. Hooks
-        on the layers (a `StepSizeHook`) stay with the modules that are kept: attach them anew.
+        The outputs change by the order of the discretisation error. Layers of both meshes stay as they are, see
+        `lightning_leaky.refining.remeshed_layers`; `set_step_sizes` instead leaves each W_l with its layer. Attach
+        hooks on layers (a `StepSizeHook`) again: new layers have none.
 
         Args:
             step_sizes: New ρ, shape (M,), positive, summing to 1.
-            optimizer: The optimizer that trains the network. New parameters join it, with the state of those that they
-                descend from. Without it they are not trained.
+            optimizer: The network's optimizer. New parameters join it, with the state of their origin; without it they
+                are not trained.
 
         Raises:
-            ValueError: If the step-sizes are no distribution, the optimizer's state cannot be moved, or the layers are
+            ValueError: If the step-sizes are not a distribution, the optimizer's state cannot move, or layers are
                 compiled, wrapped or sharded.
 
         Example:
@@ -175,23 +170,22 @@ class LeakyResNet(nn.Module):
     ) -> Refinement:
         """Split and merge layers, towards an estimated discretisation error below a tolerance [ours].
 
-        The error is the sum over the layers of ``½ ρ_l² ‖∂²_pA‖_F/‖A_l‖_F``, see
-        `lightning_leaky.refining.discretisation_errors`; each layer is split or merged once at most, see
-        `lightning_leaky.refining.refined_step_sizes`, and none into one with ρ_l L̃ > 1. Call it again after some
-        training, or until nothing changes. Call it after an optimizer's step, not between forward and backward.
+        The error is the sum of ``½ ρ_l² ‖∂²_pA‖_F/‖A_l‖_F``, see `lightning_leaky.refining.discretisation_errors`. Each
+        layer is split or merged at most once, see `lightning_leaky.refining.refined_step_sizes`, and no merged one has
+        ρ_l L̃ > 1. Call it after an optimizer's step, and again after some training or until nothing changes.
 
         Args:
-            inputs: Inputs to estimate on, shape (N, in_features).
+            inputs: Inputs, shape (N, in_features).
             tolerance: Bound on the estimated error, > 0, no unit.
-            optimizer: The optimizer that trains the network; see `remesh`.
-            max_layers: No layer is split where there are so many.
-            min_layers: No layers are merged where there are so few; at least 2, for an estimate compares neighbours.
+            optimizer: As of `remesh`.
+            max_layers: Most layers after a split.
+            min_layers: Fewest layers after a merge, at least 2.
 
         Returns:
             The number of layers before and after, and the estimated error before.
 
         Raises:
-            ValueError: If there is but one layer, a number is out of range, or as of `remesh`.
+            ValueError: If there is only one layer, a number is out of range, or `remesh` raises.
 
         Example:
             >>> network = LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0)
@@ -209,7 +203,7 @@ class LeakyResNet(nn.Module):
         return refinement
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the number of layers of the state, before the layers are asked for theirs."""
+        """Take the state's number of layers first."""
         saved = state_dict.get(f"{prefix}step_sizes")
         if isinstance(saved, Tensor) and saved.ndim == 1 and 0 < len(saved) != len(self.layers):
             self.remesh(normalise_step_sizes(saved))
@@ -220,13 +214,13 @@ class LeakyResNet(nn.Module):
         return f"width={self.width}, num_layers={len(self.layers)}, effective_depth={self.effective_depth}"
 
     def _steps(self) -> list[LeakyLayer]:
-        """The layers themselves, where somebody has wrapped them."""
+        """The layers without wrappers."""
         return [layer for layer in map(unwrapped, self.layers) if isinstance(layer, LeakyLayer)]
 
 
 @torch.no_grad()
 def _squares(layers: Sequence[LeakyLayer]) -> Tensor:
-    """‖W_l‖²_F of layers, biases included, shape (L,)."""
+    """‖W_l‖²_F, biases included, shape (L,)."""
     weights: list[Tensor] = [layer.weight for layer in layers]
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     norms = torch.stack(torch._foreach_norm(weights + biases))
@@ -245,7 +239,7 @@ def _initial_step_sizes(step_sizes: str | Sequence[float], num_layers: int) -> T
 
 
 def _linear_map(name: str, kind: MapKind, in_features: int, out_features: int) -> nn.Module:
-    """Return a linear map without bias: the constant column of the next layer supplies one."""
+    """Return a linear map, without bias because the next layer's constant column has one."""
     if kind == "identity":
         if in_features != out_features:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Blocks that live anywhere as leaky steps."""
+"""Blocks as leaky steps."""
 
 from __future__ import annotations
 
@@ -21,35 +21,34 @@ from lightning_leaky.utilities.wrappers import unwrapped
 
 
 class LeakySteps(nn.Module):
-    """Makes blocks that live elsewhere leaky steps: ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)``, f_l(h) = block_l(h) − h.
+    """Makes blocks of a model leaky steps: ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)`` with f_l(h) = block_l(h) − h [ours].
 
-    [ours] At L̃ = 0 and ρ_l = 1/L the blocks are what they were: exactly in float32 and narrower, to the last place in
-    float64. A forward hook on each block mixes its output with its input, so no module and no parameter changes its
-    name, its class or its place. It is a `LeakyPath`: a `StepSizeAdapter` or `StepSizeHook` finds it in the model.
+    At L̃ = 0 and ρ_l = 1/L the outputs stay the same: exactly in float32 and narrower, to the last place in float64.
+    A forward hook on each block mixes its output with its input, so modules and parameters keep name, class and place.
+    A `StepSizeAdapter` or `StepSizeHook` finds this `LeakyPath` in the model.
 
-    The step-sizes stay in float64 whatever the model is cast to (float32 on MPS). They are saved with the model, except
-    where they say nothing (equidistant at L̃ = 0): then the state is that of the original model; a state without
-    step-sizes is loaded as equidistant. Sharded blocks always save them: a sharded checkpoint is loaded in place, key
-    by key of the state that asks. They travel with a copy or a pickle that holds this module; a copy of blocks alone
-    has none, says so when it first runs, and is plain blocks.
+    The step-sizes stay in float64 (float32 on MPS) if the model is cast. They are saved with the model, unless they are
+    equidistant at L̃ = 0: then the state is that of the original model. A state without step-sizes loads as equidistant.
+    Sharded blocks always save them, because their checkpoints load by the model's keys. A copy or pickle of this module
+    keeps them; a copy of blocks alone runs as plain blocks and warns once.
 
     Args:
-        blocks: The blocks in the order in which they run, each shape-preserving; they are not registered here.
+        blocks: The blocks in running order, each shape-preserving; they are not registered here.
         effective_depth: L̃ ≥ 0.
         step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
-        names: What to call the blocks in errors; their numbers by default.
-        state: Which tensor is h, where a block takes or returns several of one shape: an argument, by name or position;
-            a pair of an argument and an output, by index, key or attribute; or ``"sum"`` where h is the sum of all that
-            are handed on, as of hidden and residual.
+        names: Names of the blocks in errors; their numbers by default.
+        state: Which tensor is h, if a block takes or returns several of one shape: an argument, by name or position;
+            a pair of an argument and an output, by index, key or attribute; or ``"sum"`` if h is the sum of all that
+            are handed on, such as hidden and residual.
 
     Raises:
-        ValueError: If there are no blocks, one of them is a leaky step already, a number is out of range, or the
-            step-sizes are no distribution; from a forward pass, if a block changes the shape, overwrites its input (in
-            inference mode, where torch does not count writes, that is not noticed), or leaves open which tensor is h.
+        ValueError: If there are no blocks, one is a leaky step already, a number is out of range, or the step-sizes are
+            not a distribution. A forward pass raises it if a block changes the shape, overwrites its input (unnoticed
+            in inference mode), or leaves open which tensor is h.
 
     Example:
         >>> block = nn.Linear(2, 2)
-        >>> steps = LeakySteps([block], effective_depth=1.0)  # with one step of size 1 the leak takes all of h
+        >>> steps = LeakySteps([block], effective_depth=1.0)  # one step leaks all of h
         >>> torch.allclose(block(torch.ones(1, 2)), block.weight.sum(1) + block.bias - 1)
         True
     """
@@ -93,22 +92,22 @@ class LeakySteps(nn.Module):
         return self._unregistered[0]
 
     def forward(self, representation: Tensor) -> Tensor:
-        """Return what is given: in an `nn.Sequential` this module stands behind its blocks and does nothing."""
+        """Return the input, because an `nn.Sequential` runs this module."""
         return representation
 
     def detach(self) -> None:
-        """Give the blocks back as they were; their parameters stay."""
+        """Remove the hooks from the blocks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._link.steps, self._link.is_silent = None, True  # for hooks that others have copied to other modules
+        self._link.steps, self._link.is_silent = None, True  # for copies of the hooks on other modules
 
     def gain(self, index: int) -> float:
-        """ρ_l L, what f_l is multiplied by."""
+        """ρ_l L, the factor of f_l."""
         return float(self.step_sizes[index]) * len(self.step_sizes)
 
     def takes_state_first(self, index: int) -> bool:
-        """Whether a block's first argument is h, as far as was said and seen."""
+        """Whether a block's first argument is h."""
         inputs = self._places[index].inputs
         return not inputs or 0 in inputs
 
@@ -118,9 +117,9 @@ class LeakySteps(nn.Module):
 
     def _attach(self) -> None:
         for index, block in enumerate(self.layers):
-            for link in _links(block):  # of a copy that had no steps, and has some now
+            for link in _links(block):  # of a copy without steps
                 link.is_silent = True
-            # First of all hooks: what others see of a block, be it a list of its hidden states, is the leaky step.
+            # First, so that all other hooks see the leaky step.
             enter, step = partial(self._link.enter, index), partial(self._link.step, index)
             self._handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             self._handles.append(block.register_forward_hook(step, with_kwargs=True, prepend=True))
@@ -132,7 +131,7 @@ class LeakySteps(nn.Module):
         _check_state(name, block, befores, afters, [*args, *kwargs.values()])
         before, after = befores[0], afters[0]
         if not torch.compiler.is_compiling():
-            # By version, not by place: a block that hands its input on, as stochastic depth does, is in its right.
+            # By version, because a block may return its input, as stochastic depth does.
             versions = self._versions.pop(index, {})
             inputs = tensors_of((args, kwargs)) if place.is_sum else [before]
             if any(_version(one) != versions.get(id(one), _version(one)) for one in inputs):
@@ -140,7 +139,7 @@ class LeakySteps(nn.Module):
                     f"`layers` must leave their input as it is, but {name}, a {type(block).__name__}, overwrites it; "
                     "use out-of-place operations."
                 )
-            if place == StatePlace():  # what is certain in a first batch may not be in the next, of other lengths
+            if place == StatePlace():  # because the next batch may be ambiguous
                 choice = certain_choice(args, kwargs, output, before, after)
                 self._places[index] = state_place(block, choice)
         mixed = self._mix(index, before, after)
@@ -154,7 +153,7 @@ class LeakySteps(nn.Module):
             self._versions[index] = {id(tensor): _version(tensor) for tensor in tensors_of((args, kwargs))}
 
     def _mix(self, index: int, before: Tensor, after: Tensor) -> Tensor:
-        """(1 − ρL̃ − ρL) h + ρL block(h): at ρL = 1 and L̃ = 0 the first factor is exactly 0, the second exactly 1."""
+        """(1 − ρL̃ − ρL) h + ρL block(h): exactly block(h) at ρL = 1 and L̃ = 0."""
         dtype = torch.promote_types(after.dtype, torch.float32)
         step_size = self.step_sizes[index].to(after.device)
         gain = (step_size * len(self.step_sizes)).to(dtype)
@@ -173,7 +172,6 @@ class LeakySteps(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A state without step-sizes is one that `_says_something` had nothing to add to: all steps are equal.
         num_layers = len(self.step_sizes)
         loaded = check_step_sizes(state_dict.get(f"{prefix}step_sizes", equidistant_step_sizes(num_layers)), num_layers)
         if self.step_sizes.is_meta:
@@ -196,29 +194,25 @@ class LeakySteps(nn.Module):
 class _Link:
     """Leads the hooks on blocks to their steps.
 
-    A copy leads nowhere, until the steps of the same copy take their place: a copy of a part of a model has blocks, but
-    no steps, and must not follow those of the original.
+    A copy leads nowhere until it has steps of its own.
     """
 
     def __init__(self, steps: LeakySteps) -> None:
         self.steps: LeakySteps | None = steps
         self.is_silent = False
 
-    # Quantisation gives the hooks to its own modules, without the keywords that ours ask for.
+    # Quantised modules call the hooks without keywords.
     def enter(self, index: int, block: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
-        """Lead the hook before a block to its step."""
         if self.steps is not None:
             self.steps._enter(index, args, *kwargs or ({},))
 
     def step(self, index: int, block: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
-        """Lead the hook after a block to its step; without steps the block's output stays."""
         if self.steps is not None:
             return self.steps._step(index, block, args, *rest if len(rest) == 2 else ({}, *rest))
         self.say()
         return None
 
     def say(self) -> None:
-        """Say once that there are no steps."""
         if not self.is_silent:
             self.is_silent = True
             warn(
@@ -227,7 +221,7 @@ class _Link:
                 "with make_leaky."
             )
 
-    # Compiled code runs it when it is compiled. What `torch.compiler.assume_constant_result` does, which takes seconds.
+    # Compiling runs it. `torch.compiler.assume_constant_result` does the same, but takes seconds.
     say._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,7 +229,6 @@ class _Link:
 
 
 def _check_blocks(blocks: Sequence[nn.Module], names: Sequence[str]) -> None:
-    """Raise ValueError unless each block can become a leaky step."""
     if not blocks:
         raise ValueError("`blocks` must hold at least one module, got none.")
     if len({id(unwrapped(block)) for block in blocks}) < len(blocks):
@@ -252,7 +245,6 @@ def _links(block: nn.Module) -> list[_Link]:
 
 
 def _check_state(name: str, block: nn.Module, befores: list[Tensor], afters: list[Tensor], inputs: list[Any]) -> None:
-    """Raise ValueError unless a block maps one tensor to one of its shape."""
     if any(isinstance(part, fx.Proxy) for part in inputs):
         raise ValueError(
             f"`model` must not be traced by torch.fx, which shows no tensors, while {name} is a leaky step; use "
@@ -273,5 +265,5 @@ def _check_state(name: str, block: nn.Module, befores: list[Tensor], afters: lis
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor has been written to; in inference mode nobody counts."""
+    """How often a tensor has been written to; not counted in inference mode."""
     return 0 if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""What a Leaky ResNet is made of: arguments of the network that the module passes on, in one place."""
+"""Settings of a Leaky ResNet."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ MapKind: TypeAlias = Literal["learned", "fixed", "identity"]
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Arguments of `LeakyResNet`, and of `LeakyResNetModule` by the same names.
+    """Arguments of `LeakyResNet` and `LeakyResNetModule`.
 
     Args:
         in_features: Size of an input.
         out_features: Size of an output.
-        width: w, the constant width of the path.
+        width: w, the width of all layers.
         num_layers: L ≥ 1.
         effective_depth: L̃ ≥ 0.
         activation: ``"relu"``, ``"leaky_relu"``, ``"gelu"``, ``"silu"``, ``"tanh"`` or ``"identity"``.
-        constant_column: Whether σ(A) ends with a constant column, that is whether the layers have biases.
-        step_sizes: ``"equidistant"``, ``"irregular"``, or the L positive numbers themselves.
-        input_map: Lifts inputs to the width: ``"learned"``, ``"fixed"`` (random orthonormal columns, so that distances
-            are kept) or ``"identity"``.
-        output_map: Reads the outputs: ``"learned"``, ``"fixed"`` (random orthonormal rows) or ``"identity"``.
-        init: ``"identity"`` starts from W = L̃[I, 0] + `init_noise` · N(0, 1/w), the weights that keep a non-negative
-            representation as it is; ``"plain"`` from N(0, 2/w), whose signal decays like exp(−L̃) and whose training
+        constant_column: Whether σ(A) ends with a constant column, so that layers have biases.
+        step_sizes: ``"equidistant"``, ``"irregular"``, or L positive numbers.
+        input_map: Map of inputs to the width: ``"learned"``, ``"fixed"`` (random orthonormal columns, which keep
+            distances) or ``"identity"``.
+        output_map: Map to the outputs: ``"learned"``, ``"fixed"`` (random orthonormal rows) or ``"identity"``.
+        init: ``"identity"`` draws W = L̃[I, 0] + `init_noise` · N(0, 1/w), whose mean keeps a non-negative
+            representation as it is; ``"plain"`` draws N(0, 2/w), whose signal decays like exp(−L̃) and whose training
             collapses to zero at large L̃.
         init_noise: Size of the noise of ``init="identity"``.
 
     Raises:
-        ValueError: If a number is out of range or a name not known.
+        ValueError: If a number is out of range or a name is not known.
 
     Example:
-        >>> NetworkSettings(in_features=30, out_features=30, width=100, num_layers=20, effective_depth=7.0).init_noise
+        >>> NetworkSettings(30, 30, width=100, num_layers=20, effective_depth=7.0).init_noise
         0.3
     """
 

@@ -1,4 +1,4 @@
-"""When and how step-sizes are adapted: the settings of the hook and of the callback, in one place."""
+"""Settings of adapting step-sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 @dataclass(frozen=True)
 class AdaptationSettings(Rhythm):
-    """When and how step-sizes are adapted: arguments of `StepSizeHook` and of `StepSizeAdapter`, by the same names.
+    """Arguments of `StepSizeHook` and `StepSizeAdapter`.
 
     Args:
         every_n_steps: Optimizer steps between two adaptations.
@@ -22,14 +22,13 @@ class AdaptationSettings(Rhythm):
         stop_step: Last one; ``None`` never stops.
         max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
         rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, ``"relative_speed"``, or
-            a rule of your own, see `lightning_leaky.functional.StepSizeRule`.
-        move_weights: Whether the weights move with their place on the path: W is read as a function of p and each layer
-            takes what stands where it now is, with its part of the optimizer's state. [ours]
-        scale_gradients: Whether the gradient of layer l is divided by L ρ_l: a step of SGD is then one per unit of p.
-            Adam does not feel it. [ours]
+            your own, see `lightning_leaky.functional.StepSizeRule`.
+        move_weights: Whether each layer takes W(p), and the optimizer's state, of its new place p. [ours]
+        scale_gradients: Whether to divide the gradient of layer l by L ρ_l, so that SGD steps are per unit of p. Adam
+            does not depend on it. [ours]
         layout: How the axes of a representation become samples and neurons, as of `ReadingSettings`.
-        padding_mask: What says which positions are real, as of `ReadingSettings`; ``None`` reads padding too.
-        path: Which path of several, by its name, as ``"student"``, or a glob, see `lightning_leaky.find_leaky_path`.
+        padding_mask: What tells real positions, as of `ReadingSettings`; ``None`` reads padding too.
+        path: Name or glob of one of several paths, such as ``"student"``, see `lightning_leaky.find_leaky_path`.
             ``None`` takes the one that is trained.
 
     Raises:

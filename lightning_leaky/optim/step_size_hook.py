@@ -1,4 +1,4 @@
-"""The optimizer hook that adapts layer step-sizes, in plain PyTorch."""
+"""The optimizer hook that adapts step-sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_leaky.utilities.harmless import harmless, warn_once
 from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, held_parameters, step_was_skipped
 from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed
 
-# Of the sums that a rule may ask for, the layers' own included.
+# Of a rule's sums, the layers included.
 _MOST_DIMENSIONS = 4
 _TASK = "Adapting the step-sizes"
 
@@ -29,35 +29,31 @@ _TASK = "Adapting the step-sizes"
 class StepSizeHook:
     """Adapts the layer step-sizes of a network after optimizer steps (arXiv 2405.17573, section 4).
 
-    ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹``, by the paper's rule with ``c_l = ‖A_l − A_{l−1}‖_F / (ρ_l ‖A_l‖_F)``, so that in the
-    end all layers move by the same relative distance. Distances are those of every forward pass in training mode since
-    the last optimizer step: all micro-batches and, under torch.distributed, all processes. Damping, bound, guard and
-    the other rules are ours.
+    ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹``. With the paper's rule, ``c_l = ‖A_l − A_{l−1}‖_F / (ρ_l ‖A_l‖_F)``, all layers move by
+    the same relative distance in the end. Distances cover all forward passes in training mode since the last optimizer
+    step, of all micro-batches and processes. Damping, bound, guard and the other rules are ours.
 
-    The step-sizes change in place, after an optimizer step and never between forward and backward. A float64 master
-    keeps their sum at 1. If a distance is zero or not finite they stay as they are, with one warning.
+    The step-sizes change in place, only after an optimizer step. A float64 master keeps their sum at 1. If a distance
+    is zero or not finite, they stay as they are, with one warning.
 
-    Samples are those of a reading: every token or pixel by `layout`, and no padding. Which positions are real, layers
-    are told by keyword, a trainer's batch says to `StepSizeAdapter`, and in a loop of your own `see` says it.
+    Every token or pixel by `layout` is a sample, but padding is not: layers get its mask by keyword, `StepSizeAdapter`
+    from the batch, and your own loop calls `see`.
 
     Args:
-        model: A network with step-sizes (`LeakyResNet`, or whatever offers the same), or a module that contains one.
-        **settings: When and how to adapt: every argument of `lightning_leaky.optim.AdaptationSettings`.
+        model: A network with step-sizes (a `LeakyResNet` or any `LeakyPath`), or a module that contains one.
+        **settings: Arguments of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
-        ValueError: If the model has no step-sizes, a number is out of range, or L̃/L exceeds `max_leak`, so that no
-            step-sizes can keep the bound.
+        ValueError: If the model has no step-sizes, a number is out of range, or L̃/L exceeds `max_leak`.
 
     Example:
         >>> from lightning_leaky import LeakyResNet
         >>> network = LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0)
         >>> optimizer = torch.optim.Adam(network.parameters())
-        >>> hook = StepSizeHook(network, every_n_steps=1)
-        >>> handle = hook.attach(optimizer)
+        >>> hook = StepSizeHook(network, every_n_steps=1).attach(optimizer)
         >>> network(torch.ones(5, 2)).sum().backward()
-        >>> before = network.step_sizes.clone()
-        >>> _ = optimizer.step()
-        >>> bool((network.step_sizes != before).any())
+        >>> optimizer.step()
+        >>> bool((network.step_sizes != 1 / 3).any())
         True
     """
 
@@ -80,15 +76,15 @@ class StepSizeHook:
         """Follow an optimizer's steps from now on.
 
         Args:
-            optimizer: The optimizer that trains the network, or one that holds it, as SAM, Lookahead and what
-                ``accelerate.prepare`` returns: the inner one's steps count.
+            optimizer: The network's optimizer, or a wrapper (SAM, Lookahead, ``accelerate.prepare``): the inner one's
+                steps count.
 
         Returns:
             This hook.
 
         Raises:
-            ValueError: If it follows an optimizer already, hooks on this one would never be called, it trains another
-                path, or the layers cannot exchange weights or scale gradients as asked.
+            ValueError: If this hook is attached already, the optimizer calls no hooks or trains another path, or the
+                layers cannot move weights or scale gradients.
         """
         if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
@@ -99,7 +95,7 @@ class StepSizeHook:
                 f"`optimizer` must train the layers whose step-sizes are adapted, but this {type(optimizer).__name__} "
                 "trains those of another path. Attach to the other optimizer, or say by `path` which path is meant."
             )
-        if self.settings.move_weights:  # nowhere, to complain now and not in the middle of training
+        if self.settings.move_weights:  # nowhere, so that errors come before training
             self._move_weights(self._master, optimizer)
         if self.settings.scale_gradients:
             self._handles += self._gradient_hooks()
@@ -110,7 +106,7 @@ class StepSizeHook:
         return self
 
     def detach(self) -> None:
-        """Remove every hook; the step-sizes stay."""
+        """Remove all hooks; the step-sizes stay."""
         self._recorder.detach()
         for handle in self._handles:
             handle.remove()
@@ -124,7 +120,7 @@ class StepSizeHook:
         return self._steps is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Counter, master step-sizes and the distances summed so far: with them a resumed run equals the other."""
+        """Counter, master step-sizes and sums so far, to resume exactly."""
         return {
             "num_steps": self.num_steps,
             "step_sizes": self._master.clone(),
@@ -132,10 +128,10 @@ class StepSizeHook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned, and the step-sizes of the network with it.
+        """Restore a `state_dict`, and the network's step-sizes with it.
 
         Raises:
-            ValueError: If it is of a network with another number of layers.
+            ValueError: If it is for another number of layers.
         """
         if len(state["step_sizes"]) != len(self._master):
             raise ValueError(
@@ -144,28 +140,28 @@ class StepSizeHook:
             )
         self.num_steps = int(state["num_steps"])
         self._master = state["step_sizes"].to("cpu", torch.float64).clone()
-        with torch.no_grad():  # FSDP1's sharded checkpoints may leave out those of a model that was equidistant
+        with torch.no_grad():  # FSDP1's sharded checkpoints may leave out equidistant step-sizes
             self.path.step_sizes.copy_(self._master)
         self._recorder.clear()
-        if num_processes() == 1:  # of several, each would take the distances of the one that has saved its own
+        if num_processes() == 1:  # else all would take the sums of the one that saved
             self._recorder.sums = None if state["sums"] is None else state["sums"].clone()
         self._arm()
 
     def see(self, batch: Any) -> None:
-        """Say what passes from now on, so that its padding is no sample; `padding_mask` says where a batch has it.
+        """Announce a batch before its forward pass, so that its padding (by `padding_mask`) is not sampled.
 
         Args:
-            batch: The batch; ``None`` where there is none, or no padding in it.
+            batch: The batch; ``None`` if it has no padding.
 
         Example:
             >>> from lightning_leaky import LeakyResNet
             >>> hook = StepSizeHook(LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0))
-            >>> hook.see({"attention_mask": torch.tensor([[1, 1, 0]])})  # before its forward pass
+            >>> hook.see({"attention_mask": torch.tensor([[1, 1, 0]])})
         """
         self._recorder.see(batch)
 
     def forget(self) -> None:
-        """Forget the distances since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
+        """Forget the distances since the last step, for example if fp16 skipped it."""
         with harmless(_TASK, self.said):
             self._recorder.clear()
 
@@ -179,13 +175,13 @@ class StepSizeHook:
         self._arm()
 
     def _arm(self) -> None:
-        """Record the forward passes that come, if their optimizer step is one to adapt after."""
+        """Record the next passes only if an adaptation follows."""
         self._recorder.armed = self.is_attached and self.settings.is_due(self.num_steps + 1)
 
     @torch.no_grad()
     def _adapt(self, optimizer: Optimizer) -> None:
         sums, complaints = self._sums_of_all()
-        # Somebody else may have changed the buffer: a checkpoint, the user.
+        # Others may have changed the buffer.
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
         distances = torch.full_like(self._master, torch.nan)
@@ -210,7 +206,7 @@ class StepSizeHook:
 
     def _gradient_hooks(self) -> list[RemovableHandle]:
         parameters = [(index, one) for index, layer in enumerate(self.path.layers) for one in layer.parameters()]
-        # FSDP1 without `use_orig_params` may leave the layers none: they are in a flat one of the whole network.
+        # FSDP1 without `use_orig_params` may leave one flat parameter.
         if not parameters or any(is_sharded(one) or is_flattened(one) for _, one in parameters):
             raise ValueError(
                 "`scale_gradients` must be False for sharded parameters, got True: they take their gradients without "
@@ -223,17 +219,17 @@ class StepSizeHook:
         ]
 
     def _per_unit(self, index: int, gradient: Tensor) -> Tensor:
-        """∂/∂W_l over L ρ_l: what it is per unit of p, and unchanged where steps are equidistant."""
+        """∂/∂W_l over L ρ_l: per unit of p."""
         share = self.path.step_sizes[index] * len(self.path.layers)
         return gradient / share.to(gradient)
 
     def _sums_of_all(self) -> tuple[Tensor | None, dict[int, str]]:
-        """Sums of all processes, shape (L, ...), ``None`` where no process has seen a pass; and this one's complaints.
+        """Sums of all processes, or ``None`` if none has seen a pass; and this one's complaints.
 
-        NaN for layers that a process cannot read: whoever complains, all leave their step-sizes as they are.
+        NaN for layers that some process cannot read, so that no process adapts.
         """
         own, device = self._recorder.sums, self.path.step_sizes.device
-        if self._shape is None:  # a process without data joins the sums of the others, and must know their shape
+        if self._shape is None:  # a process without data needs the shape
             shape = [] if own is None else list(own.shape)
             padded = torch.tensor(shape + [-1] * (_MOST_DIMENSIONS - len(shape)), device=device)
             agreed = first_of(padded, own is not None)
@@ -245,7 +241,7 @@ class StepSizeHook:
             complaints = self._recorder.complaints()
             sums.copy_(torch.zeros_like(sums) if own is None else own)
             sums[list(complaints)] = torch.nan
-        except Exception as error:  # the others wait for what it joins
+        except Exception as error:  # the others wait for this process
             complaints = {0: unreadable(error)}
         return summed(sums).to("cpu", torch.float64), complaints
 

@@ -1,4 +1,4 @@
-"""What a rule of adapting step-sizes knows of each layer, summed while it trains."""
+"""Recording a rule's sums."""
 
 from __future__ import annotations
 
@@ -21,17 +21,10 @@ from lightning_leaky.reading.layout import Layout, real_positions
 
 
 class SumRecorder(LayerHooks):
-    """Adds up, while armed and in training mode, what a rule wants to know of each layer, over all forward passes.
-
-    Sums over samples: those of micro-batches and processes add up to those of the whole batch. Arguments that are not
-    listed are those of `LayerHooks`.
-
-    Args:
-        settings: What to sum, over which samples.
-        device: Where the representations are expected.
+    """Adds up a rule's sums of each layer over forward passes, while armed and in training mode.
 
     Attributes:
-        sums: Shape (L, ...); ``None`` until a layer has been seen.
+        sums: Shape (L, ...); ``None`` until a layer has run.
     """
 
     def __init__(
@@ -49,19 +42,19 @@ class SumRecorder(LayerHooks):
         self.sums: Tensor | None = None
         self._real: Tensor | None = None
         self._refusal: str | None = None
-        # A CUDA graph overwrites tensors that it has made at its next replay: the sums are made before.
+        # Allocated before a CUDA graph, which overwrites its own tensors at each replay.
         self._room = self._room_for_sums(device)
 
     def see(self, batch: Any) -> None:
-        """Know which positions of the passes to come are real, as `real_positions` does; all without a batch."""
+        """Take the real positions of the next passes from a batch; all without one."""
         self._real, self._refusal = None, None
         try:
             self._real = None if batch is None else real_positions(batch, self.padding_mask)
-        except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
+        except Exception as error:  # training continues, whatever the batch holds
             self._refusal = unreadable(error)
 
     def detach(self) -> None:
-        """Remove every hook, and forget the batch."""
+        """Remove all hooks, and forget the batch."""
         super().detach()
         self._real, self._refusal = None, None
 
@@ -74,7 +67,7 @@ class SumRecorder(LayerHooks):
     def add(
         self, index: int, previous: Tensor, current: Tensor, real: Tensor | None, sums: Tensor | None = None
     ) -> None:
-        """Add what a rule wants to know of one layer to the sums of all, which are its own where none are given."""
+        """Add the rule's sums of one layer to `sums`, by default the recorder's own."""
         dtype = torch.promote_types(current.dtype, torch.float32)
         try:
             if previous.shape != current.shape:
@@ -82,7 +75,7 @@ class SumRecorder(LayerHooks):
             found = self.rule.sums(*(self.layout.rows(tensor.to(dtype), real) for tensor in (previous, current)))
             sums = self._sums_for(found) if sums is None else sums
             sums[index] += found.to(sums.device)
-        except Exception as error:  # whatever the layout and the rule make of it, the training goes on
+        except Exception as error:  # training continues, whatever layout and rule raise
             self._unread[index] = unreadable(error)
 
     @torch.no_grad()
@@ -110,7 +103,7 @@ class SumRecorder(LayerHooks):
             add_rows(self.sums, previous.detach(), current.detach(), real, self._number, index)
 
     def _real_of(self, index: int) -> Tensor | None:
-        """Which positions are real: as the batch says or, where it does not, as the layer or what holds it is told."""
+        """Real positions by the batch, else by arguments of the layer or its parents."""
         if self._real is not None or self.padding_mask is None:
             return self._real
         return self.padding.real(index, self.padding.given(index))
@@ -130,20 +123,20 @@ class SumRecorder(LayerHooks):
         elif self.sums is None:
             dtype = working_dtype(found.device)
             self.sums = torch.zeros(len(self.layers), *found.shape, dtype=dtype, device=found.device)
-        elif self.sums.device != found.device:
+        else:
             self.sums = self.sums.to(found.device)
         return self.sums
 
     @torch.no_grad()
     def _room_for_sums(self, device: torch.device) -> Tensor | None:
-        """Zeros of the shape of the sums, where that does not depend on the width."""
+        """Zeros for the sums, if their shape does not depend on the width."""
         narrow, wide = (torch.zeros(1, width, dtype=working_dtype(device), device=device) for width in (1, 2))
         try:
             sums, others = self.rule.sums(narrow, narrow), self.rule.sums(wide, wide)
             if sums.shape != others.shape:
                 return None
             return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
-        except Exception:  # a user's rule may refuse a single column: its sums are made when it sees a layer
+        except Exception:  # a user's rule may refuse a single column
             return None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Which layers: by name, of a leaky path, or found in the first batch."""
+"""Layers by name, of a leaky path, or found in the first batch."""

@@ -1,9 +1,9 @@
-"""Blocks of any network as a path, and how they are found where nobody has named them."""
+"""Blocks of any network as a path, and how to find them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Container, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _MOST_BATCHES = 10
 
 
 class BlockPath(nn.Module):
-    """Layers of any network, in the order in which they run, as a path with equal steps; at L̃ = 0 a plain ResNet."""
+    """Layers of any network, as they run, as a path with equal steps; L̃ = 0 is a plain ResNet."""
 
     step_sizes: Tensor
 
@@ -40,10 +40,9 @@ class BlockPath(nn.Module):
 def path_of(
     model: nn.Module, layers: LayerChoice | None, effective_depth: float = 0.0, held: Container[int] | None = None
 ) -> LeakyPath | None:
-    """Return what a choice of layers means as a path: a leaky path where they are its layers, or a plain one.
+    """Return the chosen layers as a path: the leaky path of exactly these, or a `BlockPath`.
 
-    ``None`` where no layers are chosen and the model has no leaky path, so that one must be found; ValueError where it
-    has several.
+    Without a choice, return the model's leaky path or ``None``; ValueError if it has several.
     """
     found = leaky_paths(model)
     if layers is None:
@@ -53,9 +52,9 @@ def path_of(
 
 
 class PathFinder:
-    """Finds the blocks of a model nobody has named, from forward passes through a capture of all `candidates`.
+    """Finds blocks from forward passes through a capture of all `candidates`.
 
-    It prefers those that are trained: with a parameter among those `held` by optimizers, where there are any.
+    It prefers trained blocks, with a parameter that optimizers hold if `held` is known.
     """
 
     def __init__(self, model: nn.Module, effective_depth: float = 0.0, held: Container[int] | None = None) -> None:
@@ -68,9 +67,9 @@ class PathFinder:
         self._batches_left = _MOST_BATCHES
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[int]] | None:
-        """Return the best run as a path, with its places among the candidates, or ``None`` if there is none.
+        """Return the best run as a path, and its places among the candidates, or ``None``.
 
-        A batch in which all candidates do something shows all there is; another one may show more.
+        Another batch can show more only if some candidates were idle in this one.
         """
         runs = _Runs(capture, self._names, self._held)
         self._run = runs.best()
@@ -79,13 +78,10 @@ class PathFinder:
 
     def is_done(self) -> bool:
         """Whether the search has ended."""
-        return self._batches_left == 0
+        return self._batches_left <= 0
 
     def agreed_path(self) -> BlockPath | None:
-        """Return the path that the first of all processes has found, or ``None`` where that is this process's own.
-
-        A collective that every process must join.
-        """
+        """Return the path of the first process with one, or ``None`` if it is this one's; a collective."""
         places = torch.zeros(len(self.candidates), dtype=torch.int64, device=self._device)
         places[self._run] = torch.arange(1, len(self._run) + 1, device=self._device)
         agreed = first_of(places, bool(self._run))
@@ -95,7 +91,7 @@ class PathFinder:
         return self._path()
 
     def note(self) -> str:
-        """Say what was found, and which blocks of the same kind are not read."""
+        """Say what was found, and what of its class is not read."""
         run, kinds = self._run, [type(unwrapped(module)) for module in self.candidates]
         kind, first, last = kinds[run[0]], self._names[run[0]], self._names[run[-1]]
         said = f"{len(run)} layers found: {first} to {last} ({kind.__name__})."
@@ -104,18 +100,15 @@ class PathFinder:
             said += f" {len(left)} more of this class are not read, as {_pattern(left[0])!r}: name them by `layers`."
         return said
 
-    def _shapes_seen(self, capture: PathCapture) -> str:
-        """List what passed the candidates, for the message that no path was found."""
+    def complaint(self, capture: PathCapture) -> str:
+        """Say what ran, and what to do if no path was found."""
         shapes = zip(self._names, _shapes(capture.passages[0]), strict=True)
         seen = [f"{name}: {pair[0]} to {pair[1]}" for name, pair in shapes if pair]
         more = f" and {len(seen) - _MOST_SHAPES} more" if len(seen) > _MOST_SHAPES else ""
-        return "; ".join(seen[:_MOST_SHAPES]) + more or "none with parameters ran"
-
-    def complaint(self, capture: PathCapture) -> str:
-        """Say that no path was found, what passed the candidates, and what to do."""
+        ran = "; ".join(seen[:_MOST_SHAPES]) + more or "none with parameters ran"
         return (
             "No layers are read: `layers` is None, and no two blocks of one class that keep the shape follow one "
-            f"another in the first batch. Modules that ran: {self._shapes_seen(capture)}. Name the layers, as in "
+            f"another in the first batch. Modules that ran: {ran}. Name the layers, as in "
             'EnergyMonitor("encoder.layers.*"), or wrap what belongs together in modules of one class.'
         )
 
@@ -124,7 +117,7 @@ class PathFinder:
 
 
 def candidate_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that could be blocks, by name: those with parameters that are more than one layer of torch."""
+    """Return the modules with parameters that are more than one layer of torch."""
     return {
         name: module
         for name, module in named_layers(model).items()
@@ -135,14 +128,7 @@ def candidate_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def flat_stacks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers of plain stacks, by the name of their first module.
-
-    A layer is a linear map between equal widths in an `nn.Sequential`, with the activation, dropout and norm after it.
-
-    Example:
-        >>> list(flat_stacks(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 4), nn.ReLU())))
-        ['0', '3']
-    """
+    """Return linear maps between equal widths in each `nn.Sequential`, with the activation, dropout and norm after."""
     found: dict[str, nn.Module] = {}
     for name, parent in model.named_modules():
         open_at = None
@@ -150,7 +136,7 @@ def flat_stacks(model: nn.Module) -> dict[str, nn.Module]:
             if isinstance(module, nn.Linear) and module.in_features == module.out_features:
                 open_at = plain_name(f"{name}.{key}".lstrip("."))
                 found[open_at] = Span(module)
-            elif isinstance(module, nn.Linear) or any(True for _ in module.children()):
+            elif isinstance(module, nn.Linear) or [*module.children()]:
                 open_at = None
             elif open_at is not None:
                 found[open_at].append(module)  # type: ignore[operator]
@@ -161,9 +147,8 @@ class _Runs:
     """Runs among the layers of a capture that has seen a forward pass.
 
     A run is a chain of modules of one class, each of which takes the very tensor that the one before returned. The best
-    one has parameters that are trained, then the most shape-preserving blocks, then the most parameters. It may pass
-    blocks that change the shape, and goes on in the next stage, if that has another width. Blocks of its class beside
-    it that did nothing, or did not run, belong to it: in another batch they do.
+    run has trained parameters, then the most shape-preserving blocks, then the most parameters. It may include blocks
+    that change the shape, stages of other widths, and idle blocks of its class beside it, which other batches may use.
     """
 
     def __init__(self, capture: PathCapture, names: Sequence[str], held: Container[int] | None) -> None:
@@ -172,15 +157,16 @@ class _Runs:
         first = capture.passages[0]
         self.shapes = _shapes(first)
         self.preserving = {index for index, pair in enumerate(self.shapes) if pair and pair[0] == pair[1]}
-        self.previous = [{seen.identity for seen in befores} for befores in first.befores]
-        self.current = [{seen.identity for seen in afters} for afters in first.afters]
+        self.previous, self.current = (
+            [{seen.identity for seen in one} for one in side] for side in (first.befores, first.afters)
+        )
         self.working = [index for index, new in enumerate(self.current) if new - self.previous[index]]
         self.idle = sorted({*range(len(self.layers))} - {*self.working})
         self._found: dict[int, list[int]] = {}
 
     def best(self) -> list[int]:
-        """The best run, in the order of running; empty where none has two shape-preserving blocks."""
-        # Containers, then linear maps in a row, only where there are no blocks: they hold blocks, or are held by them.
+        """The best run in its order; empty if none has two shape-preserving blocks."""
+        # Containers, then linear maps, count only without blocks.
         roles = [kind if kind in (nn.Sequential, Span) else nn.Module for kind in self.kinds]
         for role in (nn.Module, nn.Sequential, Span):
             runs = [self._ending_at(index) for index in self.working if roles[index] is role]
@@ -190,33 +176,31 @@ class _Runs:
         return []
 
     def _ending_at(self, index: int) -> list[int]:
-        """Best run that ends with a layer."""
         if index not in self._found:
-            self._found[index] = [index]  # for itself, should a view close a circle
+            self._found[index] = [index]  # in case a view closes a circle
             alike = [other for other in self.working if other != index and self.kinds[other] is self.kinds[index]]
             before = [self._ending_at(other) for other in alike if self.current[other] & self.previous[index]]
-            longest = max(before, key=self._score, default=[])
-            self._found[index] = [*longest, index]
+            self._found[index] = [*max(before, key=self._score, default=[]), index]
         return self._found[index]
 
     def _score(self, run: Sequence[int]) -> tuple[bool, int, int]:
-        """Whether it is trained, number of shape-preserving blocks, number of parameters."""
+        """Whether a run is trained, and its numbers of shape-preserving blocks and parameters."""
         parameters = [one for index in run for one in self.layers[index].parameters() if not is_lazy(one)]
         trained = any(one.requires_grad and (self.held is None or id(one) in self.held) for one in parameters)
         return trained, sum(index in self.preserving for index in run), sum(one.numel() for one in parameters)
 
     def _with_stages(self, best: list[int], runs: Sequence[list[int]]) -> list[int]:
-        """The run, with those of its class in other stages, where each stage has a width of its own."""
+        """Add the runs of its class in other stages if each stage has its own width."""
         pattern = _pattern(self.names[best[0]])
         inside = {index for run in runs for index in run[:-1]}  # these runs go on
         whole = [run for run in runs if run[-1] not in inside and self.kinds[run[0]] is self.kinds[best[0]]]
         stages = [run for run in whole if _pattern(self.names[run[0]]) == pattern and self._score(run)[1]]
-        ends = [(self.shapes[run[0]], self.shapes[run[-1]]) for run in stages]
-        differ = all(one and other and one[1] != other[0] for (_, one), (other, _) in itertools.pairwise(ends))
+        ends = [(self.shapes[one[-1]], self.shapes[other[0]]) for one, other in pairwise(stages)]
+        differ = all(end and start and end[1] != start[0] for end, start in ends)
         return [index for run in stages for index in run] if best in stages and differ else best
 
     def _with_idle(self, run: list[int]) -> list[int]:
-        """The run, with the blocks beside its own that did nothing in this batch, where the names tell their places."""
+        """Add the idle blocks beside a run if their names tell their places."""
         parents = [name.rpartition(".")[0] for name in self.names]
         beside = {parents[index] for index in run}
         idle = [index for index in self.idle if parents[index] in beside and self.kinds[index] is self.kinds[run[0]]]
@@ -225,11 +209,10 @@ class _Runs:
 
 
 def _shapes(passage: Passage) -> list[tuple[tuple[Any, ...], tuple[Any, ...]] | None]:
-    """Shapes of what each layer took and returned; ``None`` of one that did not run."""
     sides = zip(passage.befores, passage.afters, strict=True)
     return [(shape_of(one[0].tensor), shape_of(other[0].tensor)) if one and other else None for one, other in sides]
 
 
 def _pattern(name: str) -> str:
-    """A glob for a name and those that differ in a number."""
+    """A glob over names that differ in a number."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))

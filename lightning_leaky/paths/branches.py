@@ -1,4 +1,4 @@
-"""Blocks read branch by branch: their steps, as the user names them or as a batch shows them."""
+"""Branches of blocks as steps, which the user names or a batch shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_leaky.utilities.processes import first_of
 from lightning_leaky.utilities.wrappers import unwrapped
 
 BranchChoice: TypeAlias = bool | Sequence[str]
-"""Whether to read the branches of blocks apart; or globs over the modules in each block that take its states."""
+"""Whether to read branches apart, or globs over the modules in each block that take its states."""
 
 
 def path_or_finder(
@@ -29,17 +29,10 @@ def path_or_finder(
     effective_depth: float = 0.0,
     held: Container[int] | None = None,
 ) -> tuple[LeakyPath | None, PathFinder | BranchFinder | None]:
-    """Return a path, with the branches of its blocks apart where that is wanted, or what finds it in a batch.
+    """Return a path, with its `branches` apart if told, or what finds it in a batch.
 
-    True branches are found. Globs over names in a block, where ``*`` stops at a dot, choose modules in the order in
-    which these run: the first tensor that each takes is a state, and the last step ends with what the block returns.
-    Without blocks, or where a glob matches no module in one, it raises ValueError. The rest is as of `PathFinder`.
-
-    Example:
-        >>> block = nn.TransformerEncoderLayer(8, 2, norm_first=True)
-        >>> path, _ = path_or_finder(nn.Sequential(block), BlockPath([block]), ["norm1", "norm2"])
-        >>> [step.first is norm for step, norm in zip(path.layers, [block.norm1, block.norm2])]
-        [True, True]
+    True finds them. Globs choose modules in a block in the order of running: the first tensor that each takes is a
+    state. ValueError if `path` is not made of blocks, or a glob matches nothing in one.
     """
     if not branches:
         return path, PathFinder(model, effective_depth, held) if path is None else None
@@ -65,18 +58,18 @@ def path_or_finder(
 
 
 class BranchFinder:
-    """Finds the steps of blocks, from forward passes through a `BranchCapture` of all `candidates`."""
+    """Finds the steps of blocks from forward passes through a `BranchCapture` of all `candidates`."""
 
     def __init__(self, model: nn.Module, path: BlockPath) -> None:
         self._model, self._blocks, self._effective_depth = model, list(path.layers), path.effective_depth
         self._taps = [Step(one, part, part) for one in self._blocks for part in list(unwrapped(one).modules())[1:]]
         self.candidates: list[nn.Module] = [*self._taps, *self._blocks]
-        # A row for each step that is known: the tap where it starts, and that of the module that it is named after.
+        # A row per known step: the tap where it starts, and that which names it.
         self._table = torch.full((len(self._taps), 2), -1, device=device_of(model))
         self._batches_left, self._unknown = _MOST_BATCHES, list[int]()
 
     def find(self, capture: PathCapture) -> tuple[BlockPath, list[tuple[int, int]]] | None:
-        """Return a path, and the candidates that know A_{l−1} and A_l of each step; ``None`` while some are unknown."""
+        """Return a path, and the candidates that know A_{l−1} and A_l of each step; ``None`` if unknown."""
         self._batches_left -= 1
         found = capture.found if isinstance(capture, BranchCapture) else {}
         blocks = range(len(self._taps), len(self.candidates))
@@ -93,7 +86,7 @@ class BranchFinder:
         return self._batches_left <= 0
 
     def agreed_path(self) -> BlockPath | None:
-        """Return the path of the first process that has found one, if it is another one's; every process must join."""
+        """Return the path of the first process with one, or ``None`` if it is this one's; a collective."""
         agreed = first_of(self._table, bool((self._table >= 0).any()))
         if agreed is None or torch.equal(agreed, self._table):
             return None
@@ -101,7 +94,7 @@ class BranchFinder:
         return self._path()
 
     def note(self) -> str:
-        """Say what was found, and how a user would name it."""
+        """Say what was found, and how to name it."""
         taps = [self._taps[first] for first, _ in self._table.tolist() if first >= 0]
         said = {block: list[str | None]() for block in self._blocks}
         for tap in taps:
@@ -110,10 +103,11 @@ class BranchFinder:
         return f"{len(taps)} steps found in {len(said)} blocks, as {named} would name them."
 
     def complaint(self, capture: PathCapture) -> str:
-        """Say of which block no steps are known, why, and what to do."""
-        block, has_run = self.candidates[self._unknown[0]], capture.runs[self._unknown[0]]
+        """Say which block has no known steps, why, and what to do."""
+        index = self._unknown[0]
+        block = self.candidates[index]
         why = "did not run, or did so in compiled code, which is not looked into"
-        if has_run:
+        if capture.runs[index]:
             why = "holds no state between its branches that a module takes (as in parallel branches, or compiled code)"
         return (
             f"No branches are read: {path_name(self._model, block)!r}, a {type(unwrapped(block)).__name__}, {why}. "
@@ -126,7 +120,7 @@ class BranchFinder:
 
 
 def _path_of(steps: Sequence[Step], effective_depth: float) -> BlockPath:
-    """Steps as a path: each ends where the next one of its block begins, the last with what the block returns."""
+    """A path whose steps end where the next one of their block begins, or with the block."""
     for step, following in itertools.pairwise(steps):
         if following.block is step.block:
             step.then = following.first

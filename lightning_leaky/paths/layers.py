@@ -1,4 +1,4 @@
-"""Choosing the layers of a model: by glob, by regular expression, by type or by a predicate."""
+"""Choosing the layers of a model by glob, regular expression, type or predicate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from lightning_leaky.utilities.imports import located
 from lightning_leaky.utilities.wrappers import place_inside, unwrapped
 
-# str first: a command line that reads a glob, or writes it to a file, must not take it for something else.
+# str comes first, so that a command line reads and writes a glob as such.
 LayerChoice: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 """A glob, ``"re:"`` and a regular expression, a type of module, or a predicate of name and module."""
 
@@ -25,22 +25,21 @@ _MOST_NAMES = 20
 
 
 def choose_layers(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]:
-    r"""Return the chosen modules of a model by name, in the order in which they are registered.
+    r"""Return the chosen modules of a model by name, in the order of registration.
 
     Args:
         model: Where to look.
-        layers: A glob over names, as ``"encoder.layers.*"``, where ``*`` stops at a dot; a regular expression that the
-            whole name must match, as ``r"re:encoder\.layers\.\d+"``; a type of module, with its subclasses; or a
-            predicate ``(name, module) -> bool``. A string that matches no name may be the import path of a type or of a
-            predicate. Names start at the model given, and are those without its wrappers (`unwrapped`).
+        layers: A glob over names, as ``"encoder.layers.*"``, whose ``*`` stops at a dot; a regular expression for the
+            whole name, as ``r"re:encoder\.layers\.\d+"``; a type, with its subclasses; or a predicate ``(name, module)
+            -> bool``. A string that matches no name may be the import path of the latter two. Names start at `model`
+            and leave out wrappers.
 
     Raises:
-        ValueError: If no module matches, one of them contains another, or the regular expression is none.
+        ValueError: If no module matches, one contains another, or the regular expression is invalid.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-        >>> list(choose_layers(model, "*")), list(choose_layers(model, nn.Linear))
-        (['0', '1', '2'], ['0', '2'])
+        >>> list(choose_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), nn.Linear))
+        ['0', '2']
     """
     named = named_layers(model)
     chosen = _matching(named, layers)
@@ -60,10 +59,9 @@ def choose_layers(model: nn.Module, layers: LayerChoice) -> dict[str, nn.Module]
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every descendant of a model by its plain name; of a wrapped one the wrapper.
+    """Return a model's descendants by their names without wrappers; a wrapped one as its wrapper.
 
-    A hook on the wrapper stands outside of what it wraps: it is not compiled with each block anew, and a checkpoint
-    does not run it twice.
+    Hooks there are not compiled with each block, and a checkpoint does not run them twice.
     """
     named: dict[str, nn.Module] = {}
     modules, plain = dict(model.named_modules()), {"": ""}
@@ -79,7 +77,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Let a module's weights be looked at as in evaluation: spectral norm iterates at every look in training."""
+    """Context to read weights as in evaluation: in training, spectral norm iterates on every access."""
     trained = [part for part in module.modules() if part.training]
     try:
         for part in trained:
@@ -91,7 +89,7 @@ def at_rest(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter, the CPU where it has none."""
+    """Return the device of the first parameter, or the CPU."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
@@ -101,13 +99,12 @@ def _matching(named: dict[str, nn.Module], layers: LayerChoice) -> dict[str, nn.
 
 
 def _hint(layers: LayerChoice, named: dict[str, nn.Module]) -> str:
-    """What may have been meant: the pattern below another module, or one that is spelt like it; else some names."""
+    """Suggest the pattern below another module, or a similar one."""
     if isinstance(layers, str) and not layers.startswith(_REGEX):
         depth = layers.count(".") + 1
-        split = [name.split(".") for name in named]
+        split = (name.split(".") for name in named)
         tails = [parts for parts in split if _matches_glob(".".join(parts[-depth:]), layers)]
         inside = {".".join([*parts[:-depth], layers]) for parts in tails}
-        # Of a numbered list all are meant: 'model.*', not 'model.9'.
         spelt = dict.fromkeys(re.sub(r"(^|\.)\d+$", r"\1*", name) for name in named)
         likely = sorted(inside) or difflib.get_close_matches(layers, spelt, cutoff=0.5)
         if likely:
@@ -135,6 +132,6 @@ def _predicate(layers: LayerChoice) -> Callable[[str, nn.Module], bool]:
 
 
 def _matches_glob(name: str, pattern: str) -> bool:
-    """Whether a dotted name matches a glob, part by part: ``*`` stops at a dot, so children do not match too."""
+    """Match a glob part by part, so that ``*`` stops at a dot."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))

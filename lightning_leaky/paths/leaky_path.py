@@ -1,4 +1,4 @@
-"""What a network must offer so that its path can be read and its step-sizes adapted, and how it is found."""
+"""What a network needs to have a path, and how to find it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ from lightning_leaky.utilities.wrappers import unwrapped
 
 if TYPE_CHECKING:
     PathChoice: TypeAlias = str | nn.Module
-else:  # a module is nothing that a configuration holds, and a command line would list every class of torch
+else:  # a configuration holds no module, and a command line would list every class of torch
     PathChoice = str
-"""Which of several paths: the name of one or of a module around it, a glob over such names, or a module (in Python)."""
+"""A path's name or that of a module around it, a glob over such names, or a module (in Python)."""
 
 
 class LeakyPath(Protocol):
     """A stack of leaky steps with a buffer of step-sizes.
 
-    `LeakyResNet` is one; any module with these attributes is another, and every callback and hook accepts it.
+    `LeakyResNet` is one. Every callback and hook accepts any module with these attributes.
 
     Attributes:
-        layers: The L steps, each mapping A_{l−1} (its first argument) to A_l. For the criticality residual each has a
-            method `augmented_weight` that returns W_l, shape (w, d), and the path one `weights` that returns all.
-        step_sizes: Buffer ρ, shape (L,), read at every forward pass and changed in place only.
+        layers: The L steps, each from A_{l−1} (its first argument) to A_l. The criticality residual needs a method
+            `augmented_weight` of each, which returns W_l, shape (w, d), and a method `weights` of the path for all.
+        step_sizes: Buffer ρ, shape (L,), read at every forward pass and changed only in place.
         effective_depth: L̃ ≥ 0.
 
     Example:
-        >>> class Path(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-        ...         self.register_buffer("step_sizes", torch.tensor([0.5, 0.5]))
-        ...         self.effective_depth = 1.0
-        >>> path = Path()
+        >>> import torch
+        >>> path = nn.Module()
+        >>> path.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+        >>> path.register_buffer("step_sizes", torch.tensor([0.5, 0.5]))
+        >>> path.effective_depth = 1.0
         >>> find_leaky_path(path) is path
         True
     """
@@ -48,16 +46,16 @@ class LeakyPath(Protocol):
 
 
 def find_leaky_path(model: nn.Module, path: PathChoice | None = None, held: Container[int] | None = None) -> LeakyPath:
-    """Return one leaky path of a model: the model itself or one of its descendants.
+    """Return the leaky path of a model: the model itself or a descendant.
 
-    If several are meant, it returns the one that is trained: its layers require gradients, and the optimizers hold
-    them, where these are known. A frozen teacher steps aside.
+    Of several it returns the trained one, whose layers require gradients and, if known, are held by optimizers: a
+    frozen teacher does not count.
 
     Args:
         model: Where to look.
-        path: Which one: its name or that of a module around it, as ``"student"``; a glob over such names, where ``*``
-            stops at a dot; or the module itself.
-        held: Ids of the parameters that optimizers hold, where they are known.
+        path: Its name or that of a module around it, as ``"student"``; a glob over such names, whose ``*`` stops at a
+            dot; or a module.
+        held: Ids of parameters that optimizers hold, if known.
 
     Raises:
         ValueError: If there is none, or more than one.
@@ -65,11 +63,8 @@ def find_leaky_path(model: nn.Module, path: PathChoice | None = None, held: Cont
     Example:
         >>> from lightning_leaky import LeakyResNet
         >>> student, teacher = (LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0) for _ in range(2))
-        >>> model = nn.ModuleDict({"student": student, "teacher": teacher})
-        >>> find_leaky_path(model, "teacher") is teacher
-        True
         >>> _ = teacher.requires_grad_(False)
-        >>> find_leaky_path(model) is student
+        >>> find_leaky_path(nn.ModuleList([student, teacher])) is student
         True
     """
     found = leaky_paths(model)
@@ -97,23 +92,23 @@ def find_leaky_path(model: nn.Module, path: PathChoice | None = None, held: Cont
 
 
 def path_name(model: nn.Module, module: nn.Module) -> str | None:
-    """Return the name of a module in a model, wrapped or not; ``None`` where it is not inside."""
+    """Return the name of a module in a model, wrapped or not, or ``None``."""
     return next((name for name, one in named_layers(model).items() if unwrapped(one) is unwrapped(module)), None)
 
 
 def leaky_paths(model: nn.Module) -> dict[str, LeakyPath]:
-    """Return every leaky path of a model by name: the model itself, ``""``, and its descendants."""
+    """Return every leaky path of a model by name, ``""`` for the model itself."""
     paths: dict[tuple[int, ...], tuple[str, LeakyPath]] = {}
     for name, module in {"": model, **named_layers(model)}.items():
         path: Any = unwrapped(module)
         if implements(path, LeakyPath) and isinstance(path.step_sizes, Tensor):
-            # What stands around a path may hand look-ups on: of those with the same layers the last one is the path.
+            # Modules around a path may forward attributes: the last one is the path.
             paths[tuple(map(id, path.layers))] = name, path
     return dict(paths.values())
 
 
 def _chosen(model: nn.Module, found: dict[str, LeakyPath], path: PathChoice) -> dict[str, LeakyPath]:
-    """Those that a choice means: the very modules, else all that are in them."""
+    """Paths that a choice names, or else all inside what it names."""
     meant: list[Any] = [
         unwrapped(module)
         for name, module in {"": model, **named_layers(model)}.items()
@@ -125,7 +120,6 @@ def _chosen(model: nn.Module, found: dict[str, LeakyPath], path: PathChoice) -> 
 
 
 def _trained(found: dict[str, LeakyPath], held: Container[int] | None = None) -> dict[str, LeakyPath]:
-    """Those with a layer's parameter that requires gradients and, where it is known, that an optimizer holds."""
     return {
         name: path
         for name, path in found.items()
@@ -134,16 +128,12 @@ def _trained(found: dict[str, LeakyPath], held: Container[int] | None = None) ->
 
 
 def step_sizes_of(path: LeakyPath) -> Tensor:
-    """Return a float64 copy of a path's step-sizes that sums to 1 exactly, however coarse the buffer is."""
+    """Return a float64 copy of a path's step-sizes that sums to 1 exactly."""
     return normalise_step_sizes(path.step_sizes.detach().cpu())
 
 
 class LayerWeights(Sequence[Tensor]):
-    """W_l of some layers of a path that `knows_weights`, each made when it is asked for.
-
-    A sharded layer is gathered for it, a collective: of a network that one process could not hold, one layer at a time
-    is whole.
-    """
+    """W_l, shape (w, d), of layers of a path that `knows_weights`, made on access; sharded ones by a collective."""
 
     def __init__(self, path: LeakyPath, indices: Sequence[int]) -> None:
         self.path, self.indices = path, indices
@@ -152,7 +142,6 @@ class LayerWeights(Sequence[Tensor]):
         return len(self.indices)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return W_l, shape (w, d); of a slice, those of its layers."""
         if isinstance(index, slice):
             return LayerWeights(self.path, self.indices[index])
         layer: Any = unwrapped(self.path.layers[self.indices[index]])
@@ -161,7 +150,7 @@ class LayerWeights(Sequence[Tensor]):
 
 
 def knows_weights(path: LeakyPath | None) -> bool:
-    """Whether a path has a method `weights`, and each of its layers one `augmented_weight`; other blocks are no W_l."""
+    """Whether a path has a method `weights`, and each of its layers `augmented_weight`."""
     return (
         path is not None
         and callable(getattr(path, "weights", None))

@@ -1,4 +1,4 @@
-"""Matplotlib figures from plain tensors; without matplotlib all raise ModuleNotFoundError that names the extra."""
+"""Matplotlib figures of tensors; if matplotlib is missing, ModuleNotFoundError names the extra."""
 
 from lightning_leaky.plotting.along_path import can_plot_energies, plot_along_path, plot_energies, plot_singular_values
 from lightning_leaky.plotting.heat_map import Scale, plot_heat_map

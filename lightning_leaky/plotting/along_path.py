@@ -1,4 +1,4 @@
-"""Quantities against the position p of their layers."""
+"""Quantities over the position p of layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-# More names than this hide the curves that they explain.
+# More would hide the curves.
 _MAX_LEGEND = 12
 _ENERGY_LABELS = {
     "kinetic_energy": "kinetic energy",
@@ -27,13 +27,13 @@ _ENERGY_LABELS = {
 def plot_along_path(
     curves: Mapping[str, Tensor], positions: Tensor | None = None, ylabel: str | None = None, ax: Axes | None = None
 ) -> tuple[Figure | SubFigure, Axes]:
-    """Draw quantities against the position p of their layers, one line each.
+    """Draw a line per quantity over the position p of its layers.
 
     Args:
-        curves: Quantity by name, each of shape (L,); entries that are not finite leave a gap.
-        positions: p of each entry, shape (L,), shown as ticks along the bottom; layer numbers where it is ``None``.
+        curves: Quantities by name, shape (L,); entries that are not finite leave a gap.
+        positions: p of each entry, shape (L,), shown as ticks; ``None`` for layer numbers.
         ylabel: Label of the vertical axis, with its unit.
-        ax: Axes to draw on; a new figure where it is ``None``.
+        ax: Axes to draw on; ``None`` for a new figure.
 
     Example:
         >>> import torch
@@ -57,19 +57,19 @@ def plot_along_path(
 
 
 def can_plot_energies(readings: Mapping[str, Tensor]) -> bool:
-    """Whether there is something for `plot_energies` to draw."""
+    """Whether `plot_energies` has something to draw."""
     return bool(_ENERGY_LABELS.keys() & set(readings))
 
 
 def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
-    """Draw kinetic energy, potential energy and Hamiltonian along p, as in Fig. 1c of arXiv 2405.17573.
+    """Draw kinetic energy, potential energy and Hamiltonian, as in Fig. 1c of arXiv 2405.17573.
 
     Args:
-        readings: Quantities by name, each of shape (L,); those of the three that are present are drawn.
-        positions: p_{l−1}, where each layer is read, shape (L,).
+        readings: Quantities by name, shape (L,), with one of these at least.
+        positions: p_{l−1} of each layer, shape (L,).
 
     Raises:
-        ValueError: If none of the three is present.
+        ValueError: If none is present.
 
     Example:
         >>> import torch
@@ -82,24 +82,24 @@ def plot_energies(readings: Mapping[str, Tensor], positions: Tensor) -> Figure:
     ylabel = "energy" if len(curves) > 1 else next(iter(curves))
     _, axes = plot_along_path(curves, positions, ylabel=ylabel, ax=figure.add_subplot())
     legend = axes.get_legend()
-    if legend is not None:  # outside: four curves leave no corner free
+    if legend is not None:  # four curves leave no corner free
         legend.remove()
         figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    # Energies at the ends are hundreds of times those of a bottleneck; linear up to 10, logarithmic beyond.
+    # Energies at the ends are hundreds of times those of a bottleneck.
     axes.set_yscale("symlog", linthresh=10)
     axes.set_title("Energies along the path")
     return figure
 
 
 def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int = 20) -> Figure:
-    """Draw the leading singular values of A_p or W_p along p, as in Fig. 1b of arXiv 2405.17573.
+    """Draw the largest singular values of A_p or W_p, as in Fig. 1b of arXiv 2405.17573.
 
-    Those that stay while the others fall are the dimensions of the bottleneck.
+    Those that stay while others fall are the dimensions of the bottleneck.
 
     Args:
-        values: Largest first, shape (L, k); values below 1e-6 of the largest of all are left out.
-        positions: p of each row, shape (L,), shown as ticks along the bottom.
-        name: Of what: ``"A"`` or ``"W"``.
+        values: Largest first, shape (L, k); values below 1e-6 of the largest are left out.
+        positions: p of each row, shape (L,), shown as ticks.
+        name: ``"A"`` or ``"W"``.
         most: How many values to draw.
 
     Raises:
@@ -115,21 +115,21 @@ def plot_singular_values(values: Tensor, positions: Tensor, name: str, most: int
             f"`values` must have shape (L, k) and `positions` (L,), got {tuple(values.shape)} and "
             f"{tuple(positions.shape)}."
         )
-    figure = new_figure()  # says what to install where matplotlib is missing
+    figure = new_figure()  # or says what to install
     import matplotlib
     from matplotlib.ticker import LogFormatter
 
     axes = figure.add_subplot()
     shown = values[:, :most].detach().to("cpu", torch.float64)
     shown = torch.where(shown > 1e-6 * shown.nan_to_num().max(), shown, torch.nan)
-    # The largest are darkest; the lightest end of the scale would be lost on white.
+    # The largest are darkest; the lightest shade would be lost on white.
     shades = matplotlib.colormaps[SEQUENTIAL]
     for index in reversed(range(shown.shape[1])):
         colour = shades(0.85 * index / max(1, shown.shape[1] - 1))
         axes.plot(positions.tolist(), shown[:, index].tolist(), ".-", color=colour, linewidth=1.2, markersize=4)
     axes.plot(positions.tolist(), [0] * len(positions), "|", color="grey", transform=axes.get_xaxis_transform())
     axes.set(xlabel="position p", ylabel=f"singular values of {name}", yscale="log")
-    # Within a decade matplotlib would label ticks as 6 × 10¹.
+    # By default 6 × 10¹ would be labelled.
     axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
     axes.set_title(f"{shown.shape[1]} largest singular values of {name}")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""A quantity of every layer over training."""
+"""Heat maps of layers over training."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 Scale: TypeAlias = Literal["linear", "log"]
 
-# Grey: of no colour of the scale.
+# Grey, not in the scale.
 _BELOW = "0.85"
 
 
 def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "", scale: Scale = "linear") -> Figure:
-    """Draw a quantity of every layer (upwards) over training (to the right).
+    """Draw a quantity of every layer (upwards) over training.
 
     Args:
-        values: Shape (T, L); what is not finite stays empty.
-        steps: Optimizer steps at which they were read, increasing, shape (T,). Each column reaches to the next step,
-            and the last one is as wide as the one before.
+        values: Shape (T, L); entries that are not finite stay empty.
+        steps: Increasing optimizer steps, shape (T,). Columns reach to the next step; the last is as wide as the one
+            before.
         label: What the colours mean, with its unit.
         title: Title of the figure.
-        scale: Of the colours; what is not above 0 is grey on a logarithmic one.
+        scale: Scale of the colours; values up to 0 are grey on a logarithmic one.
 
     Raises:
-        ValueError: If the shapes do not fit, or there is nothing to draw.
+        ValueError: If the shapes do not fit or are empty.
 
     Example:
         >>> figure = plot_heat_map(torch.rand(5, 3), torch.arange(5), "cost of identity")
@@ -48,7 +48,7 @@ def plot_heat_map(values: Tensor, steps: Tensor, label: str, title: str = "", sc
     shown, bound = values.detach().to("cpu", torch.float64), 0.0 if scale == "log" else -torch.inf
     above = shown[torch.isfinite(shown) & (shown > bound)]
     least, most = (float(above.min()), float(above.max())) if above.numel() else (1.0, 1.0)
-    # What is not above the bound lies below all that is: where the scale has its grey.
+    # Below the scale, where it is grey.
     shown = torch.where(torch.isfinite(shown) & (shown <= bound), least / 10, shown)
     layers = torch.arange(shown.shape[1] + 1) + 0.5
     edges = steps.detach().to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-"""A bounded record of a quantity of every layer over training."""
+"""A bounded record of layers over training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class History:
-    """Rows of one number a layer with the step of each; every second one is dropped when there are too many to draw."""
+    """Rows of one number per layer by step; it drops every second row once they are too many to draw."""
 
     def __init__(self, most: int = 256) -> None:
         self.most = most
@@ -21,14 +21,14 @@ class History:
         return len(self._steps)
 
     def add(self, step: int, values: Tensor) -> None:
-        """Add a row, shape (L,); L may change from row to row."""
+        """Add a row, shape (L,); L may change."""
         if len(self) >= self.most:
             self._steps, self._rows = self._steps[::2], self._rows[::2]
         self._steps.append(step)
         self._rows.append(values.detach().to("cpu", torch.float64).clone())
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Return the steps, shape (T,), and the rows, shape (T, L): NaN where a row has fewer layers than others."""
+        """Return steps, shape (T,), and rows, shape (T, L), padded with NaN."""
         rows = self._rows or [torch.zeros(0)]
         table = pad_sequence(rows, batch_first=True, padding_value=torch.nan)[: len(self)]
         return torch.tensor(self._steps, dtype=torch.int64), table

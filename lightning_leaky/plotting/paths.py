@@ -1,4 +1,4 @@
-"""The way of samples through the layers, in a plane."""
+"""Paths of samples in a plane."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ _MARKED_LAYERS = 30
 def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") -> Figure:
     """Draw the path of each sample through the layers, as in Fig. 2c of arXiv 2405.17573.
 
-    A dot is a layer, a black one the last: where dots lie close the network moves little.
+    A dot is a layer, a black one the last. If dots lie close, the network moves little.
 
     Args:
-        points: Two coordinates of A_0, …, A_L, shape (L + 1, N, 2), see
-            `lightning_leaky.functional.path_projection`.
-        labels: What to colour samples by, shape (N,): classes as whole numbers, those from 0 to 9 each in a colour of
-            its own, or targets; one colour where it is ``None``.
+        points: Two coordinates of A_0, …, A_L, shape (L + 1, N, 2); see `lightning_leaky.functional.path_projection`.
+        labels: Colours of samples, shape (N,): classes as integers, from 0 to 9 in fixed colours, or targets; ``None``
+            for one colour.
         title: Title of the figure.
 
     Raises:
@@ -62,10 +61,7 @@ def plot_paths(points: Tensor, labels: Tensor | None = None, title: str = "") ->
 
 
 def _colour(drawn: Collection, labels: Tensor | None, times: int = 1) -> None:
-    """Colour what is drawn of the samples, which come so many times: each class in its own colour, numbers on a scale.
-
-    A class has its colour by itself, not by its place among those of the batch: the same in every picture.
-    """
+    """Colour samples by class, the same in every picture, or on a scale."""
     if labels is None:
         drawn.set_color(COLOURS[0])
     elif _are_few_classes(labels):
@@ -84,7 +80,6 @@ def _are_few_classes(labels: Tensor) -> bool:
 
 
 def _explain(figure: Figure, axes: Axes, lines: LineCollection, labels: Tensor) -> None:
-    """A legend of classes, or a bar of targets."""
     if not _are_few_classes(labels):
         figure.colorbar(lines, ax=axes, label="target" if labels.is_floating_point() else "class")
         return

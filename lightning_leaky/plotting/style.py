@@ -1,4 +1,4 @@
-"""What all figures share: colours, size, and a scale that holds over a run."""
+"""What all figures share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, distinguishable with every kind of colour blindness.
+# Okabe and Ito's palette, for all colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Paul Tol's muted scheme with its grey: as many as ten classes, for the same readers.
+# Paul Tol's muted scheme, likewise.
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#117733", "#CC6677", "#DDCC77", "#AA4499", "#44AA99", "#999933", "#882255", "#BBBBBB",
 )  # fmt: skip
@@ -23,9 +23,9 @@ SEQUENTIAL = "cividis"
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
-    """Return an empty figure of this size in inches, or raise ModuleNotFoundError that names the extra."""
+    """Return an empty figure of a size in inches, or raise ModuleNotFoundError."""
     try:
-        # Figure, not pyplot: no global state, no window, no backend to choose, nothing to close.
+        # Not pyplot: no global state, no window, no backend, nothing to close.
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Figures need matplotlib: pip install 'lightning-leaky[plot]'.") from error
@@ -33,7 +33,7 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
 
 
 def pixels(figure: Figure, dpi: int = 150) -> Tensor:
-    """Return a figure as an image, shape (height, width, 3), uint8."""
+    """Return a figure as a uint8 image, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(dpi)
@@ -45,28 +45,28 @@ def pixels(figure: Figure, dpi: int = 150) -> Tensor:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element, to stand inside of a page; text stays text, to be found and read aloud."""
+    """Return a figure as an SVG element for a page; text stays text."""
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # From the element on: the declaration before it belongs to a file, and names an address.
+    # The declaration belongs to a file.
     return "<svg" + buffer.getvalue().split("<svg", maxsplit=1)[1]
 
 
 class Limits:
-    """Limits of axes and colours that only ever grow, so that the pictures of a run can be compared over time.
+    """Limits of axes and colours that only grow, so that pictures of a run can be compared.
 
     Attributes:
-        known: The widest limits so far, by the name of a figure and what they are of: x, y or colours.
+        known: The widest limits so far, by figure and axis: x, y or colours.
     """
 
     def __init__(self, known: Mapping[str, tuple[float, float]] | None = None) -> None:
         self.known: dict[str, tuple[float, float]] = dict(known or {})
 
     def widen(self, name: str, axes: Axes) -> None:
-        """Give axes, and what is coloured in them, the widest limits that a figure of this name has had."""
+        """Give axes and colours the widest limits so far."""
         x, y = self._widest(f"{name}, x", axes.get_xlim()), self._widest(f"{name}, y", axes.get_ylim())
         axes.set(xlim=x, ylim=y)
         for drawn in axes.collections:

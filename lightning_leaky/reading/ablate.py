@@ -1,4 +1,4 @@
-"""What leaving blocks out costs, measured."""
+"""What leaving blocks out costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_leaky.reading.removal import Cost, Removal
 from lightning_leaky.utilities.progress import watched
 
 Order: TypeAlias = Literal["greedy"] | Sequence[int]
-"""Which blocks to leave out together, by their numbers from 1; ``"greedy"`` next takes the one that costs least."""
+"""Blocks to leave out one after another, numbered from 1; ``"greedy"`` takes the cheapest next."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
@@ -26,7 +26,7 @@ class Ablation:
         names: Names of the blocks in their model.
         baseline: Cost of the whole network.
         costs: Cost without each block, shape (L,), float64.
-        order: Blocks that were left out together, by their numbers from 1, in this order.
+        order: Blocks left out one after another, numbered from 1.
         curve: Cost without the first k of them, shape (K + 1,), float64; it begins with the baseline.
 
     Example:
@@ -59,29 +59,29 @@ def ablate_path(
 ) -> Ablation:
     """Measure what leaving out each block costs, and several of them together.
 
-    A block that is left out hands on the state that it is given. The costs of single blocks take L + 1 passes over the
+    A block that is left out passes on the state that it is given. The costs of single blocks take L + 1 passes over the
     data. Greedy removal takes another L − k passes for each k = 1, …, K − 1, a given order K − 1.
 
-    The network runs in evaluation mode without gradients, and is left as it was. Under torch.distributed each process
-    calls it with its own samples, which count together.
+    The network runs in evaluation mode without gradients, and is left as it was. Under torch.distributed the samples
+    of all processes count together.
 
     Args:
         model: Any network, a LightningModule included.
-        batches: Pairs (inputs, targets), as of `measure_path`; all that are used stay in memory.
-        cost: C(outputs, targets), a mean over the samples of its batch, or a metric, such as one of torchmetrics.
+        batches: Pairs (inputs, targets), as of `measure_path`; all stay in memory.
+        cost: C(outputs, targets), a mean over the samples of its batch, or a metric, as of torchmetrics.
         layers: Which blocks, as of `EnergyMonitor`. Blocks that change the shape stay.
         order: ``"greedy"``, or numbers of blocks, from 1, to leave out one after another; none by default.
         num_removed: K, how many blocks greedy removal leaves out; half of them by default.
         max_batches: How many batches to use; all by default.
-        progress: Whether to show a bar of the passes, in a terminal.
-        **settings: How blocks are found and which tensor is their state, as of `ReadingSettings`.
+        progress: Whether to show a progress bar in a terminal.
+        **settings: How to find blocks and their states, as of `ReadingSettings`.
 
     Returns:
         The costs.
 
     Raises:
-        ValueError: If there are no batches, a block cannot be left out, or `order` or `num_removed` names blocks that
-            are not there.
+        ValueError: If there are no batches, a block cannot be left out, or `order` or `num_removed` names missing
+            blocks.
 
     Example:
         >>> net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))
@@ -112,7 +112,7 @@ def ablate_path(
 
 
 def _checked_order(order: Any, num_removed: int | None, num_blocks: int) -> list[int]:
-    """Indices of blocks to leave out; for greedy removal, as many as it takes."""
+    """Indices of blocks to leave out; for greedy removal only their number counts."""
     if order == "greedy":
         most = num_blocks // 2 if num_removed is None else num_removed
         if not 0 <= most <= num_blocks:
@@ -124,6 +124,6 @@ def _checked_order(order: Any, num_removed: int | None, num_blocks: int) -> list
 
 
 def _num_passes(is_greedy: bool, num_taken: int, num_blocks: int) -> int:
-    """How often the data are gone through: once whole, once without each block, and for those taken together."""
+    """Passes over the data: one for the whole network, one per block, and those for several blocks."""
     more = sum(num_blocks - taken for taken in range(1, num_taken)) if is_greedy else max(0, num_taken - 1)
     return 1 + num_blocks + more

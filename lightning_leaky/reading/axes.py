@@ -1,4 +1,4 @@
-"""Which axis of a representation is the width, by the parameters of the blocks that it passes."""
+"""Which axis of a representation is the width, by the parameters of the blocks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,13 @@ _CHANNELS_LAST = {3: "ntc", 4: "nhwc", 5: "ndhwc"}
 
 
 def axes_told(blocks: Iterable[tuple[nn.Module, Size]]) -> str | None:
-    """Return the axes that the modules inside blocks tell; ``None`` where they say nothing, or contradict each other.
+    """Return the axes that the modules inside blocks tell; ``None`` if they say nothing or disagree.
 
-    A convolution, batch or group norm of as many channels as the second axis is long tells that these are first; a
-    linear map or another norm of the length of the last axis, that they are last. Transformer layers of torch.nn say
-    whether sequences come first.
+    Channels are first if a convolution, batch or group norm has as many as the second axis, and last if a linear map or
+    another norm has the length of the last axis. Transformer layers of torch.nn say whether sequences come first.
 
     Args:
-        blocks: Blocks, and the shape of what passes each; of one number of axes, at least 3.
-
-    Example:
-        >>> axes_told([(nn.Conv1d(6, 6, 3), Size([8, 6, 40]))]), axes_told([(nn.Linear(6, 6), Size([8, 40, 6]))])
-        ('nct', 'ntc')
+        blocks: Blocks, and the shape that passes each; all with the same number of axes, at least 3.
     """
     tells_first = tells_last = tokens_first = False
     num_axes = 0
@@ -44,12 +39,12 @@ def axes_told(blocks: Iterable[tuple[nn.Module, Size]]) -> str | None:
 
 
 def other_axes(num_axes: int) -> str:
-    """Return the axes that a representation may have beside those it is taken to have."""
+    """Return the axes other than the default that a representation may have."""
     return (_CHANNELS_FIRST if num_axes == 3 else _CHANNELS_LAST)[num_axes]
 
 
 def _lengths(module: nn.Module) -> tuple[set[int], set[int]]:
-    """How long the second axis may be by a module, and the last one."""
+    """Lengths that a module allows for the second axis, and for the last."""
     if isinstance(module, (_NormBase, nn.GroupNorm)):
         return {module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features}, set()
     if isinstance(module, _ConvNd):

@@ -1,4 +1,4 @@
-"""The parameters θ_l of blocks: what decays them, and what their gradients say."""
+"""The parameters θ_l of blocks: their decay and gradients."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from lightning_leaky.reading.settings import ReadingSettings, layer_weight_decay
 from lightning_leaky.utilities.processes import is_flattened, is_sharded, num_processes, summed
 
 Decays: TypeAlias = Mapping[int, float]
-"""What optimizers add to the gradient of each parameter that they hold, by id; NaN of one that they decay otherwise."""
+"""What optimizers add to the gradient of each parameter, by id; NaN if they decay it otherwise."""
 
-# ⟨θ, ∂C/∂θ⟩ in units of ‖θ‖‖∂C/∂θ‖/√n, the root of its mean square over batches, below which n weights have no scale.
+# n weights have no scale if the root mean square of ⟨θ, ∂C/∂θ⟩ over batches is below this × ‖θ‖‖∂C/∂θ‖/√n.
 # Measured: weights before a normalisation had 1e-7 to 4e-4 (bfloat16: 2e-3, at most 1.4e-2), most others 0.02 to 70.
 _SCALE_FREE = 1e-2
 _NO_GRADIENT = torch.zeros(())
 
 
 class ParameterReader:
-    """Sums over the parameters of the layers of an observer, for Pontryagin's Hamiltonian and its residual.
+    """Sums over the parameters of layers, for Pontryagin's Hamiltonian and its residual.
 
-    Weights before a normalisation are left out of both: no scale of theirs changes the cost, so that with decay they
-    have no critical point but 0. They are told by ⟨θ, ∂C/∂θ⟩ = 0 in every batch, of a tensor or of all that belong to
-    one module (a linear map and its bias), in blocks that hold a module whose class is named a norm.
+    Both leave out weights before a normalisation: their scale does not change the cost, so with decay their only
+    critical point is 0. Such weights have ⟨θ, ∂C/∂θ⟩ = 0 in every batch, as a tensor or together with the others of
+    their module (a linear map and its bias), in a block with a module whose class name contains "norm".
 
     Args:
-        decays: What optimizers add to gradients; ``None`` without optimizers, so that all trainable parameters count.
-        adds_up: Whether what the optimizers add belongs to the objective beside a term of the loss.
-        is_measured: Whether gradients come with each batch; else the `.grad` before a step is read.
+        decays: ``None`` without optimizers: all trainable parameters count.
+        adds_up: Whether the optimizers' decay adds to the term of the loss.
+        is_measured: Whether gradients come with each batch; else `.grad` is read before a step.
     """
 
     def __init__(self, decays: Decays | None, adds_up: bool, is_measured: bool) -> None:
@@ -42,7 +42,7 @@ class ParameterReader:
         self._layers: list[nn.Module] | None = None
 
     def why_not(self, records: Iterable[Quantity], layers: nn.Module, weight_decay: float | None) -> str | None:
-        """Which quantities cannot be read of layers with a λ, why, and what to do; ``None`` where all can."""
+        """Which quantities cannot be read, and why."""
         keys = [record.key for record in records if record.needs == "parameters"]
         unknown = [key for key in keys if weight_decay is None or key == "pontryagin_residual"]
         held = self._held(layers)
@@ -64,7 +64,7 @@ class ParameterReader:
         return f"`quantities` cannot include {why}, or leave them out." if keys and why else None
 
     def add(self, layers: list[nn.Module], gradients: Mapping[int, Tensor], rows: Sequence[int]) -> None:
-        """Add the gradients of the cost of a batch, by id of the parameter; those of a layer count as its rows."""
+        """Add a batch's gradients by id of the parameter, weighted by the rows of each layer."""
         self._take(layers)
         found = [gradients.get(id(one), _NO_GRADIENT) for one in self._parameters]
         self._look(self._each(found, torch.zeros(len(found)), torch.zeros(len(found))))
@@ -75,15 +75,15 @@ class ParameterReader:
     def sums(
         self, layers: list[nn.Module], settings: ReadingSettings, path: LeakyPath, steps: Tensor, scale: float | None
     ) -> Tensor | None:
-        """Return `Sums.parameters` of those layers of a path that are read, of step sizes ρ, a collective.
+        """Return `Sums.parameters` of the layers read, with their step sizes ρ; a collective.
 
-        ``None`` where nobody needs them, or `.grad` is of no step: of one, `scale` is what multiplied the cost.
+        `scale` is the factor of the cost in `.grad`. ``None`` if no quantity needs them, or `.grad` is of no step.
         """
         if not settings.recipe(path).needs_parameters or (scale is None and not self._is_measured):
             return None
         self._take(layers)
         own = layer_weight_decays(settings, path, steps)[self._layer]
-        # A decay that is in no gradient is left out beside a λ of the loss, and else is what a λ stands for.
+        # A decay outside the gradient does not add to a λ of the loss; otherwise λ stands for it.
         decays = own + self._added.nan_to_num(0.0) if self._adds_up else own
         missing = torch.where(self._added.isnan(), 0.0 if self._adds_up else own, self._added)
         if scale is None:
@@ -94,7 +94,7 @@ class ParameterReader:
             each = self._each(gradients, decays, missing)
             self._look(each)
             evidence = self._evidence
-        # Left out is what decays and has no scale that the cost knows of, alone or with all of its module.
+        # Leave out what decays and has no scale in the cost, alone or with its module.
         sizes = self._with_modules(torch.tensor([float(one.numel()) for one in self._parameters]))
         is_free = (evidence[0] * sizes < _SCALE_FREE**2 * evidence[1]) & (self._with_modules(decays) > 0)
         counts = ~(self._has_norm & is_free.any(0))
@@ -105,14 +105,13 @@ class ParameterReader:
         return trained if self._decays is None else [one for one in trained if id(one) in self._decays]
 
     def _take(self, layers: list[nn.Module]) -> None:
-        """Find the parameters of layers, and forget those of others."""
         if layers == self._layers:
             return
         found: dict[nn.Parameter, tuple[int, int, bool]] = {}
         for number, layer in enumerate(layers):
             has_norm = any("norm" in type(module).__name__.lower() for module in layer.modules())
             for module in layer.modules():
-                owner = len(found)  # stands for the module
+                owner = len(found)  # identifies the module
                 for one in self._held(module, recurse=False):
                     found.setdefault(one, (number, owner, has_norm))
         self._layers, self._parameters = layers, list(found)
@@ -126,7 +125,7 @@ class ParameterReader:
         self._sums = [torch.zeros_like(one, dtype=torch.promote_types(one.dtype, torch.float32)) for one in given]
 
     def _of_batches(self, is_mean: bool) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the cost of all batches of all processes, and what each batch says of scales."""
+        """Gradients and evidence over all batches and processes."""
         sums, rows, evidence = self._sums, self._rows, self._evidence
         if num_processes() > 1 and sums:
             rows, evidence = (summed(one.to(sums[0].device)).cpu() for one in (rows, evidence))
@@ -135,25 +134,25 @@ class ParameterReader:
         return [one / count for one, count in zip(sums, counts, strict=True)], evidence
 
     def _each(self, gradients: Sequence[Tensor], decays: Tensor, missing: Tensor) -> Tensor:
-        """Sums of each parameter, shape (n, 6); of sharded ones over all processes, a collective."""
+        """Sums of each parameter, shape (n, 6); a collective if some are sharded."""
         pieces = [_piece(one) for one in self._parameters]
         given = zip(pieces, map(_piece, gradients), decays.tolist(), missing.tolist(), strict=True)
         rows = [parameter_sums(*one) for one in given]
         each = torch.stack([row.to(rows[-1]) for row in rows]) if rows else torch.zeros(0, 6)
         if any(map(is_sharded, self._parameters)):
-            # Each is counted as often as processes hold it: once, where they hold a piece each.
+            # The sum counts a parameter once per process that holds all of it.
             shares = [one.numel() / max(whole.numel(), 1) for one, whole in zip(pieces, self._parameters, strict=True)]
             found = summed(torch.cat([each, each.new_tensor(shares)[:, None]], dim=-1))
             each = found[:, :6] / found[:, 6:].round().clamp(min=1)
         return each.to("cpu", torch.float64)
 
     def _look(self, each: Tensor) -> None:
-        """Remember how much the cost of a batch says of the scale of each parameter, and of those of its module."""
+        """Add a batch's evidence on scales."""
         square, slope, gradient_square = self._with_modules(each[:, :3]).unbind(-1)
         self._evidence += torch.stack([slope.square(), square * gradient_square])
 
     def _with_modules(self, each: Tensor) -> Tensor:
-        """Values of each parameter, and sums of them over the module that it belongs to, shape (2, n, ...)."""
+        """Values of each parameter, and their sums over its module, shape (2, n, ...)."""
         return torch.stack([each, torch.zeros_like(each).index_add(0, self._owner, each)[self._owner]])
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a batch that has passed a path, in words."""
+"""What can be wrong with a batch that has passed a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_leaky.reading.segmentation import Segmentation
 
 
 def check_passes(capture: PathCapture, names: Sequence[str]) -> None:
-    """Raise ValueError where a layer was silent, cannot be read, or ran more often than another."""
+    """Raise ValueError if a layer did not run, cannot be read, or ran more often than another."""
     for index, complaint in capture.complaints().items():
         raise ValueError(f"layer {names[index]!r} {complaint}.")
     runs = capture.runs
@@ -36,7 +36,7 @@ def check_passes(capture: PathCapture, names: Sequence[str]) -> None:
 
 
 def check_widths(segmentation: Segmentation, passages: Sequence[Passage], layout: Layout, names: Sequence[str]) -> None:
-    """Raise ValueError where a layer does not preserve the width that it had in the first batch."""
+    """Raise ValueError if a layer does not preserve the width of the first batch."""
     for passage, index in itertools.product(passages, segmentation.layers):
         start, end, width = passage.previous[index], passage.current[index], segmentation.channels[index]
         if start is not None and end is not None and (start.shape != end.shape or layout.width(end) != width):
@@ -49,7 +49,7 @@ def check_widths(segmentation: Segmentation, passages: Sequence[Passage], layout
 def broken_path(
     segmentation: Segmentation, previous: Sequence[Tensor], current: Sequence[Tensor], names: Sequence[str]
 ) -> str | None:
-    """Say where a layer does not take what the one before it in its segment has returned; ``None`` if nowhere."""
+    """Say where a layer does not take what the one before it in its segment returned."""
     segments = segmentation.segments
     for place, (before, after) in enumerate(itertools.pairwise(segmentation.layers), start=1):
         if segments[before] == segments[after]:
@@ -67,7 +67,7 @@ def broken_path(
 
 
 def unknown_repeats(fresh: Tensor | None, numbers_of_samples: set[int]) -> str | None:
-    """Say where samples that repeat others cannot be told in a representation; ``None`` if nowhere."""
+    """Say if repeated samples cannot be told in a representation."""
     if fresh is None or numbers_of_samples == {len(fresh)}:
         return None
     return (
@@ -77,7 +77,7 @@ def unknown_repeats(fresh: Tensor | None, numbers_of_samples: set[int]) -> str |
 
 
 def no_room() -> str:
-    """Say that some rows of a batch are not read for want of memory."""
+    """Say that memory for some rows is lacking."""
     return (
         "Some samples are not read: those of all processes would take more than the memory that a monitor may take. "
         "Choose fewer with Layout(max_samples=...), or limit the batches."
@@ -87,7 +87,7 @@ def no_room() -> str:
 def layout_told(
     layout: Layout, layers: Sequence[nn.Module], passage: Passage, names: Sequence[str]
 ) -> tuple[Layout, str | None]:
-    """Return the layout that the layers tell where nobody has said one, and what to say if they do not."""
+    """Return the layout that the layers tell if none is given, and what to say if they do not."""
     passed = [(layer, one.shape) for layer, one in zip(layers, passage.current, strict=True) if one is not None]
     numbers_of_axes = {len(shape) for _, shape in passed}
     if layout.axes is not None or len(numbers_of_axes) != 1 or not 3 <= min(numbers_of_axes) <= 5:
@@ -104,7 +104,7 @@ def layout_told(
 
 
 def unused_mask(data: Any) -> str | None:
-    """Say that a batch holds a padding mask that the layers were not given; ``None`` if it holds none."""
+    """Say if the layers were not given a batch's padding mask."""
     if "attention_mask" not in keys_of(data):
         return None
     return (
@@ -114,7 +114,7 @@ def unused_mask(data: Any) -> str | None:
 
 
 def noisy_layers(layers: Sequence[nn.Module], names: Sequence[str]) -> str | None:
-    """Say which layers draw random numbers in training; ``None`` if none does."""
+    """Say which layers draw random numbers in training."""
     noisy = [
         name
         for name, layer in zip(names, layers, strict=True)
@@ -129,14 +129,14 @@ def noisy_layers(layers: Sequence[nn.Module], names: Sequence[str]) -> str | Non
 
 
 def _drops(module: nn.Module) -> bool:
-    """By name: every package has a drop path of its own."""
+    # By name, because every package has its own drop path.
     rates = (getattr(module, name, 0.0) for name in ("p", "drop_prob", "drop_rate", "dropout"))
     is_known = "drop" in type(module).__name__.lower() or isinstance(module, nn.MultiheadAttention)
     return is_known and any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def segments_note(segmentation: Segmentation, names: Sequence[str]) -> str | None:
-    """Say, for a log, where a path is split; ``None`` where it is in one piece."""
+    """Say where a path is split."""
     read, widths = segmentation.layers, segmentation.widths
     left_out = [name for index, name in enumerate(names) if index not in read]
     if not left_out and len(widths) == 1:

@@ -1,4 +1,4 @@
-"""From what passes through a layer to a matrix: samples in rows, neurons in columns."""
+"""From a representation to a matrix: samples in rows, neurons in columns."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from lightning_leaky.utilities.imports import located
 
 PaddingMask: TypeAlias = str | Callable[[Any], Any] | None
-"""What says which positions are real: ``"given"``, a key in a batch, a function of it or its import path, nothing."""
+"""See `ReadingSettings`."""
 
 GIVEN = "given"
-"""The masks that layers and the modules around them are given, see `lightning_leaky.hooks.padding`."""
+"""See `lightning_leaky.hooks.padding`."""
 
-# The one key that need not be there: older configurations name it.
+# A batch may lack this key, because older configurations name it.
 _ATTENTION_MASK = "attention_mask"
 
 _DEFAULTS = {2: "nc", 3: "ntc", 4: "nchw", 5: "ncdhw"}
 
 
 def default_axes(num_axes: int) -> str:
-    """Return the axes that a representation is taken to have where nothing tells."""
+    """Return the axes of a representation if nothing tells."""
     return _DEFAULTS[num_axes]
 
 
@@ -34,16 +34,16 @@ def default_axes(num_axes: int) -> str:
 class Layout:
     """How the axes of a representation become samples and neurons (`docs/attach.md`).
 
-    Every position that shares the channel axis is one sample: batch × tokens, batch × pixels.
+    Every position is one sample: batch × tokens, batch × pixels.
 
     Args:
-        axes: One letter an axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
+        axes: One letter per axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
             for (tokens, batch, width) or ``"nhwc"``. ``None`` is ``"nc"``, ``"ntc"``, ``"nchw"`` or ``"ncdhw"`` by the
             number of axes, or what the modules inside the layers tell (`lightning_leaky.reading.axes`). The memory
-            format ``torch.channels_last`` changes no axes and needs nothing.
-        per_sample: Whether to read the mean over the positions of each sample in place of the positions themselves.
-        max_samples: At most so many rows a batch, thinned by a fixed stride (raised where it would fall on the same
-            positions of all samples). No random number is drawn.
+            format ``torch.channels_last`` changes no axes.
+        per_sample: Whether to read the mean over the positions of each sample instead of the positions.
+        max_samples: Rows per batch at most, thinned by a fixed stride (raised if it would fall on the same positions
+            of all samples), without random numbers.
 
     Raises:
         ValueError: If the axes are not distinct letters with ``n`` and ``c``, or `max_samples` is below 1.
@@ -70,27 +70,27 @@ class Layout:
 
     @property
     def reads_all_positions(self) -> bool:
-        """Whether every position is a row, so that gradients with respect to rows are those of the representation."""
+        """Whether every position is a row, so that gradients of rows are those of the representation."""
         return not self.per_sample and self.max_samples is None
 
     def limited(self, max_samples: int) -> Layout:
-        """Return this layout with at most so many rows, and no more than it had."""
+        """Return this layout with at most so many rows, and never more than before."""
         return replace(self, max_samples=min(max_samples, self.max_samples or max_samples))
 
     def width(self, tensor: Tensor) -> int:
-        """Return the number of channels of a representation, or raise ValueError where its axes are others."""
+        """Return the number of channels, or raise ValueError if the axes do not fit."""
         return tensor.shape[self.channel_axis(tensor)]
 
     def batch_axis(self, tensor: Tensor) -> int:
-        """Return which axis of a representation is that of the batch, or raise ValueError where its axes are others."""
+        """Return the index of the batch axis, or raise ValueError if the axes do not fit."""
         return self._axes(tensor).index("n")
 
     def channel_axis(self, tensor: Tensor) -> int:
-        """Return which axis of a representation is that of the channels, likewise."""
+        """Return the index of the channel axis, or raise ValueError if the axes do not fit."""
         return self._axes(tensor).index("c")
 
     def num_samples(self, tensor: Tensor) -> int:
-        """Return the length of the batch axis of a representation, or raise ValueError where its axes are others."""
+        """Return the number of samples, or raise ValueError if the axes do not fit."""
         return tensor.shape[self.batch_axis(tensor)]
 
     def rows(self, tensor: Tensor, keep: Tensor | None = None, fresh: Tensor | None = None) -> Tensor:
@@ -98,17 +98,17 @@ class Layout:
 
         Args:
             tensor: A representation.
-            keep: Which positions are real, shape (batch, positions...), the batch first whatever the axes; ``None``
-                for all. Padding has no row, and no part in a mean. A matrix whose rows are the positions of all
-                samples takes it flattened; to any other matrix it says nothing.
-            fresh: Which samples of the batch are no repeats of others, shape (batch,); ``None`` for all. A repeat has
-                no row. To a tensor of another number of samples it says nothing.
+            keep: Which positions are real, shape (batch, positions...), the batch always first; ``None`` for all.
+                Padding has no row, and no part in a mean. A matrix takes it flattened if its rows are all positions,
+                and else ignores it.
+            fresh: Which samples of the batch are no repeats, shape (batch,); ``None`` for all. A repeat has no row. A
+                tensor with another number of samples ignores it.
 
         Raises:
             ValueError: If the tensor does not have these axes, or `keep` is not of their sizes.
         """
         hidden = self._channels_last(tensor)
-        if keep is not None and tensor.ndim == 2:  # all positions in one axis, or none of them left
+        if keep is not None and tensor.ndim == 2:  # positions are in the batch axis, or gone
             keep = keep.reshape(-1, 1) if keep.numel() == len(hidden) else None
         if keep is not None and keep.shape != hidden.shape[:-1]:
             raise ValueError(
@@ -128,12 +128,12 @@ class Layout:
         return rows if most is None or len(rows) <= most else _thinned(rows, most, positions)
 
     def sample_of_rows(self, tensor: Tensor, *masks: Tensor | None) -> Tensor:
-        """Return the place in the batch of each row that `rows` makes of a representation, shape (N,), on the CPU."""
+        """Return the place in the batch of each row of `rows`, shape (N,), on the CPU."""
         places = torch.arange(self.num_samples(tensor), dtype=torch.float64)
         shape = [1] * tensor.ndim
         shape[self.batch_axis(tensor)] = len(places)
         sizes = [*tensor.shape]
-        sizes[self.channel_axis(tensor)] = 1  # one number a row is enough
+        sizes[self.channel_axis(tensor)] = 1  # one number per row is enough
         spread = places.reshape(shape).expand(sizes)
         return self.rows(spread, *(None if mask is None else mask.cpu() for mask in masks))[:, 0].round().long()
 
@@ -147,7 +147,7 @@ class Layout:
         return axes
 
     def _channels_last(self, tensor: Tensor) -> Tensor:
-        """The tensor with the batch first and the channels last, shape (n, positions..., c)."""
+        """A tensor of shape (n, positions..., c)."""
         axes = self._axes(tensor)
         inner = [axis for axis, letter in enumerate(axes) if letter not in "nc"]
         moved = tensor.permute(axes.index("n"), *inner, axes.index("c"))
@@ -155,7 +155,7 @@ class Layout:
 
 
 def check_layout(layout: Layout | None, padding_mask: PaddingMask) -> None:
-    """Raise ValueError where either is of another kind."""
+    """Raise ValueError if either is of another kind."""
     if layout is not None and not isinstance(layout, Layout):
         raise ValueError(f"`layout` must be a Layout, got {layout!r}; write Layout({layout!r}) for its axes.")
     if not (padding_mask is None or isinstance(padding_mask, str) or callable(padding_mask)):
@@ -166,14 +166,10 @@ def check_layout(layout: Layout | None, padding_mask: PaddingMask) -> None:
 
 
 def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
-    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` where it does not say.
-
-    Args:
-        batch: A batch.
-        padding_mask: As of `ReadingSettings`; ``"given"`` asks no batch.
+    """Return which positions of a batch are real, shape (batch, positions...), or ``None`` if it does not say.
 
     Raises:
-        ValueError: If the batch has no such key, or several; ``"attention_mask"`` alone may be missing.
+        ValueError: If the batch has no such key, or several; only ``"attention_mask"`` may be missing.
 
     Example:
         >>> real_positions(({"attention_mask": torch.tensor([[1, 1, 0]])}, "labels"), "attention_mask")
@@ -186,13 +182,13 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
 
 
 def keys_of(batch: Any) -> list[str]:
-    """Return the names of all parts of a batch."""
+    """Return all names in a batch."""
     return list(dict.fromkeys(key for key, _ in _named_parts(batch)))
 
 
 def _mask_named(batch: Any, name: str) -> Tensor | None:
     found = [value for key, value in _named_parts(batch) if key == name and isinstance(value, Tensor)]
-    # Attention masks of (batch, heads, tokens, tokens) say who may look at whom, not what is padding.
+    # An attention mask (batch, heads, tokens, tokens) does not tell padding.
     found = [mask for mask in found if name != _ATTENTION_MASK or mask.ndim == 2]
     if len(found) == 1:
         return found[0]
@@ -210,7 +206,7 @@ def _mask_named(batch: Any, name: str) -> Tensor | None:
 
 
 def _named_parts(batch: Any) -> list[tuple[str, Any]]:
-    """Whatever has a name in a batch: in dictionaries, dataclasses and named tuples, and in the parts of its parts."""
+    """Named entries of dictionaries, dataclasses and named tuples, at any depth."""
     if dataclasses.is_dataclass(batch) and not isinstance(batch, Mapping):
         named: dict[Any, Any] = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     else:
@@ -223,7 +219,7 @@ def _named_parts(batch: Any) -> list[tuple[str, Any]]:
 
 
 def _thinned(rows: Tensor, most: int, positions: int) -> Tensor:
-    """Rows at a fixed stride, which does not fall on the same positions of all samples."""
+    """Rows at a stride coprime to the positions, so that it does not hit the same ones of all samples."""
     stride = -(-len(rows) // most)
     while math.gcd(stride, positions) > 1:
         stride += 1
@@ -231,7 +227,7 @@ def _thinned(rows: Tensor, most: int, positions: int) -> Tensor:
 
 
 def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:
-    """Mean over the positions, shape (n, c), of (n, t, c); a sample without a real position has no row."""
+    """Mean over the positions of (n, t, c), shape (n, c); a sample without a real position has no row."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     if keep is None:
         return wide.mean(1)

@@ -1,4 +1,4 @@
-"""Exact readings of a network over a data set, without a trainer."""
+"""Readings over a data set, without a trainer."""
 
 from __future__ import annotations
 
@@ -34,25 +34,24 @@ def measure_path(
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
 
-    The network is left as it was: its mode is restored and its gradients are not touched.
+    The network keeps its mode and its gradients.
 
     Args:
         model: Any network, a LightningModule included.
-        batches: Pairs (inputs, targets), on the device of the model; bare inputs where no cost is given. Inputs that
-            are a dictionary are passed by keyword.
-        quantities: Which readings, as of `ReadingSettings`; all of this package that can be read by default.
+        batches: Pairs (inputs, targets), on the device of the model, or bare inputs without a cost. Inputs that are a
+            dictionary are passed by keyword.
+        quantities: Which readings, as of `ReadingSettings`; by default all of this package that can be read.
         cost: C(outputs, targets), a mean over the samples of its batch, for the readings of gradients and momenta.
         weight_decay: λ > 0, for the momentum readings and the Hamiltonian of any block, as of `ReadingSettings`.
         layers: Which layers, as of `EnergyMonitor`.
-        progress: Whether to show a bar of the batches, in a terminal.
-        **settings: How to read, as of `ReadingSettings`; `halves` and `exact` are true and `precision` is ``"high"`` by
-            default.
+        progress: Whether to show a progress bar in a terminal.
+        **settings: As of `ReadingSettings`; by default `halves` and `exact` are true and `precision` is ``"high"``.
 
     Returns:
         The readings.
 
     Raises:
-        ValueError: If there are no batches, one cannot be read, a quantity is not known, or momentum readings lack cost
+        ValueError: If there are no batches, one cannot be read, a quantity is unknown, or momentum readings lack cost
             or weight decay.
 
     Example:
@@ -89,17 +88,17 @@ def measure_path(
 def sample_path(
     model: nn.Module, batch: Any, num_samples: int = 200, layers: LayerChoice | None = None, **settings: Any
 ) -> list[PathSample]:
-    """A few samples on their way through a network, for pictures.
+    """A few samples along a path, for pictures.
 
     Args:
-        model: Any network, a LightningModule included; it is left as it was.
-        batch: A pair (inputs, targets), or bare inputs, as one of `measure_path`.
+        model: As of `measure_path`; it is left as it was.
+        batch: One batch, as of `measure_path`.
         num_samples: Rows to keep at most.
         layers: As of `measure_path`.
-        **settings: How to read, as of `ReadingSettings`.
+        **settings: As of `ReadingSettings`.
 
     Returns:
-        One sample a segment of the path.
+        One sample per segment of the path.
 
     Raises:
         ValueError: If the batch cannot be read.
@@ -119,18 +118,18 @@ def sample_path(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a model run in evaluation mode."""
+    """Set evaluation mode, and restore each module's own."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, was_training in modes.items():  # parts may have modes of their own, as a frozen batch norm
+        for module, was_training in modes.items():
             module.training = was_training
 
 
 def same_noise(model: nn.Module) -> AbstractContextManager[None]:
-    """Let a network draw the random numbers that it drew the last time, and leave the generators as they were."""
+    """Restore the random generators on exit, so that the network draws the same numbers each time."""
     device = device_of(model)
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
@@ -138,7 +137,7 @@ def same_noise(model: nn.Module) -> AbstractContextManager[None]:
 def read_batches(
     observer: PathObserver, model: nn.Module, batches: Iterable[Any], cost: Callable[[Any, Any], Tensor] | None
 ) -> None:
-    """Run batches through a model in evaluation mode, and its observer with them."""
+    """Let an observer read batches of a model in evaluation mode."""
     observer.attach()
     reads_parameters = any(record.needs == "parameters" for record in observer.quantities)
     try:
@@ -154,7 +153,7 @@ def read_batches(
 
 
 def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    """Take a batch apart: a pair, or inputs alone."""
+    """Split a pair, or inputs alone."""
     if not isinstance(batch, (tuple, list)):
         return batch, None
     if len(batch) not in (1, 2):
@@ -163,17 +162,16 @@ def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
 
 
 def run_model(model: nn.Module, inputs: Any) -> Any:
-    """Return a model's outputs; inputs that are a dictionary are passed by keyword."""
+    """Return a model's outputs; a dictionary of inputs is passed by keyword."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def _run_batch(
     observer: PathObserver, model: nn.Module, batch: Batch, cost: Callable[[Any, Any], Tensor] | None
 ) -> None:
-    """Run a batch forward and, where there is a cost, backward."""
     inputs = batch.data
     named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    # Towards the inputs too, so that the gradient passes every layer even where parameters are frozen.
+    # Inputs need gradients too, so that these pass every layer even if parameters are frozen.
     for name, value in named.items():
         if isinstance(value, Tensor):
             named[name] = value.detach().requires_grad_(cost is not None and value.is_floating_point())
@@ -189,13 +187,13 @@ def _run_batch(
 
 
 def _run_backward(observer: PathObserver, cost: Tensor, sources: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Run backward, leave every `.grad` as it was, and return the gradients."""
+    """Return the gradients, and keep every `.grad`."""
     try:
         return torch.autograd.grad(cost, sources, allow_unused=True, retain_graph=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error):
             raise
-        # Reentrant checkpointing refuses `grad`, and may do so in the middle.
+        # Reentrant checkpointing refuses `grad`, perhaps halfway.
         observer.capture.step_gradients.forget()
         kept = [(source, source.grad) for source in sources]
         for source in sources:

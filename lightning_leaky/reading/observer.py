@@ -1,4 +1,4 @@
-"""Reading a path, without a trainer: from forward hooks to `Readings`."""
+"""From forward hooks to `Readings`, without a trainer."""
 
 from __future__ import annotations
 
@@ -34,29 +34,22 @@ from lightning_leaky.utilities.processes import first_of, meeting_place
 class PathObserver:
     """Hooks on a path and the sums they feed: arm it, run batches, drain after each, compute.
 
-    What a batch holds is never an error, for this object sits in somebody's training loop: what cannot be read is left
-    out, with one warning that names it. A strict observer raises ValueError instead.
+    It leaves out a batch that it cannot read, with one warning, because it runs inside training loops. A strict
+    observer raises ValueError instead.
 
     Args:
-        model: The model that contains the path.
-        path: What to read; ``None`` finds the longest run of shape-preserving blocks on the first batch.
-        settings: Which quantities, and how.
-        decay_of: Tells an optimizer's weight decay of layers, once they are known; its λ, see
-            `lightning_leaky.functional.objective_weight_decay`, is added to that of the settings.
-        strict: Whether what cannot be read raises an error. Then every gradient counts, whether a step uses it or not.
-        held: Ids of the parameters that optimizers hold: a path that is found is one that is trained. A mapping tells
-            what they add to the gradient of each, see `Decays`.
+        path: ``None`` finds the longest run of shape-preserving blocks on the first batch.
+        decay_of: Returns an optimizer's weight decay of layers; its λ, see `objective_weight_decay`, is added to that
+            of the settings.
+        strict: Also counts every gradient, whether a step uses it or not.
+        held: Ids of the parameters that optimizers hold; only a path with such parameters is found. A mapping holds
+            `Decays`.
 
     Attributes:
-        quantities: Records of what is read.
-        num_shown: Rows of each batch to keep in `samples`, for pictures; 0 for none.
-        samples: Those of the last batch that was read, one entry a segment.
+        num_shown: Rows of each batch to keep in `samples`, for pictures.
+        samples: Those of the last batch read, one per segment.
         notes: What to tell a user once.
-        said: What it has warned of, as of `warn_once`.
-
-    Raises:
-        ValueError: If these layers do not have a quantity, or a momentum quantity is wanted without a weight decay or
-            of a part of the positions.
+        said: As of `warn_once`.
     """
 
     def __init__(
@@ -80,7 +73,7 @@ class PathObserver:
             if why is not None:
                 raise ValueError(why)
         self.reads_gradients = any(record.has_gradients for record in self.quantities)
-        self._has_weights = knows_weights(path)  # a path that is found has none
+        self._has_weights = knows_weights(path)  # a found path has none
         self.notes: list[str] = []
         self.num_shown = 0
         self.samples: list[PathSample] = []
@@ -96,12 +89,12 @@ class PathObserver:
 
     @property
     def weight_decay_read(self) -> float | None:
-        """λ that momenta are read with; ``None`` where none are, and before the path is known."""
+        """λ of the momenta; ``None`` if none are read or the path is not known yet."""
         is_known = self._has_momenta and self._watched.segmentation.is_known
         return self._weight_decay(self.path) if is_known and self.path is not None else None
 
     def skipping(self) -> SkippedBlocks:
-        """Return hooks that skip the layers that are read, once a batch has passed."""
+        """Return hooks that skip the layers read; needs a batch."""
         read, numbers = self._watched.segmentation.layers, self.capture.numbers
         state = None if self.path is None else self.settings.state_of(self.path)
         names = [self._watched.names[index] for index in read]
@@ -122,35 +115,27 @@ class PathObserver:
         return self
 
     def detach(self) -> None:
-        """Remove the hooks and forget every tensor."""
+        """Remove the hooks and drop every tensor."""
         self.capture.detach()
         self.capture.clear()
         self._batch = Batch()
 
     def arm(self, batch: Batch | None = None) -> bool:
-        """Keep what passes from now on: a batch, where something is known of it.
-
-        Returns:
-            Whether it is to be read: not where it has none of the samples that are read of a large data set.
-        """
+        """Keep what passes from now on; return False if the batch has none of the samples read of a large data set."""
         self._batch = Batch() if batch is None else batch
         level = 0 if self._reader is None else self._reader.level
         is_chosen = self.settings.exact or self._count.add(self._batch, level)
-        if is_chosen or self.path is None:  # then it shows where the path is
+        if is_chosen or self.path is None:  # any batch shows where the path is
             self.capture.arm()
             self._step_sizes = self._step_sizes if self.path is None else step_sizes_of(self.path)
         return self.capture.armed
 
     def drain(self, gradient_scale: float | None = 1.0, is_last: bool = False) -> None:
-        """Add what has passed to the sums, and forget it; a batch that cannot be read is left out.
+        """Add what has passed to the sums, and forget it.
 
         Args:
-            gradient_scale: What the cost was multiplied by before its backward pass (AMP, accumulation); ``None`` adds
-                nothing, and only looks where the path is.
+            gradient_scale: Factor of the cost in its backward pass (AMP, accumulation); ``None`` only finds the path.
             is_last: Whether `compute` follows at once.
-
-        Raises:
-            ValueError: If this observer is strict and the batch cannot be read.
         """
         was_armed, self.capture.armed = self.capture.armed, False
         try:
@@ -158,7 +143,7 @@ class PathObserver:
                 self._find_path()
             if self.path is not None and gradient_scale is not None:
                 self._read(self.path, gradient_scale, is_last)
-        except Exception as error:  # whatever a batch holds, the training that it belongs to goes on
+        except Exception as error:  # training goes on
             self._complain(f"A batch is not read: {str(error) or repr(error)}", error)
         finally:
             self._batch = Batch()
@@ -166,18 +151,18 @@ class PathObserver:
 
     def reset(self) -> None:
         """Forget every batch."""
-        self._count, reader = SampleCount(), self._reader
-        if reader is not None:
-            reader.reset()
+        self._count = SampleCount()
+        if self._reader is not None:
+            self._reader.reset()
 
     def compute(self, parameter_scale: float | None = None) -> Readings | None:
-        """Return the readings of all batches since the last reset, or ``None`` if no process has read one.
+        """Return the readings since the last reset, or ``None`` if no process has read a batch.
 
-        Under torch.distributed every process must call it: one without a batch joins the others. Before a step
-        `parameter_scale` is what multiplied the cost in the parameters' `.grad`; else no quantity of these is read.
+        Every process must call it, even without a batch. `parameter_scale` is the factor of the cost in the parameters'
+        `.grad` before a step; without it no quantity of these is read.
         """
         found = None if self._finder is None else self._finder.agreed_path()
-        if found is not None:  # the path of the first of all processes; one that found another gives up its own sums
+        if found is not None:  # the first process's; one that found another path gives up its sums
             self._take_path(found)
             self._reader = None
         if self.path is None:
@@ -202,7 +187,6 @@ class PathObserver:
         return readings
 
     def _find_path(self) -> None:
-        """Look for the path in the first batch, and hand the batch over to it."""
         finder, candidates = self._finder, self.capture
         if self.path is not None or finder is None or finder.is_done():
             return
@@ -240,14 +224,13 @@ class PathObserver:
         self.reads_gradients = any(record.has_gradients for record in self.quantities)
 
     def _read(self, path: LeakyPath, gradient_scale: float, is_last: bool) -> None:
-        """Add what has passed, or raise ValueError, with the sums as they were, where it cannot be read."""
+        """Add what has passed, or raise ValueError and leave the sums as they were."""
         passed = self._watched.passed(self._batch, self._warn)
         self.notes, self._watched.notes = [*self.notes, *self._watched.notes], []
         self._add(path, passed, gradient_scale, is_last)
         self.samples = passed.samples(self.num_shown, self._warn) if self.num_shown else self.samples
 
     def _add(self, path: LeakyPath, passed: PassedBatch, gradient_scale: float, is_last: bool) -> None:
-        """Add as much of a batch as there is room for."""
         reader, levels = self._reader_of(path), None
         if reader.max_rows is not None:
             levels = passed.levels(self._count.numbers_of(passed), reader.max_rows)
@@ -264,7 +247,7 @@ class PathObserver:
             self._parameters.add(self._layers_read(), passed.batch.gradients, list(map(reader.recipe.share, current)))
 
     def _weight_decay(self, path: LeakyPath) -> float:
-        """λ that momenta are read with, 1 if only gradients are read."""
+        """λ of the momenta, 1 if only gradients are read."""
         if not self._has_momenta:
             return 1.0
         num_layers = len(self._watched.segmentation.layers) or len(path.layers)
@@ -274,7 +257,7 @@ class PathObserver:
         return [self.capture.layers[index] for index in self._watched.segmentation.layers]
 
     def _step_sizes_read(self) -> Tensor:
-        """ρ of the layers that are read; they share p ∈ [0, 1] among themselves."""
+        """ρ of the layers read; they share p ∈ [0, 1] among themselves."""
         return normalise_step_sizes(self._step_sizes[self._watched.segmentation.layers])
 
     def _reader_of(self, path: LeakyPath) -> PathReader:
@@ -285,7 +268,7 @@ class PathObserver:
         return self._reader
 
     def _watch(self, layers: list[nn.Module]) -> WatchedLayers:
-        is_known = self.path is not None or bool(self.settings.branches)  # candidates may have no such argument
+        is_known = self.path is not None or bool(self.settings.branches)  # candidates may lack the argument
         state = self.settings.state_of(self.path) if is_known else None
         kind = BranchCapture if self.path is None and self.settings.branches else PathCapture
         return WatchedLayers(self._model, layers, self.settings, self.reads_gradients, self.strict, state, kind)

@@ -1,4 +1,4 @@
-"""One batch that has passed the layers of a path: its representations as matrices, without padding and repeats."""
+"""A batch that has passed a path, as matrices without padding and repeats."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lightning_leaky.reading.segmentation import Segmentation
 from lightning_leaky.reading.thinning import row_levels
 
 Matrices: TypeAlias = tuple[list[Tensor], list[Tensor]]
-"""A_{l−1} and A_l of each layer that is read."""
+"""A_{l−1} and A_l of each layer read."""
 
 
 class Batch(NamedTuple):
-    """What is known of a batch beside its representations.
+    """What is known of a batch besides its representations.
 
     Attributes:
-        data: What passes, to know its padding.
-        fresh: Which of its samples are no repeats, see `Layout.rows`; ``None`` for all.
-        targets: What belongs to it, where the batch is inputs alone; for the labels of pictures.
-        gradients: ∂C/∂θ of its cost by id of the parameter, where they are read; here they are put.
+        data: The batch, which may hold a padding mask.
+        fresh: Which samples are no repeats, see `Layout.rows`.
+        targets: For the labels of pictures, if `data` has none.
+        gradients: Filled with ∂C/∂θ by id of the parameter; ``None`` if they are not read.
     """
 
     data: Any = None
@@ -36,25 +36,15 @@ class Batch(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many samples it has, as far as is known before it passes: as many as its first tensor has rows."""
+        """Number of samples, guessed before it passes: the rows of its first tensor."""
         return next((len(one) for one in all_tensors_of(self.data) if one.ndim), 0)
 
 
 class PassedBatch:
-    """Matrices of the layers that are read: the rows of every pass, one below the other.
-
-    Args:
-        batch: The batch.
-        passages: Its passes through the layers.
-        segmentation: Which layers are read.
-        layout: How a representation becomes a matrix.
-        padding_mask: What says which positions are real.
-
-    Attributes:
-        matrices: A_{l−1} and A_l of each layer.
+    """Matrices of the layers read, the passes stacked.
 
     Raises:
-        ValueError: If the batch does not have the mask that was named, or it does not fit.
+        ValueError: If the batch lacks the named padding mask, or it does not fit.
     """
 
     def __init__(
@@ -72,26 +62,19 @@ class PassedBatch:
         self.matrices = self._matrices(layout)
 
     def levels(self, numbers: Tensor, max_rows: int) -> list[Tensor]:
-        """Return how long the rows of each layer stay, see `row_levels`; one tensor for layers that are alike.
-
-        Args:
-            numbers: Of the samples in their data set, shape (n,).
-            max_rows: How many rows are read of the data set at most.
-        """
-        known, found = dict[tuple[Any, ...], Tensor](), dict[tuple[int, ...], Tensor]()
+        """Return `row_levels` of each layer, one tensor for layers that are alike."""
+        known = dict[tuple[Any, ...], Tensor]()
         each = [
             [self._levels(passage, index, numbers, max_rows, known) for passage in self.passages]
             for index in self.layers
         ]
-        for parts in each:
-            key = tuple(map(id, parts))
-            found[key] = found[key] if key in found else torch.cat(parts)
-        return [found[tuple(map(id, parts))] for parts in each]
+        keys = [tuple(map(id, parts)) for parts in each]
+        found = {key: torch.cat(parts) for key, parts in dict(zip(keys, each, strict=True)).items()}
+        return [found[key] for key in keys]
 
     def _levels(
         self, passage: Passage, index: int, numbers: Tensor, max_rows: int, known: dict[tuple[Any, ...], Tensor]
     ) -> Tensor:
-        """Levels of the rows of a layer in one pass; looked up for layers that are alike."""
         tensor, real = passage.current[index], self._real(passage, index)
         key = (None if tensor is None else tensor.shape, id(real))
         if tensor is not None and key not in known:
@@ -100,22 +83,19 @@ class PassedBatch:
         return known[key]
 
     def at_most(self, most: int) -> Matrices:
-        """Return the matrices with so many rows at most."""
+        """Return the matrices, limited to so many rows."""
         return self._matrices(self.layout.limited(max(1, most // len(self.passages))))
 
     def first(self) -> Matrices:
-        """Return those of the first pass."""
+        """Return the matrices of the first pass."""
         return self._rows_of(self.passages[0], self.layout)
 
     def momenta(self, weight_decay: float) -> list[Tensor]:
-        """Return B_l = −(1/λ) ∂C/∂A_l of each layer; NaN of the shape of a matrix where no gradient came."""
+        """Return B_l = −(1/λ) ∂C/∂A_l of each layer; NaN if no gradient came."""
         return _stacked([self._momenta_of(passage, weight_decay) for passage in self.passages])
 
     def samples(self, most: int, say: Callable[[str | None], None]) -> list[PathSample]:
-        """Return a few rows of the first pass on their way, with their labels, one entry a segment.
-
-        There are none where that fails, and `say` is called with why: it must not spoil the reading.
-        """
+        """Return a few rows of the first pass, one entry per segment; none, and `say` why, if that fails."""
         try:
             return self._samples(most)
         except Exception as error:
@@ -128,17 +108,17 @@ class PassedBatch:
         known, labels = labels_of(batch), dict[int, Tensor | None]()
         for index, number in zip(self.layers, self.segments, strict=True):
             taken = passage.previous[index]
-            if number not in labels and taken is not None:  # of the rows that a segment begins with
+            if number not in labels and taken is not None:  # the first layer of a segment
                 labels[number] = label_rows(known, taken, layout, self._real(passage, index), self.batch.fresh)
         return samples_of(*self._rows_of(passage, layout), self.segments, labels)
 
     def num_samples(self) -> int:
-        """Return the length of the batch axis of what the first layer returned."""
+        """Return the length of the batch axis of the first layer's output."""
         tensor = self.passages[0].current[self.layers[0]]
         return 0 if tensor is None else self.layout.num_samples(tensor)
 
     def numbers_of_samples(self) -> set[int]:
-        """Return the lengths of the batch axes of what the layers returned; none where all samples are fresh."""
+        """Return the lengths of the batch axes of the layers' outputs; none if all samples are fresh."""
         if self.batch.fresh is None:
             return set()
         current = (passage.current[index] for passage in self.passages for index in self.layers)
@@ -169,12 +149,11 @@ class PassedBatch:
         return found
 
     def _real(self, passage: Passage, index: int) -> Tensor | None:
-        """Which positions of a layer are real: as the batch says or, where it does not, as the layer was told."""
+        """Which positions are real: as the batch says, or else as the layer was told."""
         if self._padding_mask is None or (self._told is not None and not passage.was_nested):
             return self._told
         return passage.real[index]
 
 
 def _stacked(parts: Sequence[list[Tensor]]) -> list[Tensor]:
-    """The rows of several passes, layer by layer."""
     return parts[0] if len(parts) == 1 else [torch.cat(rows) for rows in zip(*parts, strict=True)]

@@ -1,4 +1,4 @@
-"""What accumulates a path, as the settings say."""
+"""What accumulates a path."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_leaky.reading.settings import ReadingSettings
 def reader_of(
     settings: ReadingSettings, recipe: Recipe, widths: Sequence[tuple[int, int]]
 ) -> tuple[PathReader, str | None]:
-    """Return a reader of layers of some widths and numbers, and what to tell a user of it once.
+    """Return a reader of segments, given by width and number of layers, and what to tell a user once.
 
     Raises:
         ValueError: If fewer rows are to be read than there are features.
     """
-    # Gradients are of whole batches.
+    # Gradients need whole batches.
     most = None if recipe.has_gradients else settings.most_rows(max(width for width, _ in widths))
     reader = PathReader(widths, recipe, settings.form, settings.halves, most)
     if reader.form != "samples" or most is not None:

@@ -21,7 +21,7 @@ from lightning_leaky.utilities.processes import summed
 
 
 class CostMetric(Protocol):
-    """What is called of a metric, as torchmetrics has it; one that says ``higher_is_better`` is believed."""
+    """What a metric needs, as those of torchmetrics; its ``higher_is_better`` counts, if it has one."""
 
     def reset(self) -> None:
         """Forget every batch."""
@@ -30,29 +30,18 @@ class CostMetric(Protocol):
         """Add a batch."""
 
     def compute(self) -> Tensor:
-        """Return one number, over the batches of all processes."""
+        """Return one number over the batches of all processes."""
 
 
 Cost: TypeAlias = Callable[[Any, Any], Tensor] | CostMetric
-"""A function of outputs and targets, a mean over the samples of a batch, or a metric."""
+"""A function of outputs and targets that is a mean over samples, or a metric."""
 
 
 class Removal:
-    """Measures, while it is entered, what a network costs without some of its blocks.
-
-    A block that is left out hands on the state that it is given. The network runs in evaluation mode without gradients.
-    Each set of blocks is measured once.
-
-    Args:
-        model: Any network.
-        batches: Pairs (inputs, targets); at least one.
-        cost: What to measure.
-        layers: Which blocks, as of `EnergyMonitor`. Blocks that change the shape stay.
-        settings: How blocks are found and which tensor is their state, as of `ReadingSettings`.
+    """Measures what a network costs without some blocks, each set once; see `ablate_path`.
 
     Attributes:
-        names: Names of the blocks in their model.
-        sign: 1 where less is better, −1 where more is.
+        sign: 1 if less is better, −1 if more is.
         on_pass: Called before each pass over the data.
     """
 
@@ -66,7 +55,7 @@ class Removal:
     ) -> None:
         if not batches:
             raise ValueError("`batches` must hold at least one batch, got none.")
-        # A metric that the model logs besides keeps what it has counted.
+        # The model may log the metric too.
         self._cost = copy.deepcopy(cost) if hasattr(cost, "compute") else cost
         self._model, self._batches = model, batches
         self.sign = -1 if getattr(cost, "higher_is_better", False) else 1
@@ -82,16 +71,16 @@ class Removal:
         self._open = ExitStack()
 
     def __enter__(self) -> Removal:
-        """Put hooks on the blocks."""
+        """Register the hooks."""
         self._open.enter_context(self._skipping)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave it as it was."""
+        """Remove the hooks."""
         self._open.close()
 
     def cost_without(self, removed: Iterable[int]) -> float:
-        """Return the cost over all batches, of all processes, without the blocks of some indices."""
+        """Return the cost over the batches of all processes, without some blocks."""
         blocks = frozenset(removed)
         if blocks not in self._costs:
             self.on_pass()
@@ -100,7 +89,7 @@ class Removal:
         return self._costs[blocks]
 
     def curve(self, order: Sequence[int]) -> list[float]:
-        """Return the cost of the whole network, without the first block of an order, the first two, and so on."""
+        """Return the costs without the first 0, 1, … blocks of an order."""
         return [self.cost_without(order[:count]) for count in range(len(order) + 1)]
 
     @torch.no_grad()

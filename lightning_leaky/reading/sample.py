@@ -1,4 +1,4 @@
-"""A few samples of a batch on their way through the layers, for pictures."""
+"""A few samples along a path, for pictures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class PathSample:
 
     Attributes:
         representations: A_0, …, A_L, shape (L + 1, N, w), in float32 at least.
-        labels: One number a sample, shape (N,): its class, or its target along the direction in which the targets vary
-            most. ``None`` where the batch does not say.
+        labels: One number per sample, shape (N,): its class, or its target along the direction in which targets vary
+            most; ``None`` if the batch does not say.
         segment: Which segment, counted from 0.
 
     Example:
@@ -36,16 +36,7 @@ class PathSample:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """One number for each sample of a batch: whole numbers for classes, others for targets; ``None`` where unknown.
-
-    Args:
-        batch: A pair (inputs, targets), or a dictionary with one of the keys ``labels``, ``label``, ``targets``,
-            ``target`` and ``y``. Targets of several dimensions are projected to the one along which they vary most.
-
-    Example:
-        >>> labels_of((torch.zeros(2, 5), torch.tensor([3, 1])))
-        tensor([3, 1])
-    """
+    """The `PathSample.labels` of a pair (inputs, targets), or of a dictionary."""
     targets = None
     if isinstance(batch, Mapping):
         targets = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
@@ -62,7 +53,7 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def label_rows(labels: Tensor | None, like: Tensor, layout: Layout, *keep: Tensor | None) -> Tensor | None:
-    """Labels of the rows ``layout.rows(like, *keep)`` of a representation, shape (N,): those of their samples."""
+    """Labels of the rows ``layout.rows(like, *keep)``, shape (N,)."""
     if labels is None or layout.num_samples(like) != len(labels):
         return None
     return labels[layout.sample_of_rows(like, *keep)]
@@ -74,14 +65,7 @@ def samples_of(
     segments: Sequence[int],
     labels: Mapping[int, Tensor | None],
 ) -> list[PathSample]:
-    """A_0, …, A_L of each segment, from what its layers took and returned; no entry where rows come and go on the way.
-
-    Args:
-        previous: A_{l−1} of each layer, shape (N, w).
-        current: A_l.
-        segments: Number of the segment of each layer, counted from 1.
-        labels: Of the rows that each segment begins with, by its number.
-    """
+    """A_0, …, A_L of each segment whose layers have equally many rows; `labels` are by segment, from 1."""
     found = []
     for number in dict.fromkeys(segments):
         layers = [index for index, segment in enumerate(segments) if segment == number]

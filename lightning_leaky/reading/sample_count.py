@@ -1,4 +1,4 @@
-"""The samples of a data set, numbered and counted as they come."""
+"""Numbers and counts of the samples of a data set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_leaky.utilities.processes import num_processes, number_of_process
 
 
 class SampleCount:
-    """Numbers the samples of a data set before a batch passes, and counts them by how long each stays.
+    """Numbers the samples of a data set before a batch passes, and counts them by `sample_levels`.
 
-    The k-th sample of process r of W is number r + kW, as distributed samplers have it.
+    The k-th sample of process r of W is number r + kW, as in distributed samplers.
 
     Attributes:
-        of_levels: How many had each level, shape (`NUM_LEVELS`,); see `sample_levels`.
+        of_levels: Samples of each level, shape (`NUM_LEVELS`,).
     """
 
     def __init__(self) -> None:
@@ -25,13 +25,13 @@ class SampleCount:
         self._start, self._length = 0, 0
 
     def add(self, batch: Batch, level: int) -> bool:
-        """Count the samples of a batch, and say whether one has a level or one above, or their number is not known."""
+        """Count a batch's samples; return whether one has this level or more, or their number is unknown."""
         self._start += self._length
         self._length = batch.length
         return not self._length or self._count(batch.fresh, level)
 
     def numbers_of(self, passed: PassedBatch) -> Tensor:
-        """Return the numbers of the samples of the batch that was added last and has passed, shape (n,)."""
+        """Return the numbers of the samples of the last batch, once it has passed, shape (n,)."""
         if not self._length:
             self._length = passed.num_samples()
             self._count(passed.batch.fresh, 0)

@@ -1,4 +1,4 @@
-"""Which layers of a path are read, and where a change of shape splits it."""
+"""Which layers of a path are read, and where it is split."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from lightning_leaky.reading.layout import Layout
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Segments of a path: runs of layers that preserve the shape of what passes through them, and share its width.
-
-    The number of positions is left out, for it may be another in every batch.
+    """Segments of a path: runs of layers that preserve the shape, with one width and any number of positions.
 
     Args:
-        segments: The segment of each layer, counted from 1; 0 where the shape changes, and nothing is read.
-        channels: The width of each layer.
-        itemsizes: Bytes of an entry of each, at least 4.
-
-    Example:
-        >>> narrow, wide = torch.zeros(9, 4), torch.zeros(9, 8)
-        >>> found = Segmentation.seen([narrow, narrow, wide], [narrow, wide, wide], Layout())
-        >>> found.layers, found.widths
-        ([0, 2], [(4, 1), (8, 1)])
+        segments: The segment of each layer, counted from 1; 0 if the shape changes and the layer is not read.
+        itemsizes: Bytes per entry of each, at least 4.
     """
 
     segments: tuple[int, ...]
@@ -35,12 +26,12 @@ class Segmentation:
 
     @classmethod
     def unknown(cls, num_layers: int) -> Segmentation:
-        """Return that of a path that no batch has passed."""
+        """Before any batch has passed."""
         return cls(*[(0,) * num_layers] * 3)
 
     @classmethod
     def seen(cls, previous: Sequence[Tensor | None], current: Sequence[Tensor | None], layout: Layout) -> Segmentation:
-        """Return that of a path from what its layers took and returned in one pass."""
+        """From what the layers took and returned in one pass."""
         columns: list[tuple[int, int, int]] = []
         segment, before = 0, None
         for start, end in zip(previous, current, strict=True):
@@ -56,12 +47,12 @@ class Segmentation:
 
     @classmethod
     def of(cls, table: Tensor) -> Segmentation:
-        """Return that of a table, as of `table`."""
+        """From a `table`."""
         return cls(*map(tuple, table.tolist()))
 
     @property
     def table(self) -> Tensor:
-        """Everything in whole numbers, shape (3, L): one tensor that processes can agree on."""
+        """All fields, shape (3, L): one tensor that processes can agree on."""
         return torch.tensor([self.segments, self.channels, self.itemsizes])
 
     @property
@@ -71,7 +62,7 @@ class Segmentation:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that are read."""
+        """Indices of the layers read."""
         return [index for index, segment in enumerate(self.segments) if segment > 0]
 
     @property

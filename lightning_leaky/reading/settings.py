@@ -1,4 +1,4 @@
-"""How a path is read: one object for the callback, `measure_path`, the report and the command line."""
+"""How a path is read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
 from lightning_leaky.utilities.imports import located
 
-# Of a data set, in units of the width and at least; how far readings are then from exact ones is in `docs/readings.md`.
+# Rows read of a data set: times the width, and at least. `docs/readings.md` has their error.
 _ROWS_OF_WIDTH, _LEAST_ROWS = 8, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """The fields of `ReadingSettings` beside the quantities, which a callback takes by position."""
+    """The fields of `ReadingSettings` except the quantities, which a callback takes by position."""
 
     gamma: float | None = None
     gamma_rel: float = 1e-3
@@ -55,49 +55,45 @@ class ReadingSettings(ReadingOptions):
     """How to read a path.
 
     Args:
-        quantities: Which readings to take: the first parts of their keys, records of your own, or the import paths of
-            these; see `Quantity`. ``None`` for those that the reader takes by default.
-        gamma: The stabiliser γ of the K-norm; 0 for the raw form, ``None`` for a relative one. See `KNorm`.
+        quantities: First parts of keys, `Quantity` records, or their import paths. ``None`` takes the reader's default.
+        gamma: Stabiliser γ of the `KNorm`; 0 for the raw form, ``None`` for a relative one.
         gamma_rel: γ0 of the relative stabiliser γ = γ0 ‖K‖_op.
         rtol: Relative cut-off of the raw form.
-        features: Features σ(A) of a layer: ``"relu"``, the paper's, ``"linear"``, A itself, ``"crelu"``, both signs of
-            A, another activation by name, or a function from shape (N, w) to (N, d), or its import path. ``None`` takes
-            the activation of the path where it says so, as a `LeakyResNet` does; else relu on a path that leaks, and
-            linear on others.
-        constant_column: Whether a column of ones follows them; ``None`` takes what the path says, else true.
-        weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖², for the momentum readings, the Hamiltonian of
-            any block and its residual. These read it of all trainable parameters θ_l of a block; W_l is θ_l/ρ_l where
-            the parameters are no W_l. In training it is a term of the loss, or says what an optimizer's decay comes to.
-        effective_depth: L̃ ≥ 0 of layers that are no leaky path's; a leaky path knows its own.
-        loss_reduction: ``"mean"`` where the cost is a mean over the samples of a batch, ``"sum"`` where it is a sum.
-        layout: How the axes of a representation become samples and neurons, whether positions are averaged, and how
-            many are read at most; see `Layout`. ``None`` reads (N, w), (batch, tokens, w), (batch, w, height, width).
-        padding_mask: What says which positions are real. ``"given"``: the padding mask that the layers, or the modules
-            around them, are given (`attention_mask`, `src_key_padding_mask` and the like). A key, under which the batch
-            or a part of it holds a mask, non-zero where a position is real. A function of the batch that returns such a
-            mask (in YAML its import path). ``None`` reads padding too.
-        state: Which tensor is the state, where a layer takes or returns several of its shape: an argument by name or
+        features: Features σ(A) of a layer: ``"relu"`` as in the paper, ``"linear"`` for A itself, ``"crelu"`` for both
+            signs of A, another activation by name, or a function from shape (N, w) to (N, d), or its import path.
+            ``None`` takes the path's, as of a `LeakyResNet`, or else relu if the path leaks and linear if not.
+        constant_column: Whether to append a column of ones; ``None`` takes the path's choice, or else true.
+        weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖², for the momentum readings and for the
+            Hamiltonian of any block and its residual. These two take all trainable parameters θ_l of a block: W_l if
+            the path knows it, else ρ_l W_l. In training λ is a term of the loss, or stands for an optimizer's decay.
+        effective_depth: L̃ ≥ 0 of layers that are not a leaky path; a leaky path has its own.
+        loss_reduction: ``"mean"`` or ``"sum"``: how the cost combines the samples of a batch.
+        layout: How the axes of a representation become samples and neurons; ``None`` is `Layout()`.
+        padding_mask: Which positions are real. ``"given"`` takes the padding mask that the layers, or the modules
+            around them, are given (`attention_mask`, `src_key_padding_mask` and the like). Else the key of a mask in
+            the batch or a part of it, non-zero if a position is real, or a function of the batch that returns such a
+            mask, or its import path. ``None`` reads padding too.
+        state: Which tensor is the state, if a layer takes or returns several of its shape: an argument by name or
             position, a pair of an argument and an output (its number, key or attribute), ``"sum"`` of all (hidden and
-            residual), or a function of either side. ``None`` takes what one layer hands on to the next.
-        branches: Whether the branches of each block (attention, MLP) are layers of their own. True finds, in the first
-            batch, the states between them. Names of modules in each block, as ``("norm1", "norm2")``, say it: each
-            takes a state, and the last branch ends with the block.
-        form: ``"moments"`` sums second moments, ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the stable
-            rank and ``8 L dw`` for the momenta (d = w + 1), exact over any data set; ``"samples"`` keeps N samples,
-            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices; ``"auto"`` keeps samples
-            while those of all processes are at most w and then sums moments, or, where moments would take more than
-            1 GiB, keeps as many samples as fill it, which is said once.
-        halves: Whether to read two halves of the samples by themselves too, for as much work again: by how much they
-            differ is how far a reading would be another with other samples.
-        precision: ``"default"`` multiplies float32 representations in float32, as the forward pass did, where γ is
-            relative with γ0 ≥ 1e-3: energies err by up to 5e-5. ``"high"`` does so in float64 where samples are more
-            than neurons, in N × N form with the factor alone: they err by less than 1e-6. With other stabilisers
-            ``"default"`` is ``"high"``, and float64 representations are always multiplied in float64.
-        exact: Whether to read all samples of a validation or test set. By default at most `max_rows` rows of each layer
-            are read, of samples that are spread evenly over the set, the same in batches of any size and on any number
-            of processes; other samples cost nothing. Training batches are always read whole.
-        max_rows: How many, at least w + 1; ``None`` takes the greater of 8 w and 2048. Fewer where they take more than
-            1 GiB.
+            residual), or a function of either side. ``None`` takes what one layer passes to the next.
+        branches: Whether the branches of each block (attention, MLP) are layers of their own. True finds the states
+            between them in the first batch. Or the names of the modules in each block that take a state, as
+            ``("norm1", "norm2")``; the last branch ends with the block.
+        form: ``"moments"`` sums second moments, exact over any data set, in ``8 L (d² + 2dw)`` bytes for the energies,
+            ``8 L w²`` for the stable rank and ``8 L dw`` for the momenta (d = w + 1). ``"samples"`` keeps N samples,
+            ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices. ``"auto"`` keeps samples
+            while all processes have at most w, and then sums moments. If these would take more than 1 GiB, it keeps as
+            many samples as fill that, and says so once.
+        halves: Whether to also read two halves of the samples, which doubles the work. Their difference shows how
+            readings vary with the samples.
+        precision: ``"default"`` multiplies float32 representations in float32 if γ is relative with γ0 ≥ 1e-3:
+            energies err by up to 5e-5. ``"high"`` uses float64 if samples outnumber neurons, and in N × N form for the
+            factor alone: they err by less than 1e-6. With other stabilisers ``"default"`` is ``"high"``. Float64
+            representations always use float64.
+        exact: Whether to read all samples of a validation or test set. By default at most `max_rows` rows per layer
+            are read, of samples spread evenly over the set, the same for any batch size and number of processes; other
+            samples cost nothing. Training batches are always read whole.
+        max_rows: Rows, at least w + 1; ``None`` takes the greater of 8 w and 2048. Fewer if they take more than 1 GiB.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -110,7 +106,7 @@ class ReadingSettings(ReadingOptions):
     quantities: Sequence[str | Quantity] | None = None
 
     def __post_init__(self) -> None:
-        _ = self.k_norm  # refuses bad stabilisers here, where the traceback shows the caller
+        _ = self.k_norm  # refuses bad stabilisers
         if self.quantities is not None:
             resolve_quantities(self.quantities)
             object.__setattr__(self, "quantities", plain_quantities(self.quantities))
@@ -130,12 +126,12 @@ class ReadingSettings(ReadingOptions):
 
     @property
     def k_norm(self) -> KNorm:
-        """The K-norm that energies are measured in."""
+        """The K-norm of the energies."""
         return KNorm(self.gamma, self.gamma_rel, self.rtol)
 
     @property
     def sample_layout(self) -> Layout:
-        """The layout, or that of all defaults."""
+        """The layout, or the default one."""
         return Layout() if self.layout is None else self.layout
 
     @property
@@ -148,24 +144,24 @@ class ReadingSettings(ReadingOptions):
         return replace(self, quantities=tuple(quantities))
 
     def most_rows(self, width: int) -> int | None:
-        """How many rows of layers of a width are read of a data set, ``None`` for all."""
+        """Rows to read of a data set at most, ``None`` for all."""
         if self.exact:
             return None
         return max(_ROWS_OF_WIDTH * width, _LEAST_ROWS) if self.max_rows is None else self.max_rows
 
     def state_of(self, path: LeakyPath | None) -> StateChoice:
-        """Which tensor of a layer is its state: as told, or as the path says."""
+        """The `state` of the settings, or else of the path."""
         return getattr(path, "state", None) if self.state is None else self.state
 
     def fits_weights_of(self, path: LeakyPath | None) -> bool:
-        """Whether a path knows its W_l, and the features that are read are those that they act on."""
+        """Whether a path knows its W_l, and they act on the features read."""
         own = (getattr(path, "activation", None), getattr(path, "constant_column", True))
         told = zip((self.features, self.constant_column), own, strict=True)
         return knows_weights(path) and all(one is None or one == other for one, other in told)
 
     def recipe(self, path: LeakyPath, weight_decay: float = 1.0) -> Recipe:
-        """What is computed of a path, and how, from momenta with this λ."""
-        # A block of a network without a leak reads A through a normalisation, not through a ReLU.
+        """What to compute of a path, with momenta of this λ."""
+        # Without a leak, a block reads A through a normalisation, not a ReLU.
         usual = "relu" if path.effective_depth > 0 else "linear"
         chosen = getattr(path, "activation", usual) if self.features is None else self.features
         constant = getattr(path, "constant_column", True) if self.constant_column is None else self.constant_column
@@ -181,9 +177,9 @@ class ReadingSettings(ReadingOptions):
 
 
 def readable_quantities(has_weights: bool, has_gradients: bool, has_momenta: bool) -> list[str]:
-    """Return the keys of what is read of a path unless told, with or without gradients and a weight decay.
+    """Return the keys of all that can be read of a path.
 
-    Of blocks that are no leaky steps the Hamiltonian of features σ(A) says nothing: that of any block takes its place.
+    The Hamiltonian of features σ(A) needs leaky steps; that of any block replaces it elsewhere.
     """
     return [
         key
@@ -195,14 +191,14 @@ def readable_quantities(has_weights: bool, has_gradients: bool, has_momenta: boo
 
 
 def default_quantities(leaks: bool, has_weights: bool) -> list[str]:
-    """Return the keys of the quantities that a monitor reads by default."""
-    # Without a leak the potential energy is 0 and the energy form the kinetic energy once more.
-    wanted = {"all", *(["leak"] if leaks else []), *(["weights"] if has_weights else [])}
+    """Return the keys that a monitor reads by default."""
+    # Without a leak the potential energy is 0, and the energy form is the kinetic energy.
+    wanted = {"all", "leak" if leaks else "all", "weights" if has_weights else "all"}
     return [key for key, record in QUANTITIES.items() if record.default in wanted]
 
 
 def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weight_decay: float | None) -> None:
-    """Raise ValueError where a path does not have what is to be read, or momenta lack what they are made of."""
+    """Raise ValueError if a path lacks a quantity, or momenta a weight decay or positions."""
     records = resolve_quantities(settings.quantities or ())
     with_weights = [f'"{record.key}"' for record in records if record.needs == "weights"]
     if with_weights and not knows_weights(path):
@@ -237,9 +233,9 @@ def check_quantities_of(path: LeakyPath | None, settings: ReadingSettings, weigh
 
 
 def layer_weight_decays(settings: ReadingSettings, path: LeakyPath, step_sizes: Tensor) -> Tensor:
-    """d_l of the term Σ (d_l/2)‖θ_l‖² that the λ of the settings makes of the parameters of layers, 0 without a λ.
+    """d_l of Σ (d_l/2)‖θ_l‖² = (λ/(2L̃)) Σ ρ_l ‖W_l‖²; 0 without a λ.
 
-    It is (λ/(2L̃)) Σ ρ_l ‖W_l‖², where θ_l is W_l, or of other blocks ρ_l W_l, as in `objective_weight_decay`.
+    θ_l is W_l if the path knows its weights, else ρ_l W_l, as in `objective_weight_decay`.
     """
     leak = (settings.weight_decay or 0.0) * leak_scale(path.effective_depth)
     return leak * step_sizes if knows_weights(path) else leak / step_sizes
@@ -248,7 +244,7 @@ def layer_weight_decays(settings: ReadingSettings, path: LeakyPath, step_sizes: 
 def momentum_weight_decay(
     settings: ReadingSettings, path: LeakyPath, num_layers: int, optimizer_weight_decay: float | None
 ) -> float:
-    """Return the λ that momenta are read with: that of the settings, and an optimizer's as `objective_weight_decay`."""
+    """Return λ of the momenta: that of the settings plus `objective_weight_decay` of an optimizer's."""
     own = settings.weight_decay or 0.0
     if not optimizer_weight_decay:
         return own

@@ -1,4 +1,4 @@
-"""Layers with hooks on them, and how what passes them becomes matrices."""
+"""Layers with hooks, and the matrices that pass them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,10 @@ from lightning_leaky.reading.settings import ReadingSettings
 
 
 class WatchedLayers:
-    """Layers of a model, with hooks on them, and what their first batch has told.
-
-    Args:
-        model: What contains the layers.
-        layers: The layers, in order.
-        settings: How to read them.
-        gradients: Whether to keep gradients.
-        counts_all: Whether every gradient counts, or those that a step uses.
-        state: Which tensor of a layer is its state.
-        kind: What keeps what passes.
+    """Layers of a model with hooks, and what their first batch has told; arguments as of `PathCapture`.
 
     Attributes:
         names: Their names in the model.
-        segmentation: Which of them are read.
-        layout: How a representation becomes a matrix.
         notes: What to tell a user once.
     """
 
@@ -64,15 +53,7 @@ class WatchedLayers:
         self.notes: list[str] = []
 
     def passed(self, batch: Batch, say: Callable[[str | None], None]) -> PassedBatch:
-        """Return the batch that has passed, as matrices.
-
-        Args:
-            batch: What is known of it.
-            say: Called with what a user should be warned of.
-
-        Raises:
-            ValueError: If it cannot be read; then nothing has changed.
-        """
+        """Return the batch that has passed and `say` warnings, or raise ValueError and change nothing."""
         self.capture.settle()
         check_passes(self.capture, self.names)
         first, *_ = passages = self.capture.passages

@@ -1,7 +1,4 @@
-"""What changes the number of layers: estimated errors, meshes, layers moved between them, and the hook that drives it.
-
-``import lightning_leaky`` does not load this room.
-"""
+"""Changing the number of layers: estimated errors, meshes, moved layers, and the hook; loaded on demand."""
 
 from lightning_leaky.refining.interpolation import Interpolation, interpolate_layers, interpolation_of
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes

@@ -1,4 +1,4 @@
-"""How much a path bends, recorded while it is trained."""
+"""How much a path bends during training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from lightning_leaky.paths.leaky_path import LeakyPath
 
 
 class CurvatureRecorder(LayerHooks):
-    """Sums, while armed and in training mode, ‖V_l − V_{l−1}‖² and ‖A_l‖² over all forward passes.
+    """Sums ‖V_l − V_{l−1}‖² and ‖A_l‖² over samples and forward passes, while armed and in training mode.
 
-    Sums over samples, for `lightning_leaky.refining.mesh.discretisation_errors_of`: those of micro-batches add
-    up to those of the whole batch. Passes inside backward, as activation checkpointing makes them, do not count: layers
-    run there once more, in another order. Between two layers one velocity is kept. The path's step-sizes are read at
-    every pass.
+    Passes inside backward (activation checkpointing) do not count, because layers run there again, in another order.
     """
 
     def __init__(self, path: LeakyPath) -> None:
@@ -29,7 +26,7 @@ class CurvatureRecorder(LayerHooks):
         self._last: tuple[int, Tensor] | None = None
 
     def clear(self) -> None:
-        """Set the sums to zero."""
+        """Forget all passes."""
         super().clear()
         self.squares.zero_()
         self._last = None

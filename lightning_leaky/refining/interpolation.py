@@ -1,4 +1,4 @@
-"""Values of the layers read as functions of p: what they are where the layers of another mesh stand."""
+"""Values of layers as functions of p, moved to another mesh."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from lightning_leaky.functional.step_sizes import check_step_sizes
 
-# Middles that differ by less than this share of a gap are the same ones, summed up in another order.
+# Share of a gap below which middles differ only by rounding.
 _ROUNDING = 1e-9
 
 
 class Interpolation(NamedTuple):
-    """Where the M layers of a new mesh stand among the L layers of an old one.
+    """Places of the M layers of a new mesh among the L layers of an old one.
 
     The value at new layer j is ``(1 − fraction_j) · value[left_j] + fraction_j · value[right_j]``.
 
     Attributes:
         left: Old layer at or before each new one, counted from 0, shape (M,); never falls.
-        right: Old layer after it, or `left` once more, shape (M,).
-        fraction: How far it is from the one to the other, in [0, 1), shape (M,), float64.
+        right: Old layer after it, or `left`, shape (M,).
+        fraction: Position between them, in [0, 1), shape (M,), float64.
     """
 
     left: Tensor
@@ -35,17 +35,17 @@ class Interpolation(NamedTuple):
 
 
 def interpolation_of(step_sizes: Tensor, new_step_sizes: Tensor) -> Interpolation:
-    """Where the layers of a new mesh stand among those of an old one [ours].
+    """Find the layers of a new mesh among those of an old one [ours].
 
-    A layer stands at the middle of its interval [p_{l−1}, p_l]. Between two middles values are linear in p, before the
-    first and after the last one constant. A layer that both meshes have is found at a fraction of exactly 0.
+    A layer stands at the middle of its interval [p_{l−1}, p_l]. Values are linear in p between middles, and constant
+    outside. A layer of both meshes has a fraction of exactly 0.
 
     Args:
         step_sizes: Old ρ, shape (L,).
         new_step_sizes: New ρ, shape (M,).
 
     Returns:
-        Indices and fractions, on the CPU.
+        Indices and fractions on the CPU.
 
     Raises:
         ValueError: If the step-sizes are no distributions.
@@ -65,21 +65,20 @@ def interpolation_of(step_sizes: Tensor, new_step_sizes: Tensor) -> Interpolatio
 
 
 def interpolate_layers(values: Tensor, step_sizes: Tensor, new_step_sizes: Tensor) -> Tensor:
-    """Values of the layers of a new mesh, from those of an old one; see `interpolation_of` [ours].
+    """Interpolate values of layers to a new mesh; see `interpolation_of` [ours].
 
-    Exact where values are constant or, between the first and the last middle, linear in p. What is non-negative stays
-    so: second moments of an optimizer remain such.
+    It is exact for values that are constant or, between middles, linear in p. Non-negative values stay so.
 
     Args:
-        values: Of the old layers, shape (L, ...), floating-point.
+        values: Values of the old layers, shape (L, ...), floating-point.
         step_sizes: Old ρ, shape (L,).
         new_step_sizes: New ρ, shape (M,).
 
     Returns:
-        Shape (M, ...), of the dtype and on the device of `values`.
+        Shape (M, ...), with the dtype and device of `values`.
 
     Raises:
-        ValueError: If the step-sizes are no distributions or the values are not one a layer.
+        ValueError: If the step-sizes are no distributions, or the values are not one per layer.
 
     Example:
         >>> interpolate_layers(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.5, 0.25]))

@@ -1,4 +1,4 @@
-"""What the refinement of a network found, and which networks can be refined."""
+"""What a refinement found, and which networks can be refined."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_leaky.utilities.wrappers import unwrapped
 
 
 class RefinablePath(LeakyPath, Protocol):
-    """A leaky path of plain modules of one kind whose number can change: `LeakyResNet`, or what offers the same."""
+    """A leaky path whose number of layers can change, as `LeakyResNet`."""
 
     def remesh(self, step_sizes: Tensor, optimizer: Optimizer | None = None) -> None:
-        """Take these step-sizes, shape (M,), and as many layers; the optimizer follows."""
+        """Change to M layers with these step-sizes, shape (M,); the optimizer follows."""
 
 
 class Refinement(NamedTuple):
-    """An estimate and what follows from it.
+    """An estimated error and the step-sizes that follow from it.
 
     Attributes:
         error: Estimated discretisation error before, no unit.
@@ -62,11 +62,7 @@ def refinement_of(
     max_layers: int,
     min_layers: int,
 ) -> Refinement:
-    """Estimate on a path of representations, shape (L + 1, N, w), and the mesh for a tolerance.
-
-    Arguments and errors are those of `discretisation_errors` and `refined_step_sizes`; ρ_l L̃ ≤ 1 where layers are
-    merged, and two stay at least.
-    """
+    """Estimate errors and refine; merged layers keep ρ_l L̃ ≤ 1, and at least two layers stay."""
     rho = normalise_step_sizes(step_sizes.cpu())
     errors = discretisation_errors(representations, rho)
     new = refined_step_sizes(rho, errors, tolerance, max_layers, max(2, min_layers), 1 / max(1.0, effective_depth))
@@ -74,7 +70,7 @@ def refinement_of(
 
 
 def find_refinable_path(model: nn.Module, choice: PathChoice | None = None) -> RefinablePath:
-    """Return the path of a model whose layers can change, or raise ValueError; `choice` as of `find_leaky_path`."""
+    """Return the leaky path, or raise ValueError if its layers cannot change."""
     path = find_leaky_path(model, choice)
     if not implements(path, RefinablePath):
         raise ValueError(
@@ -111,7 +107,7 @@ def optimizer_of(path: LeakyPath, optimizers: Sequence[Optimizer]) -> Optimizer:
 
 
 def check_layers_can_change(layers: Iterable[nn.Module]) -> None:
-    """Raise ValueError where layers cannot be copied and removed: others hold on to them."""
+    """Raise ValueError if the layers are wrapped or sharded."""
     for layer in layers:
         if unwrapped(layer) is not layer or layer._compiled_call_impl is not None:
             raise ValueError(

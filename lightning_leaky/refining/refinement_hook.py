@@ -1,4 +1,4 @@
-"""The optimizer hook that splits and merges layers, in plain PyTorch."""
+"""The optimizer hook that splits and merges layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TASK = "Refining the layers"
 
 @dataclass(frozen=True, kw_only=True)
 class _Arguments(RefinementSettings):
-    """What type checkers know of the hook's arguments."""
+    """The hook's arguments, for type checkers."""
 
     max_leak: float = 1.0
 
@@ -34,23 +34,21 @@ class _Arguments(RefinementSettings):
 class RefinementHook:
     """Splits and merges the layers of a network after optimizer steps: give a tolerance, not a depth [ours].
 
-    Every `every_n_steps` optimizer steps it estimates the error of each Euler step, from every forward pass in training
-    mode since the last optimizer step (all micro-batches and, under torch.distributed, all processes), and changes the
-    mesh as `lightning_leaky.refining.refined_step_sizes` says. Weights are read as functions of p, and the optimizer's
-    state moves along. Layers that stay keep their parameters. If an error is not finite the layers stay as they are,
-    with one warning.
+    Every `every_n_steps` optimizer steps it estimates the error of each Euler step from all forward passes in training
+    mode since the last step, over all micro-batches and processes. Then it changes the mesh by `refined_step_sizes`.
+    Weights are functions of p; the optimizer's state moves with them. Layers that stay keep their parameters. If an
+    error is not finite, no layer changes, with one warning.
 
-    Layers and step-sizes are in the state of the network: load it before you build the optimizer.
+    The network's state holds layers and step-sizes: load it before you build the optimizer.
 
     Args:
-        model: A `LeakyResNet` (or whatever offers the same), or a module that contains one.
-        **settings: When and how to refine: every argument of `lightning_leaky.refining.RefinementSettings`.
-        max_leak: No layers are merged into one with a larger ρ_l L̃. Give that of a `StepSizeHook` beside, if it is
-            below 1.
+        model: A `LeakyResNet`, a module with its interface, or a module that contains one.
+        **settings: Arguments of `RefinementSettings`.
+        max_leak: Largest ρ_l L̃ of a merged layer. Give that of a `StepSizeHook` on the same path if it is below 1.
 
     Raises:
-        ValueError: If a number is out of range, or the model has no layers that can change: it is no `LeakyResNet`, has
-            but one layer, or is compiled.
+        ValueError: If a number is out of range, or layers cannot change: the model has no `LeakyResNet`, only one
+            layer, or is compiled.
 
     Example:
         >>> from lightning_leaky import LeakyResNet
@@ -78,26 +76,26 @@ class RefinementHook:
     def attach(
         self, *optimizers: Optimizer, automatic: bool = True, on_change: Callable[[], None] | None = None
     ) -> RefinementHook:
-        """Follow the steps of the optimizer that trains the layers from now on.
+        """Follow the steps of the optimizer that trains the layers.
 
         Args:
-            optimizers: One of them trains all layers. If it holds another, as SAM, Lookahead and what
-                ``accelerate.prepare`` returns do, the inner one's steps count.
-            automatic: Whether to refine in the optimizer's step. Otherwise call `arm` before the forward passes of a
-                step and `end_step` after it; several optimizer steps between the two count as one.
-            on_change: Called after layers have changed, to wrap the network in DDP anew, or make a `StepSizeHook` anew;
-                the latter not where `automatic`, for in its step an optimizer lets nobody change its hooks.
+            optimizers: One of them trains all layers. If it holds another, as SAM, Lookahead and the result of
+                ``accelerate.prepare`` do, the inner one's steps count.
+            automatic: Whether to refine in the optimizer's step. If not, call `arm` before a step's forward passes and
+                `end_step` after it; optimizer steps in between count as one.
+            on_change: Called after layers have changed, to wrap the network in DDP or make a `StepSizeHook` again; the
+                latter not if `automatic`, because an optimizer's hooks cannot change in its step.
 
         Returns:
             This hook.
 
         Raises:
-            ValueError: If it is attached already, or there is not exactly one optimizer that trains the layers, with a
-                state that can be moved and a `step` that calls hooks.
+            ValueError: If it is attached already, or not exactly one optimizer trains the layers, or its state cannot
+                move, or its `step` calls no hooks.
         """
         if self.is_attached:
             raise ValueError("`optimizers` must be the only ones, but this hook is attached already; detach it first.")
-        optimizer = optimizer_of(self.path, [heard_optimizer(optimizer) for optimizer in optimizers])
+        optimizer = optimizer_of(self.path, [*map(heard_optimizer, optimizers)])
         self._on_change, self._is_automatic = on_change, automatic
         self.said.clear()
         self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
@@ -120,36 +118,36 @@ class RefinementHook:
         return self._steps is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counter; layers and step-sizes are the network's."""
+        """Return the counter; layers and step-sizes are in the network's."""
         return {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the counter from what `state_dict` has returned."""
+        """Restore the counter."""
         self.num_steps = int(state["num_steps"])
         if self.is_attached and self._is_automatic:
             self.arm()
 
     def arm(self, anyway: bool = False) -> None:
-        """Record the forward passes that come, if a refinement is due after their optimizer step.
+        """Record the next forward passes if a refinement is due after their optimizer step.
 
         Args:
-            anyway: Whether the errors will be read in any case.
+            anyway: Whether to record in any case.
         """
         self._has_stepped = False
         self._recorder.armed = anyway or self.settings.is_due(self.num_steps + 1)
 
     def disarm(self) -> None:
-        """Record no more passes of this step, where there has been one; what is recorded stays."""
+        """Stop recording if this step has had a pass."""
         if self._steps is not None and self._steps.num_passes:
             self._recorder.armed = False
 
     def end_step(self, read: Callable[[Tensor], None] | None = None) -> None:
-        """Count the step if one was taken, refine if that is due, and forget what was recorded.
+        """Count the step if one was taken, refine if due, and forget the passes.
 
         Args:
-            read: Called with the estimated errors of the step, shape (L,), before layers change.
+            read: Called with the estimated errors, shape (L,), before layers change.
         """
-        self.num_steps += int(self._has_stepped)
+        self.num_steps += self._has_stepped
         refines = self._has_stepped and self.settings.is_due(self.num_steps)
         if refines or read is not None:
             errors = self._errors()
@@ -161,12 +159,12 @@ class RefinementHook:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the passes since the last step, where the next one is not of these passes (fp16 skipped theirs)."""
+        """Forget the passes since the last step, as after fp16 skipped one."""
         with harmless(_TASK, self.said):
             self._recorder.clear()
 
     def follow(self) -> None:
-        """Watch the layers that there are now, after somebody else has changed them (`remesh` by hand)."""
+        """Watch the current layers, after a `remesh` by hand."""
         if self._recorder.layers != list(self.path.layers):
             armed, on_pass = self._recorder.armed, self._recorder.on_pass
             self._recorder.detach()
@@ -181,11 +179,11 @@ class RefinementHook:
             self.arm()
 
     def _errors(self) -> Tensor:
-        """Errors over the samples of all processes, the same bits on each: all refine alike. NaN where it fails."""
-        device = self.path.step_sizes.device  # that of the processes' backend, also where no pass has been recorded
+        """Errors over the samples of all processes, bit-identical on each; NaN on failure."""
+        device = self.path.step_sizes.device  # the backend needs it, even without a pass
         squares = torch.full((2, len(self.path.layers)), torch.nan, dtype=working_dtype(device), device=device)
         errors = torch.full_like(squares[0], torch.nan, dtype=torch.float64, device="cpu")
-        with harmless(_TASK, self.said, is_own=True):  # the other processes wait for what it joins
+        with harmless(_TASK, self.said, is_own=True):  # a failure must not skip the collective
             squares.copy_(self._recorder.squares)
             squares[:, list(self._recorder.complaints())] = torch.nan
         with harmless(_TASK, self.said):
@@ -193,11 +191,14 @@ class RefinementHook:
         return errors
 
     def _refine(self, errors: Tensor) -> bool:
-        """Change the layers where the errors ask for it, and say whether they have changed."""
         told, has_changed = self.settings, False
         with harmless(_TASK, self.said):
-            if not bool(torch.isfinite(errors).all()):
-                self._complain(errors)
+            if not errors.isfinite().all():
+                usual = "A layer has diverged, its representation is zero, or none has run in training mode."
+                found = self._recorder.complaints().items()
+                reason = next((f"Layer {index + 1} {why}." for index, why in found), usual)
+                message = f"The layers are left as they are: their estimated errors are {errors.tolist()}. {reason}"
+                warn_once(message, reason, self.said)
                 return False
             rho, longest = step_sizes_of(self.path), self.max_leak / max(self.max_leak, self.path.effective_depth)
             new = refined_step_sizes(rho, errors, told.tolerance, told.max_layers, max(2, told.min_layers), longest)
@@ -206,12 +207,6 @@ class RefinementHook:
                 has_changed = True
                 self.follow()
         return has_changed
-
-    def _complain(self, errors: Tensor) -> None:
-        usual = "A layer has diverged, its representation is zero, or none has run in training mode."
-        reason = next((f"Layer {index + 1} {why}." for index, why in self._recorder.complaints().items()), usual)
-        message = f"The layers are left as they are: their estimated errors are {errors.tolist()}. {reason}"
-        warn_once(message, reason, self.said)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_steps": None, "_on_change": None}

@@ -1,4 +1,4 @@
-"""Parameters of a stack of layers, and an optimizer's state, moved from one mesh of step-sizes to another."""
+"""Moving parameters and an optimizer's state from one mesh of step-sizes to another."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ from lightning_leaky.utilities.optimizer_steps import check_state_is_by_paramete
 from lightning_leaky.utilities.wrappers import plain_name
 
 Parameters: TypeAlias = dict[str, Tensor]
-"""Those of one layer, by name."""
+"""Parameters of one layer by name."""
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOK_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 @torch.no_grad()
 def move_parameters(
     layers: Sequence[nn.Module], step_sizes: Tensor, new_step_sizes: Tensor, optimizer: Optimizer | None = None
 ) -> None:
-    """Give each layer the parameters that stand where it now is, in place, as many layers as before [ours].
+    """Move the parameters of L layers to new step-sizes, in place; the number of layers stays [ours].
 
-    Parameters are read as functions of p, see `lightning_leaky.refining.interpolation_of`. The tensors of an
-    optimizer's state that have a parameter's shape (moments, momentum) move with it, the rest stays. Arithmetic is
-    entrywise, so that parameters that are sharded alike move without a collective. Of the old values only those are
-    held that a later layer still reads: two where no layer moves further than its neighbour stood.
+    Parameters are functions of p, see `interpolation_of`. Tensors of the optimizer's state with a parameter's shape
+    (moments, momentum) move with it; the rest stays. Arithmetic is entrywise, so parameters sharded alike need no
+    collective. Memory holds only old values that later layers need: two if no layer moves past its neighbour.
 
     Args:
-        layers: The L layers, with parameters of the same names and shapes.
-        step_sizes: ρ that the parameters belong to, shape (L,).
-        new_step_sizes: ρ to move them to, shape (L,).
-        optimizer: Whose state moves too.
+        layers: L layers, with parameters of the same names and shapes.
+        step_sizes: Old ρ, shape (L,).
+        new_step_sizes: New ρ, shape (L,).
+        optimizer: Optimizer whose state moves too.
 
     Raises:
-        ValueError: If there are not L step-sizes of each, the layers differ in their parameters, or the optimizer's
-            state cannot be moved.
+        ValueError: If the step-sizes do not fit, the layers' parameters differ, or the optimizer's state cannot move.
 
     Example:
         >>> layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
@@ -65,38 +70,37 @@ def move_parameters(
 def remeshed_layers(
     layers: Sequence[nn.Module], step_sizes: Tensor, new_step_sizes: Tensor, optimizer: Optimizer | None = None
 ) -> list[nn.Module]:
-    """Layers for a mesh of any length, made of those of another [ours].
+    """Make M layers for new step-sizes from L layers [ours].
 
-    Each new layer descends from the old one nearest to it. The first descendant is that module itself, its parameters
-    the same objects; others are copies, without hooks. All take the values that stand where they are.
+    Each new layer descends from the nearest old one. The first descendant is that module, with the same parameter
+    objects; others are copies without hooks. Values move as in `move_parameters`.
 
-    An optimizer follows: a new parameter joins the group of the one it descends from, with its state moved as by
-    `move_parameters` and the rest (the step count) copied; parameters that are gone leave their groups and their state.
-    Groups keep the order in which a module lists its parameters, so that a state loads into an optimizer made anew.
+    In the optimizer a new parameter joins its ancestor's group. Its state moves too, and the rest (the step count) is
+    copied. Removed parameters leave groups and state. Groups keep the order in which a module lists its parameters, so
+    a state loads into a new optimizer.
 
     Args:
-        layers: The L layers, with parameters of the same names and shapes.
-        step_sizes: Their ρ, shape (L,).
-        new_step_sizes: ρ of the layers to come, shape (M,).
-        optimizer: The optimizer that trains them.
+        layers: L layers, with parameters of the same names and shapes.
+        step_sizes: Old ρ, shape (L,).
+        new_step_sizes: New ρ, shape (M,).
+        optimizer: Optimizer of the layers.
 
     Returns:
-        M layers, each on the device and in the mode of the one it descends from.
+        M layers, each on the device and in the mode of its ancestor.
 
     Raises:
-        ValueError: If the step-sizes do not fit, the layers differ in their parameters, or the optimizer's state cannot
-            be moved.
+        ValueError: If the step-sizes do not fit, the layers' parameters differ, or the optimizer's state cannot move.
 
     Example:
         >>> layers = [torch.nn.Linear(1, 1) for _ in range(2)]
         >>> new = remeshed_layers(layers, torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.25, 0.5]))
-        >>> [any(layer is one for one in layers) for layer in new]
+        >>> [layer in layers for layer in new]
         [True, False, True]
     """
     old = _checked_parameters(layers, step_sizes)
     check_optimizer(optimizer, _tensors(old))
     interpolation = interpolation_of(step_sizes, new_step_sizes)
-    is_same_number = len(new_step_sizes) == len(layers)  # then each layer descends from its own
+    is_same_number = len(new_step_sizes) == len(layers)  # then each layer descends from itself
     parents = list(range(len(layers))) if is_same_number else interpolation.nearest.tolist()
     modules = [
         layers[parent] if parents.index(parent) == index else _copy_without_hooks(layers[parent])
@@ -105,7 +109,10 @@ def remeshed_layers(
     new = [_parameters(module) for module in modules]
     if optimizer is not None:
         for parent, parameters in zip(parents, new, strict=True):
-            _copy_state(optimizer, old[parent], parameters)
+            for name, parameter in parameters.items():
+                ancestor = old[parent][name]
+                if parameter is not ancestor and ancestor in optimizer.state:
+                    optimizer.state[parameter] = copy.deepcopy(optimizer.state[ancestor])
     _interpolate(new, old, interpolation, optimizer)
     if optimizer is not None:
         _regroup(optimizer, old, new, parents)
@@ -113,7 +120,7 @@ def remeshed_layers(
 
 
 def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -> None:
-    """Raise ValueError where an optimizer keeps what cannot be moved between layers of these parameters."""
+    """Raise ValueError if an optimizer's state cannot move."""
     check_state_is_by_parameter(optimizer)
     for parameter in parameters:
         for name, value in _state_of(optimizer, parameter).items():
@@ -134,16 +141,14 @@ def _tensors(layers: Iterable[Parameters]) -> list[Tensor]:
 
 
 def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list[Parameters]:
-    """Parameters of each layer by name, or ValueError where they are not those of one kind of layer."""
     if len(layers) == 0 or len(step_sizes) != len(layers):
         raise ValueError(f"`step_sizes` must be {len(layers)} > 0, one a layer, got {len(step_sizes)}.")
     found = [_parameters(layer) for layer in layers]
-    first = {name: parameter.shape for name, parameter in found[0].items()}
-    for index, parameters in enumerate(found):
-        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    first, *others = ({name: one.shape for name, one in parameters.items()} for parameters in found)
+    for number, shapes in enumerate(others, start=2):
         if shapes != first:
             raise ValueError(
-                f"`layers` must have parameters of the same names and shapes, but layer {index + 1} has {shapes} and "
+                f"`layers` must have parameters of the same names and shapes, but layer {number} has {shapes} and "
                 f"layer 1 {first}; only layers of one kind can stand in for one another."
             )
     tensors = _tensors(found)
@@ -155,23 +160,19 @@ def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list
 def _interpolate(
     new: list[Parameters], old: list[Parameters], interpolation: Interpolation, optimizer: Optimizer | None
 ) -> None:
-    """Write the values of the new layers, parameter by parameter, each with the state that has its shape."""
     for name in old[0]:
         sources, targets = ([parameters[name] for parameters in layers] for layers in (old, new))
         _interpolate_into(targets, sources, interpolation)
         states, new_states = ([_state_of(optimizer, one) for one in tensors] for tensors in (sources, targets))
         for key in states[0]:
-            values = [state.get(key) for state in states]
+            values: list[Any] = [state.get(key) for state in states]
             if key != "step" and all(isinstance(one, Tensor) and one.shape == sources[0].shape for one in values):
-                _interpolate_into([state[key] for state in new_states], [state[key] for state in states], interpolation)
+                _interpolate_into([state[key] for state in new_states], values, interpolation)
 
 
 def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], interpolation: Interpolation) -> None:
-    """Write M interpolated tensors, some of which may be among the L sources, in the same order.
-
-    From the first to the last, and `left` never falls: of what is overwritten only the few that a later one still
-    reads are kept.
-    """
+    """Write M interpolated tensors, some of which may be among the L sources, in the same order."""
+    # `left` never falls, so only overwritten sources that a later target reads are kept.
     position = {id(source): index for index, source in enumerate(sources)}
     rows = list(zip(*(part.tolist() for part in interpolation), strict=True))
     kept: dict[int, Tensor] = {}
@@ -188,35 +189,22 @@ def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], inte
 
 
 def _copy_without_hooks(layer: nn.Module) -> nn.Module:
-    """A copy that nobody watches: what hooks hold (captures, other layers) is not copied either."""
-    hooks = [getattr(module, name) for module in layer.modules() for name in (*_HOOKS, *_HOOK_FLAGS)]
+    # Hooks hold captures and other layers.
+    hooks = [getattr(module, name) for module in layer.modules() for name in _HOOKS]
     return copy.deepcopy(layer, {id(one): type(one)() for one in hooks})
 
 
-# The optimizer.
-
-
 def _state_of(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Any]:
-    """State of a parameter, empty where there is none; asking the optimizer's own dictionary would make one."""
+    # `optimizer.state[parameter]` would create a state.
     return {} if optimizer is None else optimizer.state.get(parameter, {})
 
 
-def _copy_state(optimizer: Optimizer, parent: Parameters, child: Parameters) -> None:
-    for name, parameter in child.items():
-        if parameter is not parent[name] and parent[name] in optimizer.state:
-            optimizer.state[parameter] = copy.deepcopy(optimizer.state[parent[name]])
-
-
 def _regroup(optimizer: Optimizer, old: list[Parameters], new: list[Parameters], parents: Sequence[int]) -> None:
-    """Put the new parameters where those that they descend from stand, and drop the rest.
-
-    Neighbours in a group that are of one layer are replaced together, so that layer stays after layer, or, in a group
-    of weights only, weight after weight.
-    """
+    """Replace parameters in their groups by their descendants, layer by layer, so that the order stays."""
     layer_of = {tensor: index for index, layer in enumerate(old) for tensor in layer.values()}
     name_of = {tensor: name for layer in old for name, tensor in layer.items()}
     for group in optimizer.param_groups:
-        labels = group.get("param_names")  # of an optimizer made from `named_parameters`
+        labels = group.get("param_names")  # if made from `named_parameters`
         pairs: list[tuple[Tensor, str]] = []
         members = zip(group["params"], labels or repeat(""), strict=False)
         for index, run in groupby(members, lambda pair: layer_of.get(pair[0])):

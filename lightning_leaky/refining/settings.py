@@ -1,4 +1,4 @@
-"""When and how layers are split and merged: the settings of the hook and of the callback, in one place."""
+"""When and how layers are split and merged."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from lightning_leaky.utilities.optimizer_steps import Rhythm
 
 @dataclass(frozen=True)
 class RefinementSettings(Rhythm):
-    """When and how layers change: arguments of `RefinementHook` and of `LayerRefiner`, by the same names.
+    """When and how layers change: arguments of `RefinementHook` and `LayerRefiner`.
 
     Args:
-        tolerance: Bound on the estimated error, > 0, no unit: relative to the size of the representations.
+        tolerance: Bound on the estimated relative error, > 0, no unit.
         every_n_steps: Optimizer steps between two refinements.
         start_step: First optimizer step (counted from 1) after which to refine.
-        stop_step: Last one; ``None`` never stops. The weights want some training on a mesh that stays.
-        max_layers: No layer is split where there are so many.
-        min_layers: No layers are merged where there are so few; at least 2.
-        path: Which path of several, by its name, as ``"student"``, or a glob, see `lightning_leaky.find_leaky_path`.
-            ``None`` takes the one that is trained.
+        stop_step: Last one; ``None`` never stops. Weights need some training on a fixed mesh.
+        max_layers: Splitting stops at this number of layers.
+        min_layers: Merging stops at this number of layers; at least 2.
+        path: Name of the path, as ``"student"``, or a glob; see `find_leaky_path`. ``None`` takes the trained one.
 
     Raises:
         ValueError: If a setting is out of range.

@@ -1,4 +1,4 @@
-"""A trained network on one page, and several runs side by side: what `lightning-leaky report` and `compare` write."""
+"""What `lightning-leaky report` and `compare` write: a network on one page, and runs side by side."""
 
 from lightning_leaky.report.comparison import Run, compare, read_run
 from lightning_leaky.report.page import Report, as_html, as_json, report_on

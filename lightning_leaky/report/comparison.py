@@ -1,4 +1,4 @@
-"""Several runs side by side, from their logs or reports."""
+"""Runs side by side, from logs or reports."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_leaky.plotting import plot_along_path, svg
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.report.page import render
 
-# Of several loaders Lightning's own end comes last.
+# Lightning adds this for several loaders.
 _LOADER = r"(/dataloader_idx_\d+|)$"
 _LAYER = re.compile(rf"(.+)/layer_(\d+){_LOADER}")
 _RECORDS = {**QUANTITIES, STEP_SIZE.key: STEP_SIZE}
-# A quantity of a monitor, whose `prefix` ends in no letter: as "decoder/".
+# A monitor's `prefix` ends in no letter, as "decoder/".
 _QUANTITY = re.compile(rf"(?<!\w)(val_|test_|)({'|'.join(_RECORDS)}){_LOADER}")
 _WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
-# What a logger adds for itself, and the last readings again, beside the hyper-parameters.
+# A logger's own keys, and the last readings beside its hyper-parameters.
 _NO_RESULT = re.compile(r"(epoch|step|hp_metric)$|(.*\W)?final_")
 
 
@@ -37,8 +37,8 @@ class Run:
     Attributes:
         name: Its folder or file.
         numbers: Last value by key: summaries, losses, metrics.
-        layers: One number a layer by quantity, the user's own too.
-        report: What a report says beside its figures; ``None`` of a log.
+        layers: One number per layer by quantity, including the user's own.
+        report: A report's content; ``None`` for a log.
     """
 
     name: str
@@ -51,10 +51,10 @@ def read_run(path: Path | str) -> Run:
     """Read the last numbers of a run.
 
     Args:
-        path: A folder that a logger of TensorBoard or CSV wrote to, or the JSON of a report.
+        path: A folder of a TensorBoard or CSV logger, or a report's JSON.
 
     Raises:
-        ValueError: If nothing there can be read.
+        ValueError: If it cannot be read.
     """
     place = Path(path)
     try:
@@ -67,8 +67,9 @@ def read_run(path: Path | str) -> Run:
         reason = ""
     except (OSError, ValueError) as error:
         reason = f": {error}"
-    wanted = "a report's JSON or a folder with logs of TensorBoard or CSV"
-    raise ValueError(f"`run` must be {wanted}, got {str(path)!r}{reason}.")
+    raise ValueError(
+        f"`run` must be a report's JSON or a folder with logs of TensorBoard or CSV, got {str(path)!r}{reason}."
+    )
 
 
 def _of_report(file: Path) -> Run:
@@ -80,7 +81,7 @@ def _of_report(file: Path) -> Run:
 
 
 def _last_of_csv(file: Path) -> dict[str, tuple[float, float]]:
-    """Step and value of the last entry of each column."""
+    """Last step and value by key."""
     last: dict[str, tuple[float, float]] = {}
     with file.open(newline="", encoding="utf-8") as lines:
         for number, row in enumerate(csv.DictReader(lines)):
@@ -92,7 +93,7 @@ def _last_of_csv(file: Path) -> dict[str, tuple[float, float]]:
 def _last_of_events(folder: Path) -> dict[str, tuple[float, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # One of each is enough; 0 would keep all.
+    # 0 would keep all.
     sizes = dict.fromkeys(("images", "histograms", "tensors", "scalars"), 1)
     events = EventAccumulator(str(folder), size_guidance=sizes).Reload()
     last = ((key, events.Scalars(key)[-1]) for key in events.Tags()["scalars"])
@@ -100,7 +101,7 @@ def _last_of_events(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def _of_numbers(name: str, last: dict[str, tuple[float, float]]) -> Run:
-    """Keep the layers of the last step of each quantity: others were merged away."""
+    """Keep layers of a quantity's last step; others were merged."""
     numbers: dict[str, float] = {}
     layers: dict[str, dict[int, tuple[float, float]]] = {}
     for key, (step, value) in last.items():
@@ -116,7 +117,7 @@ def _of_numbers(name: str, last: dict[str, tuple[float, float]]) -> Run:
 
 
 def compare(runs: Sequence[Run]) -> str:
-    """Lay runs side by side on one page of HTML: last numbers in columns, layers as lines; then what reports say.
+    """Show runs side by side on one HTML page: last numbers, curves over layers, then the reports' words.
 
     Args:
         runs: At least one run.
@@ -132,7 +133,7 @@ def compare(runs: Sequence[Run]) -> str:
         curves = {}
         for number, run in enumerate(runs, start=1):
             if name in run.layers:
-                values = [math.nan if value is None else value for value in run.layers[name]]
+                values = [math.nan if one is None else one for one in run.layers[name]]
                 curves[f"{number}: {run.name}".replace("$", r"\$")] = torch.tensor(values)
         if name == STEP_SIZE.key and all(map(has_equal_steps, curves.values())):
             continue
@@ -145,13 +146,12 @@ def compare(runs: Sequence[Run]) -> str:
 
 
 def table_of(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of a table: a key, and what each run ended with."""
+    """Rows of a key and each run's value."""
     rows = {key: [run.numbers.get(key) for run in runs] for key in sorted({key for run in runs for key in run.numbers})}
     return [[key, *("–" if one is None else f"{one:.4g}" for one in row)] for key, row in rows.items()]
 
 
 def _title(name: str, runs: Sequence[Run]) -> str:
-    """Title of a quantity, from a report or else from its key."""
     for run in runs:
         if run.report and name in run.report["quantities"]:
             return str(run.report["quantities"][name]["title"])

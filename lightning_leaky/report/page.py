@@ -1,4 +1,4 @@
-"""The report on one network: readings, figures and what they mean, as HTML without a network and as JSON."""
+"""The report on one network, as HTML and JSON."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _OF_PATH = ("layers", "effective_depth", "layout", "padding_mask", "state")
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says, before it is written.
+    """The content of a report.
 
     Attributes:
         title: Name of the network.
-        readings: Of every layer, over the whole data.
-        samples: A few samples on their way, one entry a segment.
-        facts: What else a reader wants to know, by name: class, data, sizes.
-        removal: What leaving blocks out costs; ``None`` where it was not measured.
+        readings: Readings of every layer over the whole data.
+        samples: A few samples, one entry per segment.
+        facts: Other facts by name: class, data, sizes.
+        removal: What leaving blocks out costs, if measured.
     """
 
     title: str
@@ -61,17 +61,16 @@ def report_on(
     removal_batches: int = 0,
     **settings: Any,
 ) -> Report:
-    """Read a network over a data set and gather a report.
+    """Read a network over a data set and make a report.
 
     Args:
         model: Any network.
-        batches: As of `measure_path`; they are gone through once, and the first one shows a few samples on their way.
+        batches: As of `measure_path`, read once; samples come from the first one.
         title: Name of the network.
-        facts: What else to say, by name.
-        removal_batches: On how many of the first batches to measure what leaving blocks out costs, see
-            `measure_removal`; it takes a cost.
-        **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` where the
-            network has no leaky path.
+        facts: Other facts by name.
+        removal_batches: Number of first batches to measure removal of blocks on; this needs `cost`.
+        **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` if the network
+            has no leaky path.
 
     Raises:
         ValueError: As `measure_path` does.
@@ -93,7 +92,7 @@ def report_on(
     if cost is not None and removal_batches:
         try:
             removal = measure_removal(model, first, cost, readings, **of_path)
-        except ValueError as error:  # the readings stand without it
+        except ValueError as error:  # the readings stay
             said["removal of blocks"] = f"not measured: {error}"
     found: dict[str, Any] = {"layers": len(readings.step_sizes), "effective depth L̃": readings.effective_depth}
     if has_equal_steps(readings.step_sizes):
@@ -103,7 +102,7 @@ def report_on(
 
 
 def content_of(report: Report) -> dict[str, Any]:
-    """Everything that a report says in numbers and words; what is not finite is ``None``."""
+    """Numbers and words of a report; non-finite numbers become ``None``."""
     readings = report.readings
     records = records_at(readings.records.values(), readings.effective_depth)
     says = {f"{key}/{one.end}": one.says for key, record in records.items() for one in record.summaries}
@@ -132,17 +131,16 @@ def content_of(report: Report) -> dict[str, Any]:
             for name, record in records.items()
         },
     }
-    # Python writes what is not finite by a name that is no JSON, and reads such a name as we tell it.
     return dict(json.loads(json.dumps(content, default=str), parse_constant=lambda name: None))
 
 
 def as_json(report: Report) -> str:
-    """`content_of` a report as JSON."""
+    """Return a report as JSON, without figures and with null for non-finite numbers."""
     return json.dumps(content_of(report), ensure_ascii=False, indent=1, allow_nan=False)
 
 
 def as_html(report: Report) -> str:
-    """The report as one HTML file, figures and style inside: it opens without a network.
+    """Return the report as one HTML page, which opens offline.
 
     Raises:
         ModuleNotFoundError: If matplotlib or jinja2 is missing.
@@ -152,7 +150,7 @@ def as_html(report: Report) -> str:
 
 
 def figures_with_captions(report: Report) -> Iterable[tuple[str, Any]]:
-    """Each figure with its caption."""
+    """Captions and figures."""
     readings = report.readings
     records = records_at(readings.records.values(), readings.effective_depth)
     for name, figure in figures_of(readings, report.samples):
@@ -170,7 +168,7 @@ def figures_with_captions(report: Report) -> Iterable[tuple[str, Any]]:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of this package, by its file name, with values; they are escaped where they are text."""
+    """Fill a template with values; text is escaped."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
@@ -186,6 +184,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def name_of(model: nn.Module) -> str:
-    """What a reader calls a network: the class of the module, and of its path where that is another."""
-    inner = {type(path).__name__ for path in leaky_paths(model).values()} - {type(model).__name__}
-    return type(model).__name__ + (f" with {', '.join(sorted(inner))}" if inner else "")
+    """A network's class, and its path's if that is another."""
+    name = type(model).__name__
+    inner = {type(path).__name__ for path in leaky_paths(model).values()} - {name}
+    return name + (f" with {', '.join(sorted(inner))}" if inner else "")

@@ -1,4 +1,4 @@
-"""Which blocks of a network could go: measured, beside scores that guess it, with how well they do."""
+"""What leaving blocks out costs, and how well scores predict it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lightning_leaky.plotting.style import COLOURS, new_figure
 from lightning_leaky.reading.removal import Cost, Removal
 
 SCORES = ("block_influence", "relative_distance", "relative_speed", "first_order")
-"""Quantities that guess what leaving out a block costs."""
+"""Quantities that predict the cost of removal."""
 
 _MEASURED, _RANDOM = "measured", "at random"
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one bool
 class BlockRemoval:
     """What leaving blocks out costs, one by one and together.
 
     Attributes:
         names: Names of the blocks.
         baseline: Cost of the whole network.
-        increases: What leaving out each block by itself adds, shape (L,).
-        correlations: Rank correlation of each score with them, by the title of the score.
-        curves: Cost without the first k blocks of an order, k = 0, …, K, by what gives the order: a score, the measured
-            costs of single blocks, or chance.
+        increases: What leaving out each block alone adds, shape (L,).
+        correlations: Rank correlation of each score with `increases`, by title.
+        curves: Cost without the first k blocks of an order, k = 0, …, K, by its source: a score, the measured costs of
+            single blocks, or chance.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class BlockRemoval:
     curves: Mapping[str, Sequence[float]]
 
     def content(self, readings: Readings) -> dict[str, Any]:
-        """What a report says of it, in numbers."""
+        """Return the report's numbers."""
         return {
             "baseline": self.baseline,
             "increase": self.increases.tolist(),
@@ -52,7 +52,7 @@ class BlockRemoval:
 
     @property
     def sentence(self) -> str:
-        """What can go, and which score knows it."""
+        """Say what can go, and which score predicts it."""
         least = int(self.increases.argmin())
         told = ", ".join(f"{title} {value:.2f}" for title, value in self.correlations.items())
         return (
@@ -67,14 +67,6 @@ def measure_removal(
     """Leave blocks out one by one, and together in the order of each score.
 
     It takes L + 1 passes over the batches, and up to L/2 more for each score and each of three random orders.
-
-    Args:
-        model: Any network.
-        batches: Pairs (inputs, targets).
-        cost: C(outputs, targets), as of `ablate_path`.
-        readings: Of the network, with some of `SCORES`.
-        layers: Which blocks, as of `EnergyMonitor`.
-        **settings: How blocks are found, as of `ReadingSettings`.
     """
     scores = _scores(readings)
     with Removal(model, batches, cost, layers, settings) as removal:
@@ -96,13 +88,12 @@ def _scores(readings: Readings) -> dict[str, Tensor]:
 
 
 def plot_removal(removal: BlockRemoval) -> Any:
-    """Draw the cost against the number of blocks removed, a line for each order."""
+    """Draw cost against removed blocks, a line per order."""
     axes = new_figure().add_subplot()
     for colour, (title, curve) in zip(COLOURS * len(removal.curves), removal.curves.items(), strict=False):
         style = {_MEASURED: "-", _RANDOM: ":"}.get(title, "--")
         axes.plot(range(len(curve)), curve, style, marker="o", markersize=3, color=colour, label=title)
-    ticks = range(1 + max(map(len, removal.curves.values())))
-    axes.set(xlabel="blocks removed", ylabel="cost", xticks=ticks)
+    axes.set(xlabel="blocks removed", ylabel="cost", xticks=range(1 + max(map(len, removal.curves.values()))))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return axes.figure

@@ -1,1 +1,1 @@
-"""What every room may use: processes, imports by path, progress bars, optimizer steps, arguments."""
+"""Tools for every package."""

@@ -1,4 +1,4 @@
-"""For type checkers: constructors that hand their arguments on."""
+"""Types of constructors that pass their arguments on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ First = TypeVar("First")
 
 
 def takes(settings: Callable[P, object]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
-    """Tell type checkers that an ``__init__`` which hands its arguments on takes those of `settings`.
+    """Tell type checkers that an ``__init__`` takes the arguments of `settings`.
 
-    The function stays as it is: the command line reads names, defaults and help from what its body calls.
+    It stays as it is: the command line reads names, defaults and help from what its body calls.
     """
     return lambda init: init
 
@@ -20,5 +20,5 @@ def takes(settings: Callable[P, object]) -> Callable[[Callable[..., None]], Call
 def takes_first(
     first: type[First], settings: Callable[P, object]
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, First, P], None]]:
-    """Tell the same of an ``__init__`` that takes an object before them."""
+    """Tell the same of an ``__init__`` with an argument before them."""
     return lambda init: init

@@ -1,4 +1,4 @@
-"""What may fail without stopping a training, and what is said of it once."""
+"""Failures that warn once and do not stop training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_leaky.utilities.processes import LostProcessError, warn
 
 
 def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) -> None:
-    """Warn of a subject, numbers in it aside, where it is not among what has been said; `is_own` as of `warn`."""
+    """Warn unless the subject, apart from its numbers, is in `said`; `is_own` as of `warn`."""
     known = re.sub(r"\d", "", subject)
     if known not in said:
         said.add(known)
@@ -19,14 +19,14 @@ def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) 
 
 @contextmanager
 def harmless(task: str, said: set[str], is_own: bool = False) -> Iterator[None]:
-    """Let a task fail with one warning a reason: nobody's training stops because of it.
+    """Let a task fail with one warning per reason, so that training goes on.
 
-    A lost process stops it. To go on would save a checkpoint without the adaptation that the others have missed.
+    A lost process stops it, because a later checkpoint would lack the adaptation.
     """
     try:
         yield
     except LostProcessError:
         raise
-    except Exception as error:  # whatever a rule or a logger may raise
+    except Exception as error:  # from rules or loggers
         message = f"{task} has failed, and the training goes on: {type(error).__name__}: {error}"
         warn_once(message, message, said, is_own)

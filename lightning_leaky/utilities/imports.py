@@ -1,4 +1,4 @@
-"""Objects by their import path, as a configuration file names them."""
+"""Objects by import path, as in configuration files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 @lru_cache
 def located(path: str) -> object | None:
-    """Return what an import path names, as ``"torch.nn.Linear"``, or ``None`` if it names nothing."""
+    """Return the object of an import path, as ``"torch.nn.Linear"``, or ``None``."""
     if "." not in path or not all(part.isidentifier() for part in path.split(".")):
         return None
     try:

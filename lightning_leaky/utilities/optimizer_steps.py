@@ -1,4 +1,4 @@
-"""At which optimizer steps something is done, how they are heard of, and which were none."""
+"""Optimizer steps: which are due, taken and skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_leaky.utilities.harmless import warn_once
 
 _MANY_PASSES = 1000
-# Of optimizers, by name: some are not in every build of torch.
+# By name, because some builds of torch lack them.
 _NOT_BY_PARAMETER = {
     "LBFGS": "whose history is of all of them together",
     "ZeroRedundancyOptimizer": "which shares them out over the processes once and for all",
@@ -18,27 +18,27 @@ _NOT_BY_PARAMETER = {
 
 
 class Rhythm:
-    """Settings: every so many optimizer steps, between a first and a last one, counted from 1; ``None`` never stops."""
+    """Settings: every n optimizer steps from a first to a last one, counted from 1; ``None`` never stops."""
 
     every_n_steps: int
     start_step: int
     stop_step: int | None
 
     def __post_init__(self) -> None:
-        for name, value in (("every_n_steps", self.every_n_steps), ("start_step", self.start_step)):
-            if value < 1:
+        for name in ("every_n_steps", "start_step"):
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value!r}.")
         if self.stop_step is not None and self.stop_step < self.start_step:
             raise ValueError(f"`stop_step` must be at least `start_step` = {self.start_step}, got {self.stop_step!r}.")
 
     def is_due(self, num_steps: int) -> bool:
-        """Whether it is done after that step."""
+        """Whether that step is due."""
         is_within = self.start_step <= num_steps <= (self.stop_step or num_steps)
         return is_within and (num_steps - self.start_step) % self.every_n_steps == 0
 
 
 class OptimizerSteps:
-    """Calls a function after each step of a `heard_optimizer`, and says once where many forward passes bring none."""
+    """Calls a function after each step of a `heard_optimizer`; warns if many forward passes bring none."""
 
     def __init__(self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str]) -> None:
         self.optimizer, self._act, self._said = optimizer, act, said
@@ -65,22 +65,19 @@ class OptimizerSteps:
         self._is_in_step = True
 
     def _leave(self, optimizer: Optimizer, *args: Any) -> None:
-        # Torch calls it twice where a subclass calls `super().step()`.
+        # Torch calls it twice if a subclass calls `super().step()`.
         if self._is_in_step:
             self.num_passes, self._is_in_step = 0, False
             self._act(optimizer)
 
 
 def heard_optimizer(optimizer: Any) -> Optimizer:
-    """Return the optimizer whose `step()` calls hooks: the one given or, where it wraps exactly one, that one.
+    """Return the optimizer whose `step()` calls hooks: this one or the only one inside; or raise ValueError.
 
     Wrappers are those of accelerate, Fabric and Lightning, Lookahead, and SAM, whose half-steps end in the inner step.
-    One that calls hooks itself is a wrapper only if the one inside has all of its parameters.
-
-    Raises:
-        ValueError: If no hook would be called.
+    One that calls hooks itself is a wrapper only if the inner one has all its parameters.
     """
-    # Torch wraps the `step` of a class whose objects call `Optimizer.__init__`; of others nobody calls the hooks.
+    # `Optimizer.__init__` makes a class's `step` call hooks.
     is_wrapped = any(getattr(getattr(one, "step", None), "hooked", False) for one in (type(optimizer), optimizer))
     calls_hooks = is_wrapped and hasattr(optimizer, "_optimizer_step_post_hooks")
     inside = {id(one): one for one in getattr(optimizer, "__dict__", {}).values() if isinstance(one, Optimizer)}
@@ -97,18 +94,18 @@ def heard_optimizer(optimizer: Any) -> Optimizer:
 
 
 def held_parameters(*optimizers: Optimizer) -> set[int]:
-    """Identities of all parameters that some optimizers hold."""
+    """Ids of optimizers' parameters."""
     return {id(parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]}
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:
-    """Whether an AMP scaler made this step a no-op: fused optimizers are called all the same, with `found_inf` set."""
+    """Whether an AMP scaler skipped this step: it still calls fused optimizers, with `found_inf` set."""
     found_inf = getattr(optimizer, "found_inf", None)
     return found_inf is not None and bool(found_inf > 0)
 
 
 def check_state_is_by_parameter(optimizer: Optimizer | None) -> None:
-    """Raise ValueError if an optimizer keeps what belongs to no single parameter."""
+    """Raise ValueError if an optimizer's state is not parameter by parameter."""
     for cls in type(optimizer).__mro__:
         if cls.__name__ in _NOT_BY_PARAMETER:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Products of float32 matrices in float32, whatever the surrounding code has asked for."""
+"""Products of float32 matrices in float32, whatever the user has set."""
 
 from __future__ import annotations
 
@@ -13,17 +13,7 @@ _BACKENDS: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.mkldnn.m
 
 @contextmanager
 def ieee_products() -> Iterator[None]:
-    """Multiply float32 matrices as they are, not in TF32, bfloat16 or under autocast; then all is as it was.
-
-    Example:
-        >>> torch.set_float32_matmul_precision("high")
-        >>> with ieee_products():
-        ...     torch.get_float32_matmul_precision()
-        'highest'
-        >>> torch.get_float32_matmul_precision()
-        'high'
-        >>> torch.set_float32_matmul_precision("highest")
-    """
+    """Multiply float32 matrices without TF32, bfloat16 or autocast; restore the settings on exit."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         told = [backend.fp32_precision for backend in _BACKENDS]
         if {torch.backends.fp32_precision, *told} <= {"none", "ieee"}:  # type: ignore[attr-defined]
@@ -42,10 +32,9 @@ def ieee_products() -> Iterator[None]:
 
 
 def _by_older_name() -> str:
-    """What `torch.set_float32_matmul_precision` was told; "highest" where backends were told by themselves."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to look where the two ways disagree
+    except RuntimeError:  # backends were set one by one
         return "highest"
 
 

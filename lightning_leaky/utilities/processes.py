@@ -1,4 +1,4 @@
-"""Sums, agreements and who speaks, over the processes of a torch.distributed run; with a single process, nothing."""
+"""Sums, agreements and warnings over the processes of a torch.distributed run."""
 
 from __future__ import annotations
 
@@ -14,33 +14,30 @@ from torch import Tensor
 
 
 class LostProcessError(RuntimeError):
-    """A collective has failed, most likely for want of a process that has ended. None of the others may train on."""
+    """A collective has failed, most likely because a process ended. The others must not train on."""
 
 
 def num_processes() -> int:
-    """Number of processes of the run, 1 outside torch.distributed."""
+    """Number of processes, 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def number_of_process() -> int:
-    """Number of this process, 0 for the first and outside torch.distributed."""
+    """Number of this process, 0 outside torch.distributed."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
 def warn(message: str, is_own: bool = False) -> None:
-    """Warn on the first process; of its own, that others may have met nothing of, on this one, with its number.
-
-    Whoever calls it decides how often: Python itself would drop what it has shown in an earlier fit.
-    """
+    """Warn on the first process, or on this one if the reason `is_own`; callers decide how often."""
     number = number_of_process()
     if is_own or not number:
         caller = sys._getframe(1)
         text = f"Process {number}: {message}" if number else message
-        warnings.warn_explicit(text, UserWarning, caller.f_code.co_filename, caller.f_lineno)  # without a registry
+        warnings.warn_explicit(text, UserWarning, caller.f_code.co_filename, caller.f_lineno)  # no registry: repeats it
 
 
 def summed(tensor: Tensor, group: Any = None) -> Tensor:
-    """Sum of a tensor over all processes, or a group: a new tensor, the same bits on each; one collective."""
+    """Sum over all processes or a group, as a new tensor, bit-identical on each; one collective."""
     total = tensor.clone()
     if num_processes() > 1:
         with collective():
@@ -49,47 +46,46 @@ def summed(tensor: Tensor, group: Any = None) -> Tensor:
 
 
 def meeting_place(device: torch.device) -> torch.device:
-    """Where processes exchange what is on the CPU: on the device that their backend may need; one process, there."""
+    """Where processes exchange CPU tensors: the backend's device, or the CPU for one process."""
     return device if num_processes() > 1 else torch.device("cpu")
 
 
 def own_share(number: int) -> slice:
-    """Which of so many things are this process's to do: every P-th, from its own number on."""
+    """This process's share of so many things: every P-th from its own."""
     return slice(number_of_process(), number, num_processes())
 
 
 def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
-    """Whole numbers of the first process that has them, of one shape on all, or ``None``; one collective."""
+    """Integers of the first process that has them; one shape on all, one collective."""
     marked = torch.cat([numbers.new_tensor([has_them]), numbers.flatten()])
     everybody = [marked]
     if num_processes() > 1:
         everybody = [torch.empty_like(marked) for _ in range(num_processes())]
         with collective():
             dist.all_gather(everybody, marked)
-    told = torch.stack(everybody).cpu()  # one look at a device
-    first = next((index for index, has in enumerate(told[:, 0].tolist()) if has), None)
-    return None if first is None else told[first, 1:].reshape(numbers.shape)
+    told = torch.stack(everybody).cpu()  # one transfer
+    return next((row[1:].reshape(numbers.shape) for row in told.unbind() if row[0]), None)
 
 
 def unsharded(tensor: Tensor) -> Tensor:
-    """A tensor as every process would hold it alone: a sharded one (FSDP2) is gathered, one collective."""
+    """Gather a sharded tensor (FSDP2), one collective."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is one process's part of a DTensor, whose module has moved between versions of torch."""
+    """Whether a tensor is a DTensor, whose module has moved between versions of torch."""
     return hasattr(tensor, "full_tensor")
 
 
 def is_flattened(tensor: Tensor) -> bool:
-    """Whether a parameter is one of FSDP1's flat ones, or a piece of it: these get their gradients in other tensors."""
+    """Whether a parameter is FSDP1's flat one or part of it: its gradient is in another tensor."""
     return getattr(tensor, "_fsdp_flattened", False)
 
 
 @contextmanager
 def collective() -> Iterator[None]:
-    """Turn what a backend raises, of no type of its own, into `LostProcessError`."""
+    """Turn a backend's error, which has no type of its own, into `LostProcessError`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A progress bar for long computations, where somebody watches."""
+"""A progress bar for long computations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lightning_leaky.utilities.processes import number_of_process
 
 
 def watched(batches: Iterable[Any], most: int | None = None, title: str = "reading") -> Iterable[Any]:
-    """Batches, so many at most, behind a bar: in a terminal and on the first process, so not in notebooks and logs."""
+    """At most so many batches behind a bar, which shows only in a terminal and on the first process."""
     from tqdm import tqdm
 
-    lengths = filter(None, (length_hint(batches), most))  # the length of a generator, or of a stream, is not known
+    lengths = filter(None, (length_hint(batches), most))  # a generator has none
     bar: Iterable[Any] = tqdm(
         islice(batches, most),
         title,
         total=min(lengths, default=None),
-        disable=True if number_of_process() else None,  # None: unless the output is no terminal
+        disable=True if number_of_process() else None,  # None: only in a terminal
         leave=False,
     )
     return bar

@@ -64,7 +64,10 @@ def test_where_it_is_left_can_be_told():
     assert Condition.of("< 0", release=0.5).is_left(0.5)
 
 
-@pytest.mark.parametrize("told", ["", "0.01", "< ", "< a", "< nan", "> inf", "== 1", "is bad", "no.such.function", 3])
+@pytest.mark.parametrize(
+    "told",
+    ["", "0.01", "< ", "< a", "< nan", "> inf", "< e", "< 1.2.3", "> .", "== 1", "is bad", "no.such.function", 3],
+)
 def test_what_cannot_be_read_is_refused(told):
     with pytest.raises(ValueError, match=r"`condition` must be .*got "):
         Condition.of(told)

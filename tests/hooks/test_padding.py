@@ -34,6 +34,17 @@ class Told(nn.Module):
         return self.blocks(hidden)
 
 
+class Traced(Told):
+    """Beside the blocks a module of TorchScript, which keeps no names of arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.traced = torch.jit.trace(nn.Linear(8, 8), TOKENS)
+
+    def forward(self, hidden, attention_mask):
+        return super().forward(self.traced(hidden), attention_mask)
+
+
 class TwoTowers(nn.Module):
     """As many patches as tokens, so that the mask of the texts would fit."""
 
@@ -76,6 +87,13 @@ def test_a_mask_that_the_model_is_given_is_that_of_its_layers(mask):
     model = Told()
     found = read(model, {"hidden": TOKENS, "attention_mask": mask}, "blocks.*")
     torch.testing.assert_close(found, right(model.blocks, TOKENS[REAL]))
+
+
+def test_a_module_without_a_signature_is_given_no_mask():
+    """A model with one is read, with the mask that others are given."""
+    model = Traced()
+    found = read(model, {"hidden": TOKENS, "attention_mask": REAL}, "blocks.*")
+    torch.testing.assert_close(found, right(model.blocks, model.traced(TOKENS)[REAL]))
 
 
 @pytest.mark.parametrize("texts_first", [True, False])

@@ -289,6 +289,36 @@ def test_a_state_that_is_not_certain_is_asked_for_and_a_sum_can_be_left_out():
         assert float(found.costs[index]) == float(F.mse_loss(skipped(data[0][0]), data[0][1]))
 
 
+class Counted(Two):
+    """Returns one state of two, after a tensor of another shape."""
+
+    def forward(self, hidden):
+        return torch.zeros(7), self.linear(hidden), 2 * hidden
+
+
+class CalledByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Counted() for _ in range(3))
+
+    def forward(self, inputs):
+        for block in self.blocks:
+            _, *states = block(hidden=inputs)
+            inputs = sum(states)
+        return inputs
+
+
+def test_a_sum_is_left_out_whatever_comes_along_and_however_it_was_passed():
+    """Leaving a block out hands its input on: then the sum of what it returns is what it took."""
+    torch.manual_seed(0)
+    model, data = CalledByName(), [(torch.randn(5, 6), torch.randn(5, 6))]
+    found = ablate_path(model, data, F.mse_loss, "blocks.*", state="sum")
+    for index in range(3):
+        skipped = copy.deepcopy(model)
+        del skipped.blocks[index]
+        assert float(found.costs[index]) == pytest.approx(float(F.mse_loss(skipped(data[0][0]), data[0][1])), rel=1e-6)
+
+
 class Noisy(nn.Module):
     """Noise in evaluation too."""
 
