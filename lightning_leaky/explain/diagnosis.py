@@ -65,7 +65,7 @@ class Diagnosis:
 
     @property
     def trust(self) -> Literal["unknown", "no", "partly", "yes"]:
-        """Whether to trust the Hamiltonian: yes for a residual below 0.1, partly below 0.5."""
+        """Whether to trust the Hamiltonian; yes if the residual is below 0.1, partly below 0.5."""
         if self.residual != self.residual:
             return "unknown"
         # At 0.1 both forms of the Hamiltonian agree within a chart's line, at 0.5 in sign.
