@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+
+_NEVER = -1
 
 
 def relu_step(
@@ -17,16 +20,21 @@ def relu_step(
     return _ReluStep.apply(representation, weight, bias, step_size, kept)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def square_handle(current: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """Return a handle on ‖W_l‖²_F, bias included: a 0 that has its gradient.
+def step_behind(current: Tensor, weight: Tensor) -> ReferenceType[Any] | None:
+    """Return the autograd node that made A_l, as a reference that keeps no graph alive.
 
-    A backward pass through the handle and A_l, shape (N, w), adds both gradients in one matrix product. ``None`` if
-    `relu_step` did not make A_l, or W_l is computed from other parameters or not trained.
+    ``None`` if it is not a `relu_step`, or W_l is computed from other parameters or not trained.
     """
     step = current.grad_fn
     is_trained = type(weight) is nn.Parameter and weight.requires_grad
-    if not is_trained or not isinstance(step, _ReluStep._backward_cls):
-        return None
+    return ref(step) if is_trained and isinstance(step, _ReluStep._backward_cls) else None
+
+
+def square_handle(step: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a handle on ‖W_l‖²_F, bias included: a 0 that has its gradient.
+
+    A backward pass through the handle and the step of a layer adds both gradients in one matrix product.
+    """
     return _Handle.apply(weight, bias, step)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -51,8 +59,8 @@ class _L2Term(torch.autograd.Function):
 class _Handle(torch.autograd.Function):
     """A 0 with the gradient of ‖W_l‖²_F.
 
-    It passes its gradient to the layer's step if that runs in the same backward pass: the engine runs newer nodes
-    first, so the step runs later.
+    It passes its gradient to the layer's step if that runs later in the same backward pass. The engine runs newer nodes
+    first, but not those of another thread.
     """
 
     @staticmethod
@@ -65,8 +73,10 @@ class _Handle(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (of_square,) = gradients
         weight, bias = ctx.saved_tensors
-        if torch._C._will_engine_execute_node(ctx.step):
-            ctx.step.of_square = of_square
+        step, task = ctx.step, torch._C._current_graph_task_id()
+        if torch._C._will_engine_execute_node(step) and step.ran_in != task:
+            left_in, left = step.left
+            step.left = task, left + of_square if left_in == task else of_square
             return None, None, None
         return 2 * of_square * weight, None if bias is None else 2 * of_square * bias, None
 
@@ -84,7 +94,8 @@ class _ReluStep(torch.autograd.Function):
         """(1 − ρL̃) A_{l−1} + ρ σ(A_{l−1}) W_lᵀ with `kept` = 1 − ρL̃."""
         active = torch.relu(representation)
         ctx.save_for_backward(representation, active, weight, bias)
-        ctx.step_size, ctx.kept, ctx.of_square = step_size, kept, None
+        ctx.step_size, ctx.kept = step_size, kept
+        ctx.ran_in, ctx.left = _NEVER, (_NEVER, None)  # backward passes, and what handles left for one
         leaked = representation * kept if bias is None else torch.add(bias * step_size, representation, alpha=kept)
         return leaked.addmm_(active, weight.t(), alpha=step_size)
 
@@ -94,8 +105,12 @@ class _ReluStep(torch.autograd.Function):
 
         A handle's gradient c adds 2c W_l and 2c b to the last two.
         """
-        of_square, ctx.of_square = ctx.of_square, None
-        found = _differentiable if torch.is_grad_enabled() else _in_place
+        (left_in, left), task = ctx.left, torch._C._current_graph_task_id()
+        of_square = left if left_in == task else None  # not that of a pass that broke
+        ctx.ran_in, ctx.left = task, (_NEVER, None)
+        # A batch of gradients, as of `torch.autograd.grad(is_grads_batched=True)`, cannot be written in place.
+        is_plain = not torch.is_grad_enabled() and not torch._C._functorch.is_legacy_batchedtensor(gradients[0])
+        found = _in_place if is_plain else _differentiable
         return *found(ctx, gradients[0], of_square), None, None
 
 
@@ -117,7 +132,7 @@ def _in_place(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tens
 
 
 def _differentiable(ctx: Any, gradient: Tensor, of_square: Tensor | None) -> list[Tensor | None]:
-    """The same gradients, differentiable."""
+    """The same gradients, differentiable and for batches of them."""
     representation, _, weight, bias = ctx.saved_tensors
     through = torch.ops.aten.threshold_backward(ctx.step_size * gradient @ weight, representation, 0)
     of_weight = ctx.step_size * gradient.t() @ torch.relu(representation)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from typing import Any, TypeAlias
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
 
 from lightning_leaky.functional.leaky_step import leaky_step
-from lightning_leaky.functional.relu_step import square_handle
+from lightning_leaky.functional.relu_step import square_handle, step_behind
 from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
 
-_Seen: TypeAlias = tuple[Tensor | None, int]
+_Seen: TypeAlias = tuple[Tensor | None, int, int]
 
 
 class LeakyLayer(nn.Module):
@@ -38,28 +39,29 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-        self._handles: list[tuple[Tensor, list[_Seen]]] = []  # a list, because setting a module's attribute is slow
+        # A list, because setting a module's attribute is slow.
+        self._last: list[tuple[ReferenceType[Any], list[_Seen]]] = []
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
         weight, bias = self.weight, self.bias  # once, because each access computes a parametrized weight
         current = leaky_step(representation, weight, bias, step_size, self.effective_depth, self.activation)
         if self.training and not torch.compiler.is_compiling():
-            handle = square_handle(current, weight, bias)
-            self._handles[:] = [] if handle is None else [(handle, _seen(weight, bias))]
+            step = step_behind(current, weight)
+            self._last[:] = [] if step is None else [(step, _seen(weight, bias))]
         return current
 
-    def take_handle(self) -> Tensor | None:
-        """Take the handle (`square_handle`) of the last forward pass in training.
+    def handle(self) -> Tensor | None:
+        """Return a `square_handle` with the last forward pass in training.
 
-        ``None`` if there is none, or the parameters have changed since.
+        ``None`` if its graph is gone, it cannot have one, or the parameters have changed since.
         """
-        if not self._handles:  # first, because access may change a parametrized weight
+        if not self._last or not torch.is_grad_enabled():  # first, because access may change a parametrized weight
             return None
-        handle, seen = self._handles.pop()
-        now = _seen(self.weight, self.bias)
-        is_same = all(one is other and version == at for (one, version), (other, at) in zip(seen, now, strict=True))
-        return handle if is_same and torch.is_grad_enabled() else None
+        (reference, seen), now = self._last[0], _seen(self.weight, self.bias)
+        is_same = all(one is other and at == since for (one, *at), (other, *since) in zip(seen, now, strict=True))
+        step = reference()
+        return square_handle(step, self.weight, self.bias) if is_same and step is not None else None
 
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
@@ -77,8 +79,8 @@ class LeakyLayer(nn.Module):
         return square if self.bias is None else square + self.bias.square().sum()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out handles, which belong to a graph."""
-        return {**self.__dict__, "_handles": []}
+        """Leave out the last pass, which belongs to a graph."""
+        return {**self.__dict__, "_last": []}
 
     def extra_repr(self) -> str:
         """Describe the layer in `print`."""
@@ -87,5 +89,5 @@ class LeakyLayer(nn.Module):
 
 
 def _seen(*parameters: Tensor | None) -> list[_Seen]:
-    """Parameters with their versions."""
-    return [(one, 0 if one is None else one._version) for one in parameters]
+    """Parameters with their versions and places in memory."""
+    return [(one, 0, 0) if one is None else (one, one._version, one.data_ptr()) for one in parameters]

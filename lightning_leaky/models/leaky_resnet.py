@@ -103,7 +103,7 @@ class LeakyResNet(nn.Module):
         """
         layers = self._steps()
         shares = leak_scale(self.effective_depth) * self.step_sizes
-        handles = [layer.take_handle() for layer in layers]
+        handles = [layer.handle() for layer in layers]
         missing = [layer for layer, handle in zip(layers, handles, strict=True) if handle is None]
         if any(parameter.requires_grad for layer in missing for parameter in layer.parameters()):
             total = (shares * unsharded(torch.stack([layer.square_norm() for layer in layers]))).sum()

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import gc
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -72,12 +74,65 @@ def test_value_and_gradients_are_those_of_the_formula(twins, changes):
     assert_same(network, plain, train)
 
 
-def test_in_training_each_layer_has_a_handle_and_gives_it_away_once(twins):
-    """Or the tests here would say nothing of them."""
+def has_handles(network):
+    (answer,) = {layer.handle() is not None for layer in network.layers}
+    return answer
+
+
+def test_each_layer_has_a_handle_as_long_as_its_graph_lives(twins):
+    """Or the tests here would say nothing of them. The layers keep no graph alive themselves."""
     network, _ = twins()
-    cost_of(network)
-    for is_taken in (False, True):
-        assert [layer.take_handle() is None for layer in network.layers] == [is_taken] * 4
+    assert not has_handles(network)
+    cost = cost_of(network)
+    assert has_handles(network)
+    del cost
+    gc.collect()
+    assert not has_handles(network)
+
+
+def in_a_thread(function):
+    """What a function returns that another thread has run."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_a_term_that_another_thread_has_formed(twins):
+    """Autograd numbers the nodes of each thread by themselves, so those of the term may run last."""
+
+    def run(network, term):
+        network(INPUTS), network(INPUTS)  # higher numbers here than there
+        cost = cost_of(network)
+        total = cost + FACTOR * in_a_thread(term)
+        total.backward(retain_graph=True)
+        cost.backward()
+
+    assert_same(*twins(), run)
+
+
+def test_what_a_broken_backward_pass_left_is_not_added_to_the_next(twins):
+    network, plain = twins()
+    for one, term in ((network, network.regularizer), (plain, functools.partial(plain_term, plain))):
+        cost = cost_of(one)
+        broken = cost * 1.0
+        broken.register_hook(lambda gradient: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            (FACTOR * term() + broken).backward(retain_graph=True)
+        one.zero_grad()
+        cost.backward()
+    for one, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_batches_of_gradients(twins):
+    network, plain = twins()
+    found = []
+    for one, term in ((network, network.regularizer), (plain, functools.partial(plain_term, plain))):
+        total = total_of(one, term)
+        losses = torch.stack([total, 2 * total])
+        found.append(torch.autograd.grad(losses, list(one.parameters()), torch.eye(2), is_grads_batched=True))
+        found[-1] += (torch.autograd.functional.jacobian(one, INPUTS, vectorize=True),)
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("is_first", [False, True], ids=["cost first", "term first"])
@@ -96,6 +151,7 @@ RUNS = {
     "twice": lambda network, term: (total_of(network, term) + 2 * term()).backward(),
     "two steps": lambda network, term: [train(network, term) for _ in range(2)],
     "loss scale": lambda network, term: (1024 * total_of(network, term) / 1024).backward(),
+    "all twice": lambda network, term: [total_of(network, term).backward(), term().backward()],
     "once more": lambda network, term: [total_of(network, term).backward(retain_graph=True), term().backward()],
 }
 
@@ -141,6 +197,7 @@ SITUATIONS = {
     "in evaluation": lambda network: cost_of(network.eval()),
     "after a pass without gradients": lambda network: torch.no_grad()(cost_of)(network),
     "after a pass in evaluation": lambda network: [cost_of(network), cost_of(network.eval())],
+    "after a change of dtype": lambda network: [cost_of(network), network.double()],
     "after a change in place": lambda network: [cost_of(network), double_a_weight(network)],
 }
 
@@ -150,11 +207,11 @@ def test_wherever_there_is_no_handle_it_is_the_formula(twins, prepare):
     """Of the weights as they are when it is asked for."""
 
     def run(network, term):
-        prepare(network)
+        held.append(prepare(network))  # the graph, too
         values.append(term())
         values[-1].backward()
 
-    values = []
+    held, values = [], []
     assert_same(*twins(), run)
     torch.testing.assert_close(*values)
 
