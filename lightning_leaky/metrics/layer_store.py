@@ -20,7 +20,7 @@ from lightning_leaky.utilities.processes import num_processes, own_share, summed
 
 Form: TypeAlias = Literal["auto", "moments", "samples"]
 
-NUM_LEVELS = 161
+NUM_LEVELS = 201
 """Levels of rows; thinning drops the lowest."""
 
 _WIDE = torch.float64  # sums and samples from MPS are on the CPU

@@ -195,7 +195,7 @@ class PathReader:
             weights: W_1, …, W_L, each of shape (w, d), the same on every process, read one at a time because they may
                 be sharded. Without them no quantity that needs them is read.
             parameters: `Sums.parameters` of all layers, shape (L, 3), likewise.
-            seen: With `max_rows`, how many samples of each level there were, shape (`NUM_LEVELS`,).
+            seen: With `max_rows`, how many samples of each level there were, and had rows, shape (2, `NUM_LEVELS`).
         """
         num_samples, samples_read = self._agreed(seen)
         self.failures = {}
@@ -259,7 +259,8 @@ class PathReader:
         """
         flags, parts = torch.tensor([int(store.is_summing) for store in self.stores]), [self._num_samples]
         if self.max_rows is not None:
-            parts = [self._counts().flatten(), torch.zeros(NUM_LEVELS, dtype=torch.int64) if seen is None else seen]
+            seen = torch.zeros(2, NUM_LEVELS, dtype=torch.int64) if seen is None else seen
+            parts = [self._counts().flatten(), seen.flatten()]
         total = summed(torch.cat([flags, *parts]).to(meeting_place(self.stores[0].device))).cpu()
         for store, is_summing in zip(self.stores, total[: len(flags)].tolist(), strict=True):
             if is_summing:
@@ -267,9 +268,9 @@ class PathReader:
         if self.max_rows is None:
             return tuple(total[len(flags) :].tolist()), ()
         table = total[len(flags) :].reshape(-1, NUM_LEVELS)
-        self._fit(table[:-1].amax(0).tolist(), self.max_rows)
-        of_samples = int(table[-1, self.level :].sum()), int(table[-1].sum())
-        return tuple(table[:-1, self.level].tolist()), of_samples if of_samples[1] else ()
+        self._fit(table[:-2].amax(0).tolist(), self.max_rows)
+        of_samples = int(table[-1, self.level :].sum()), int(table[-2].sum())
+        return tuple(table[:-2, self.level].tolist()), of_samples if self.level and of_samples[1] else ()
 
 
 def _half(rows: Tensor, number: int, odd: int) -> Tensor:

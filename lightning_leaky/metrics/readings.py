@@ -31,7 +31,7 @@ class Readings:
         halves: Quantities of two halves of the samples by name, if read; their difference shows how far the reading
             depends on the samples.
         widths: Width of each layer, L numbers; empty if unknown.
-        samples_read: Numbers of samples read and in the data set; empty if all were read.
+        samples_read: Numbers of samples read and in the data set, if rows were left out.
 
     Example:
         >>> readings = Readings({"hamiltonian": torch.tensor([-3.0, -2.0])}, torch.tensor([0.25, 0.75]), 2.0)
@@ -73,8 +73,8 @@ class Readings:
 
     @property
     def is_part(self) -> bool:
-        """Whether samples of the data set were left out."""
-        return bool(self.samples_read) and self.samples_read[0] < self.samples_read[1]
+        """Whether rows of the data set were left out."""
+        return bool(self.samples_read)
 
     def rows_read(self) -> str:
         """Rows of the layer with the fewest, in words; empty if unknown.

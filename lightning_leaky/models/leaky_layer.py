@@ -13,7 +13,7 @@ from lightning_leaky.functional.relu_step import square_handle, step_behind
 from lightning_leaky.paths.layers import at_rest
 from lightning_leaky.utilities.processes import unsharded
 
-_Seen: TypeAlias = tuple[Tensor | None, int, int]
+_Seen: TypeAlias = tuple[Tensor | None, int]
 
 
 class LeakyLayer(nn.Module):
@@ -59,7 +59,7 @@ class LeakyLayer(nn.Module):
         if not self._last or not torch.is_grad_enabled():  # first, because access may change a parametrized weight
             return None
         (reference, seen), now = self._last[0], _seen(self.weight, self.bias)
-        is_same = all(one is other and at == since for (one, *at), (other, *since) in zip(seen, now, strict=True))
+        is_same = all(one is other and at == since for (one, at), (other, since) in zip(seen, now, strict=True))
         step = reference()
         return square_handle(step, self.weight, self.bias) if is_same and step is not None else None
 
@@ -89,5 +89,5 @@ class LeakyLayer(nn.Module):
 
 
 def _seen(*parameters: Tensor | None) -> list[_Seen]:
-    """Parameters with their versions and places in memory."""
-    return [(one, 0, 0) if one is None else (one, one._version, one.data_ptr()) for one in parameters]
+    """Parameters with their versions."""
+    return [(one, 0 if one is None else one._version) for one in parameters]

@@ -243,6 +243,8 @@ class PathObserver:
             previous, current = passed.at_most(room)
         momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_gradients else None
         reader.update(previous, current, self._step_sizes_read(), momenta, is_last, levels)
+        if levels is not None:
+            self._count.add_read(passed)
         if passed.batch.gradients is not None:
             self._parameters.add(self._layers_read(), passed.batch.gradients, list(map(reader.recipe.share, current)))
 

@@ -60,6 +60,7 @@ class PassedBatch:
         self.segments = [segment for segment in segmentation.segments if segment]
         self._padding_mask, self._told = padding_mask, real_positions(batch.data, padding_mask)
         self.matrices = self._matrices(layout)
+        self._places = list[Tensor]()
 
     def levels(self, numbers: Tensor, max_rows: int) -> list[Tensor]:
         """Return `row_levels` of each layer, one tensor for layers that are alike."""
@@ -80,7 +81,12 @@ class PassedBatch:
         if tensor is not None and key not in known:
             samples = self.layout.sample_of_rows(tensor, real, self.batch.fresh)
             known[key] = row_levels(samples, numbers, max_rows)
+            self._places.append(samples)
         return known[key]
+
+    def places_read(self) -> Tensor:
+        """Return the places in the batch of the samples that have rows, once their `levels` are known."""
+        return torch.bincount(torch.cat(self._places)).nonzero()[:, 0]
 
     def at_most(self, most: int) -> Matrices:
         """Return the matrices, limited to so many rows."""

@@ -17,31 +17,42 @@ class SampleCount:
     The k-th sample of process r of W is number r + kW, as in distributed samplers.
 
     Attributes:
-        of_levels: Samples of each level, shape (`NUM_LEVELS`,).
+        of_levels: Samples of each level, all and those that have rows, shape (2, `NUM_LEVELS`).
     """
 
     def __init__(self) -> None:
-        self.of_levels = torch.zeros(NUM_LEVELS, dtype=torch.int64)
-        self._start, self._length = 0, 0
+        self.of_levels = torch.zeros(2, NUM_LEVELS, dtype=torch.int64)
+        self._start, self._length, self._batch_tells = 0, 0, True
 
     def add(self, batch: Batch, level: int) -> bool:
         """Count a batch's samples; return whether one has this level or more, or their number is unknown."""
         self._start += self._length
-        self._length = batch.length
-        return not self._length or self._count(batch.fresh, level)
+        self._length = batch.length if self._batch_tells else 0
+        return not self._length or bool((self._count(batch.fresh) >= level).any())
 
     def numbers_of(self, passed: PassedBatch) -> Tensor:
         """Return the numbers of the samples of the last batch, once it has passed, shape (n,)."""
-        if not self._length:
-            self._length = passed.num_samples()
-            self._count(passed.batch.fresh, 0)
-        return self._numbers(passed.num_samples())
+        number = passed.num_samples()
+        if number != self._length:  # the first tensor of a batch does not have its samples in rows
+            self._batch_tells = False
+            self._count(passed.batch.fresh, -1)
+            self._length = number
+            self._count(passed.batch.fresh)
+        return self._numbers()
 
-    def _count(self, fresh: Tensor | None, level: int) -> bool:
-        levels = sample_levels(self._numbers(self._length))
+    def add_read(self, passed: PassedBatch) -> None:
+        """Count the samples of the last batch that have rows."""
+        self.of_levels[1] += _histogram(sample_levels(self._numbers()[passed.places_read()]))
+
+    def _count(self, fresh: Tensor | None, sign: int = 1) -> Tensor:
+        levels = sample_levels(self._numbers())
         levels = levels if fresh is None or len(fresh) != len(levels) else levels[fresh.cpu()]
-        self.of_levels += torch.bincount(levels, minlength=NUM_LEVELS)
-        return bool((levels >= level).any())
+        self.of_levels[0] += sign * _histogram(levels)
+        return levels
 
-    def _numbers(self, number: int) -> Tensor:
-        return number_of_process() + num_processes() * torch.arange(self._start, self._start + number)
+    def _numbers(self) -> Tensor:
+        return number_of_process() + num_processes() * torch.arange(self._start, self._start + self._length)
+
+
+def _histogram(levels: Tensor) -> Tensor:
+    return torch.bincount(levels, minlength=NUM_LEVELS)

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_leaky import EnergyMonitor
+from lightning_leaky import EnergyMonitor, Layout
 from lightning_leaky.metrics.path_reader import NUM_LEVELS
 from lightning_leaky.reading.measure import measure_path
 from lightning_leaky.reading.observer import PathObserver
@@ -163,3 +163,59 @@ def test_a_second_evaluation_starts_anew(make_trainer):
         found.append(monitor.readings["validate"])
     assert found[0].samples_read == found[1].samples_read
     assert_same(*found, rtol=0)
+
+
+# Samples with many positions, and batches that begin with something else.
+
+
+def sequences(number, length=16):
+    return samples(number * length).reshape(number, length, WIDTH)
+
+
+def read_sequences(make_trainer, collate, number, batch_size, **settings):
+    """The readings of an evaluation of batches that are put together in some way."""
+
+    class Told(Plain):
+        def validation_step(self, batch, batch_idx):
+            self(batch["tokens"] if isinstance(batch, dict) else batch)
+
+    monitor = EnergyMonitor(Block, NAMES, **settings)
+    loader = DataLoader(sequences(number), batch_size, collate_fn=collate)
+    make_trainer(monitor).validate(Told(), loader, verbose=False)
+    return monitor.readings["validate"]
+
+
+@both_sizes
+@pytest.mark.parametrize("number", [129, 140, 200])
+def test_rows_are_left_out_of_a_set_just_above_the_bound_little_by_little_and_it_is_said(
+    make_trainer, number, batch_size
+):
+    """Of 128 sequences of 16 all rows fit. Just above, every sequence has some, and at most a sixth too many go."""
+    readings = read_sequences(make_trainer, torch.stack, number, batch_size)
+    rows = readings.num_samples[0]
+    assert readings.is_part
+    assert 0.8 * 2048 <= rows <= 2048
+    assert readings.rows_read() == f"{rows} rows of {number} of {number} samples"
+
+
+COLLATE = {
+    "batch first": (torch.stack, {}),
+    "tokens first": (lambda batch: torch.stack(batch, dim=1), {"layout": Layout("tnc")}),
+    "weights of classes first": (lambda batch: {"weights": torch.ones(5), "tokens": torch.stack(batch)}, {}),
+    "a number first": (lambda batch: {"scale": torch.ones(1), "tokens": torch.stack(batch)}, {}),
+}
+
+
+@pytest.mark.parametrize(("collate", "settings"), COLLATE.values(), ids=COLLATE)
+def test_the_same_rows_are_read_however_a_batch_begins(make_trainer, collate, settings):
+    expected = read_sequences(make_trainer, torch.stack, 300, 50, max_rows=64)
+    for batch_size in (7, 60):
+        readings = read_sequences(make_trainer, collate, 300, batch_size, max_rows=64, **settings)
+        assert readings.samples_read == expected.samples_read
+        assert_same(readings, expected, rtol=1e-4)
+
+
+def test_only_samples_that_have_rows_count_as_read(make_trainer):
+    """Here each sample is a row, and a layout has left out most of them."""
+    readings = evaluate(make_trainer, 50, 5000, max_rows=MAX_ROWS, layout=Layout(max_samples=10))
+    assert readings.samples_read == (readings.num_samples[0], 5000)

@@ -1,5 +1,6 @@
 """Which samples of a large data set are read: evenly spread, the same however it is cut, never too many."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from lightning_leaky.reading import sample_count
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.settings import ReadingSettings
-from lightning_leaky.reading.thinning import row_levels, sample_levels
+from lightning_leaky.reading.thinning import FIRST_LEVEL, row_levels, sample_levels
 from tests.metrics.paths import random_path
 
 MAX_ROWS = 40
@@ -22,7 +23,7 @@ every_cut = pytest.mark.parametrize("sizes", CUTS, ids=lambda sizes: f"{len(size
 
 def share(level):
     """Of the samples that are read at a level."""
-    return 2 ** ((1 - level) / HALVING)
+    return 2 ** ((FIRST_LEVEL - level) / HALVING)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 8, 13])
@@ -31,14 +32,14 @@ def test_levels_halve_the_samples_evenly_on_every_process(processes, number):
     """Within a few samples, of any number of them."""
     for process in range(processes):
         levels = sample_levels(process + processes * torch.arange(number))
-        for level in range(1, 1 + 11 * HALVING):
+        for level in range(FIRST_LEVEL, FIRST_LEVEL + 11 * HALVING):
             assert abs(int((levels >= level).sum()) - number * share(level)) <= 4 + 2 * processes
 
 
 def test_the_samples_of_a_level_are_spread_over_the_data_set():
     """No stretch of it is left out: gaps are at most three times as long as they are in the mean."""
     levels = sample_levels(torch.arange(10_000))
-    for level in range(1, 1 + 7 * HALVING):
+    for level in range(FIRST_LEVEL, FIRST_LEVEL + 7 * HALVING):
         places = (levels >= level).nonzero()[:, 0]
         assert int(places.diff().max()) <= 3 / share(level)
 
@@ -48,7 +49,7 @@ def test_levels_are_of_the_number_alone_and_within_bounds():
     levels = sample_levels(numbers)
     assert torch.equal(torch.cat([sample_levels(part) for part in numbers.split(77)]), levels)
     assert torch.equal(sample_levels(numbers.flip(0)), levels.flip(0))
-    assert 1 <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS
+    assert FIRST_LEVEL <= int(levels.min()) <= int(levels.max()) < NUM_LEVELS
 
 
 # Rows, where samples have several.
@@ -69,8 +70,8 @@ def test_few_rows_of_a_sample_that_has_many_stay_as_long_as_it():
     samples = rows_of(counts)
     levels = row_levels(samples, numbers, 2560)
     of_samples = sample_levels(numbers)
-    assert bool(((levels == 0) | (levels == of_samples[samples])).all())
-    stay = torch.bincount(samples[levels > 0], minlength=60)
+    assert bool(((levels < FIRST_LEVEL) | (levels == of_samples[samples])).all())
+    stay = torch.bincount(samples[levels >= FIRST_LEVEL], minlength=60)
     assert torch.equal(stay[1::3], torch.full((20,), 10))
     assert torch.equal(stay[2::3], torch.full((20,), 4))
     assert torch.equal(stay[::3], torch.full((20,), 10))
@@ -81,13 +82,23 @@ def test_every_sample_that_is_read_has_rows(max_rows):
     """So that the number of samples read says of how many there are rows, and no more of any than a 256th."""
     numbers, counts = torch.arange(200), [1, 2, 7, 16, 49, 196, 197, 257] * 25
     samples = rows_of(counts)
-    stay = torch.bincount(samples[row_levels(samples, numbers, max_rows) > 0], minlength=200)
+    stay = torch.bincount(samples[row_levels(samples, numbers, max_rows) >= FIRST_LEVEL], minlength=200)
     assert stay.tolist() == [min(count, max(1, max_rows // 256)) for count in counts]
+
+
+def test_rows_of_samples_become_fewer_before_samples_do_and_little_by_little():
+    """Of 300 rows each, 10 stay. Of the others, each level has 2^(-1/4) of those that the level before had."""
+    samples = rows_of([300] * 60)
+    levels = row_levels(samples, torch.arange(60), 2560)
+    for level in range(4 * HALVING):
+        stay = torch.bincount(samples[levels >= level], minlength=60)
+        assert bool((abs(stay - 10 - 290 * 2 ** (-level / HALVING)) <= 5).all())
+        assert int(stay.min()) >= 10
 
 
 def test_places_of_the_rows_that_stay_vary_with_the_sample():
     levels = row_levels(rows_of([300] * 2), torch.arange(2), 2560).reshape(2, 300)
-    assert not torch.equal(levels[0] > 0, levels[1] > 0)
+    assert not torch.equal(levels[0] >= FIRST_LEVEL, levels[1] >= FIRST_LEVEL)
 
 
 def test_levels_of_rows_do_not_depend_on_the_batch():
@@ -105,9 +116,19 @@ def numbers_of(sizes, count, is_known=True):
     found = []
     for size in sizes:
         batch = Batch(torch.zeros(size, 3)) if is_known else Batch()
-        count.add(batch, 1)
-        found.append(count.numbers_of(SimpleNamespace(batch=batch, num_samples=lambda size=size: size)))
+        count.add(batch, FIRST_LEVEL)
+        found.append(count.numbers_of(passed(batch, size)))
     return torch.cat(found)
+
+
+def passed(batch, size, places=()):
+    """A batch of which some samples have rows."""
+    places_read = functools.partial(torch.tensor, places, dtype=torch.long)
+    return SimpleNamespace(batch=batch, num_samples=lambda: size, places_read=places_read)
+
+
+def histogram(numbers):
+    return torch.bincount(sample_levels(torch.as_tensor(numbers)), minlength=NUM_LEVELS)
 
 
 @every_cut
@@ -118,13 +139,14 @@ def test_samples_are_numbered_and_counted_as_samplers_deal_them(monkeypatch, siz
     monkeypatch.setattr(sample_count, "num_processes", lambda: processes)
     expected, count = process + processes * torch.arange(sum(sizes)), SampleCount()
     assert torch.equal(numbers_of(sizes, count, is_known), expected)
-    assert torch.equal(count.of_levels, torch.bincount(sample_levels(expected), minlength=NUM_LEVELS))
+    assert torch.equal(count.of_levels[0], histogram(expected))
 
 
 def test_a_batch_is_wanted_where_a_sample_of_it_has_the_level():
     count = SampleCount()
-    wanted = [count.add(Batch(torch.zeros(4, 3)), 1 + 4 * HALVING) for _ in range(50)]
-    assert wanted == [bool(part.any()) for part in (sample_levels(torch.arange(200)) > 4 * HALVING).split(4)]
+    level = FIRST_LEVEL + 4 * HALVING
+    wanted = [count.add(Batch(torch.zeros(4, 3)), level) for _ in range(50)]
+    assert wanted == [bool(part.any()) for part in (sample_levels(torch.arange(200)) >= level).split(4)]
     assert 0 < sum(wanted) < 50
     assert SampleCount().add(Batch(), 4)  # of unknown length
 
@@ -132,7 +154,26 @@ def test_a_batch_is_wanted_where_a_sample_of_it_has_the_level():
 def test_repeats_are_not_counted():
     count, fresh = SampleCount(), torch.tensor([True, False, True])
     count.add(Batch(torch.zeros(3, 2), fresh), 1)
-    assert torch.equal(count.of_levels, torch.bincount(sample_levels(torch.tensor([0, 2])), minlength=NUM_LEVELS))
+    assert torch.equal(count.of_levels[0], histogram([0, 2]))
+
+
+def test_samples_without_rows_are_not_counted_as_read():
+    count, batch = SampleCount(), Batch(torch.zeros(4, 2))
+    count.add(batch, FIRST_LEVEL)
+    count.add(batch, FIRST_LEVEL)
+    count.add_read(passed(batch, 4, [1, 3]))
+    assert torch.equal(count.of_levels, torch.stack([histogram(range(8)), histogram([5, 7])]))
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_a_batch_whose_first_tensor_is_not_of_samples_is_counted_once_it_has_passed(length):
+    """Such as weights of classes, or tokens first: then each batch is numbered by what its layers return."""
+    count, found, batch = SampleCount(), [], Batch(torch.zeros(length))
+    for size in (4, 4, 3):
+        assert count.add(batch, NUM_LEVELS if found else 0)  # the first one is always looked at
+        found.append(count.numbers_of(passed(batch, size)))
+    assert torch.equal(torch.cat(found), torch.arange(11))
+    assert torch.equal(count.of_levels[0], histogram(range(11)))
 
 
 # The reader.
