@@ -51,6 +51,7 @@ def why_unread(trainer: Trainer, every_n_steps: int | None) -> str | None:
 
 
 def validates(trainer: Trainer) -> bool:
+    """Whether the run has validation batches."""
     return trainer.state.fn == "validate" or bool(trainer.enable_validation)
 
 
@@ -60,6 +61,7 @@ def is_due(trainer: Trainer, period: int) -> bool:
 
 
 def is_accumulating(trainer: Trainer) -> bool:
+    """Whether the batch only adds to gradients, without a step."""
     return trainer.fit_loop._should_accumulate()
 
 
@@ -173,7 +175,7 @@ def log_summaries(trainer: Trainer, scalars: Mapping[str, Tensor], loader: int) 
 
 
 def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimizer]:
-    """Optimizers that train a path, or all if none does; none of several if there is no path yet."""
+    """Return the optimizers that train a path, or all if none does. Without a path, return only a single optimizer."""
     if path is None and len(trainer.optimizers) > 1:
         return []
     trained = set() if path is None else {id(one) for one in path.layers.parameters() if one.requires_grad}

@@ -154,7 +154,7 @@ class EnergyMonitor(HookedCallback):
         warn("EnergyMonitor reads nothing in `trainer.predict`: call `trainer.validate`, or `measure_path`.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the hooks if there is no fit, and reset."""
+        """Attach the hooks unless a fit has done so, and forget what was read."""
         if not self.observers:
             self._said.clear()
             self._start(trainer, pl_module)

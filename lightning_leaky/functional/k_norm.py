@@ -261,7 +261,7 @@ def _raw_from_moments(gram: Tensor, cross: Tensor, rtol: float) -> Tensor:
 
 
 def factor_of(matrix: Tensor, k_norm: KNorm) -> tuple[Tensor, Tensor]:
-    """Cholesky factor of K or σᵀσ plus γI, and γ, NaN if there is no factor; for γ = 0 the identity is added."""
+    """Return the Cholesky factor of K or σᵀσ plus γI, or plus I if γ = 0, and γ, or NaN without a factor."""
     shifted, gamma = matrix.clone(), k_norm.stabiliser(matrix)
     shifted.diagonal(dim1=-2, dim2=-1).add_(torch.where(gamma == 0, 1, gamma)[..., None])
     factor, info = torch.linalg.cholesky_ex(shifted)

@@ -46,11 +46,13 @@ def l2_term(shares: Tensor, squares: Tensor, handles: Sequence[Tensor | None]) -
 class _L2Term(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shares: Tensor, squares: Tensor, *handles: Tensor | None) -> Tensor:
+        """Σ_l s_l ‖W_l‖²_F."""
         ctx.save_for_backward(shares)
         return torch.dot(shares, squares)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The share s_l for each handle."""
         (shares,) = ctx.saved_tensors
         wanted = zip((gradients[0] * shares).unbind(), ctx.needs_input_grad[2:], strict=True)
         return None, None, *(one if is_wanted else None for one, is_wanted in wanted)
@@ -65,12 +67,14 @@ class _Handle(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, step: Any) -> Tensor:
+        """A 0."""
         ctx.save_for_backward(weight, bias)
         ctx.step = step
         return weight.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """2 W_l and 2 b times the gradient, or nothing if the step adds them."""
         (of_square,) = gradients
         weight, bias = ctx.saved_tensors
         step, task = ctx.step, torch._C._current_graph_task_id()

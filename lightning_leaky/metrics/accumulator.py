@@ -103,7 +103,7 @@ class Accumulator(SumMetric):
         return MomentumMoments(products, inner / total, square / total**2)
 
     def _total(self, count: Tensor) -> Tensor:
-        """Divisor of sums of gradients, for the loss of the data set."""
+        """Number by which sums of gradients are divided to belong to the loss of the data set."""
         return count if self.recipe.loss_reduction == "mean" else torch.ones_like(count)
 
     def sums(self, weights: Weights = None, layers: slice = _ALL) -> dict[str, Tensor]:

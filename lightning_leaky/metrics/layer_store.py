@@ -70,6 +70,7 @@ class LayerStore:
             kept[2 * self.num_layers :] = [share * momentum for momentum in kept[2 * self.num_layers :]]
             if levels is not None:
                 kept, levels = _of_level(kept, levels, level)
+                kept = [matrix.to(self.device, self.dtype) for matrix in kept]
                 self._levels.append(levels)
                 self.counts += _histograms(levels)
             # Without a copy, layers are converted one at a time when they are read.

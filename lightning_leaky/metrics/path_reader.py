@@ -28,8 +28,8 @@ class PathReader:
     Second moments are exact over any data set. They take ``8 L (d² + 2dw)`` bytes for the energies, ``8 L w²`` for the
     spectrum and ``8 L dw`` for the momenta (d = w + 1). Samples take ``2 N L w`` float32 (``3 N L w`` with momenta;
     float64 if the representations are) and N × N matrices. With ``"auto"`` a segment keeps samples while those of all
-    processes are at most w, then turns to moments. If moments exceed 1 GiB, it keeps at most 1 GiB of
-    samples over all processes; `room` says how many fit.
+    processes are at most w, then turns to moments. If moments exceed 1 GiB, it keeps at most 1 GiB of samples over all
+    processes; `room` says how many fit.
 
     Args:
         widths: Width and number of layers of each segment.

@@ -20,7 +20,7 @@ _ABSENT = torch.empty(0)
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value
 class Sums:
-    """Sums over the samples of a data set, for the L layers of a segment.
+    """Holds sums over the samples of a data set for the L layers of a segment.
 
     Attributes:
         step_sizes: ρ of the layers, shape (L,).

@@ -48,8 +48,8 @@ class LeakyPath(Protocol):
 def find_leaky_path(model: nn.Module, path: PathChoice | None = None, held: Container[int] | None = None) -> LeakyPath:
     """Return the leaky path of a model: the model itself or a descendant.
 
-    Of several it returns the trained one, whose layers require gradients and, if known, are held by optimizers: a
-    frozen teacher does not count.
+    If there are several, it returns the trained one: its layers require gradients, and optimizers hold them (if `held`
+    is known). A frozen teacher does not count.
 
     Args:
         model: Where to look.

@@ -63,9 +63,9 @@ class ReadingSettings(ReadingOptions):
             signs of A, another activation by name, or a function from shape (N, w) to (N, d), or its import path.
             ``None`` takes the path's, as of a `LeakyResNet`, or else relu if the path leaks and linear if not.
         constant_column: Whether to append a column of ones; ``None`` takes the path's choice, or else true.
-        weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖², for the momentum readings and for the
-            Hamiltonian of any block and its residual. These two take all trainable parameters θ_l of a block: W_l if
-            the path knows it, else ρ_l W_l. In training λ is a term of the loss, or stands for an optimizer's decay.
+        weight_decay: λ > 0 of the objective C + (λ/(2L̃)) Σ ρ_l ‖W_l‖². The momentum readings need it, and so do the
+            Hamiltonian of any block and its residual, which take all trainable parameters θ_l of a block: W_l if the
+            path knows it, else ρ_l W_l. In training λ is a term of the loss, or stands for an optimizer's decay.
         effective_depth: L̃ ≥ 0 of layers that are not a leaky path; a leaky path has its own.
         loss_reduction: ``"mean"`` or ``"sum"``: how the cost combines the samples of a batch.
         layout: How the axes of a representation become samples and neurons; ``None`` is `Layout()`.
@@ -84,8 +84,8 @@ class ReadingSettings(ReadingOptions):
             ``2 N L w`` float32 (``3 N L w`` with momenta), and works with N × N matrices. ``"auto"`` keeps samples
             while all processes have at most w, and then sums moments. If these would take more than 1 GiB, it keeps as
             many samples as fill that, and says so once.
-        halves: Whether to also read two halves of the samples, which doubles the work. Their difference shows how
-            readings vary with the samples.
+        halves: Whether to also read two halves of the samples of each batch, which doubles the work. Their difference
+            shows how readings vary with the samples.
         precision: ``"default"`` multiplies float32 representations in float32 if γ is relative with γ0 ≥ 1e-3:
             energies err by up to 5e-5. ``"high"`` uses float64 if samples outnumber neurons, and in N × N form for the
             factor alone: they err by less than 1e-6. With other stabilisers ``"default"`` is ``"high"``. Float64

@@ -140,6 +140,15 @@ def test_a_loader_without_batches_is_no_reading(make_trainer, sizes):
     assert {int(key.rsplit("_", 1)[1]) for key in keys} == set(read)
 
 
+def test_a_loader_that_has_become_empty_keeps_no_reading_of_an_earlier_evaluation(make_trainer):
+    monitor, module = EnergyMonitor(Block, ["cost_of_identity"]), Several()
+    trainer = make_trainer(monitor)
+    trainer.validate(module, loaders(6, 3), verbose=False)
+    assert set(monitor.readings) == {"validate", "validate/dataloader_idx_1"}
+    trainer.validate(module, loaders(0, 3), verbose=False)
+    assert set(monitor.readings) == {"validate/dataloader_idx_1"}
+
+
 @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
 def test_loaders_whose_batches_come_together_are_one(make_trainer, mode):
     module, monitor = Several(), EnergyMonitor(Block, ["cost_of_identity"])

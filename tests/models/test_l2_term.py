@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from lightning_leaky.functional.leak import leak_scale
 
@@ -121,6 +122,14 @@ def test_what_a_broken_backward_pass_left_is_not_added_to_the_next(twins):
         cost.backward()
     for one, other in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_term_inside_a_checkpoint_whose_network_is_not(twins):
+    def run(network, term):
+        loss = lambda outputs: outputs.square().mean() + FACTOR * term()  # noqa: E731
+        checkpoint(loss, network(INPUTS), use_reentrant=False).backward()
+
+    assert_same(*twins(), run)
 
 
 def test_batches_of_gradients(twins):

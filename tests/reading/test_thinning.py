@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_leaky.metrics import PathReader, Recipe
+from lightning_leaky.metrics.layer_store import LayerStore
 from lightning_leaky.metrics.path_reader import NUM_LEVELS
 from lightning_leaky.reading import sample_count
 from lightning_leaky.reading.passed_batch import Batch
@@ -87,7 +88,7 @@ def test_every_sample_that_is_read_has_rows(max_rows):
 
 
 def test_rows_of_samples_become_fewer_before_samples_do_and_little_by_little():
-    """Of 300 rows each, 10 stay. Of the others, each level has 2^(-1/4) of those that the level before had."""
+    """Each sample has 300 rows, and 10 stay. Each level has 2^(-1/4) of the others that the level before had."""
     samples = rows_of([300] * 60)
     levels = row_levels(samples, torch.arange(60), 2560)
     for level in range(4 * HALVING):
@@ -240,6 +241,16 @@ def test_a_batch_that_is_overwritten_afterwards_was_read_before():
             side.mul_(factor).add_(factor - 1)
         readings.append(reader.compute()["cost_of_identity"])
     assert torch.equal(*readings)
+
+
+def test_rows_are_kept_on_the_device_and_in_the_dtype_of_the_store():
+    """That of a store is the CPU where batches come from MPS, which has no float64."""
+    store = LayerStore(3, 5, Recipe(["cost_of_identity"], 2.0), "samples")
+    store.device, store.dtype = torch.device("meta"), torch.float64
+    levels = [sample_levels(torch.arange(PATH.num_samples))] * 3
+    store.update([PATH.previous().float(), PATH.current().float()], levels=levels)
+    assert store.samples_in_bytes == 8 * 2 * 3 * 5 * PATH.num_samples
+    assert store.values()["cost_of_identity"].device.type == "meta"
 
 
 def test_a_reset_begins_with_all_rows_again():
