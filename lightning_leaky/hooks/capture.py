@@ -17,6 +17,7 @@ from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.hooks.state import StateChoice
 from lightning_leaky.hooks.steps import block_of
 from lightning_leaky.hooks.structures import without_nesting
+from lightning_leaky.utilities.processes import unsharded
 
 
 class Passage:
@@ -150,7 +151,8 @@ class PathCapture(LayerHooks):
                 if returned:
                     passage.previous[index] = self._dense(passage, index, taken[before], "input")
                     passage.current[index] = self._dense(passage, index, returned[after], "output")
-                passage.gradients[index] = passage.arrived.get((index, after))
+                gradient = passage.arrived.get((index, after))
+                passage.gradients[index] = None if gradient is None else unsharded(gradient)
                 if not passage.was_nested:
                     passage.real[index] = self.padding.real(index, passage.masks[index])
 
@@ -229,6 +231,7 @@ class PathCapture(LayerHooks):
 
     def _dense(self, passage: Passage, index: int, seen: Seen, role: str) -> Tensor | None:
         tensor = self._unwritten(index, seen, role)
+        tensor = None if tensor is None else unsharded(tensor)
         if tensor is not None and tensor.is_nested:
             passage.was_nested = True
             tensor, passage.real[index] = without_nesting(tensor)

@@ -17,6 +17,7 @@ from lightning_leaky.hooks.seen import Seen, has_values
 from lightning_leaky.hooks.state import StateChoice, state_candidates
 from lightning_leaky.hooks.steps import Span, Step, block_of, ends_of, place_in, taken
 from lightning_leaky.hooks.structures import tensors_of
+from lightning_leaky.utilities.processes import unsharded
 
 
 class LayerHooks:
@@ -152,7 +153,7 @@ class LayerHooks:
             self._unread[index] = several_states(len(befores), len(afters))
             return None
         previous, current = self._unwritten(index, befores[0], "input"), afters[0].value
-        return None if previous is None or current is None else (previous, current)
+        return None if previous is None or current is None else (unsharded(previous), unsharded(current))
 
     def _unwritten(self, index: int, seen: Seen, role: str) -> Tensor | None:
         """What a tensor held when it passed, or ``None`` and a complaint if that is lost."""

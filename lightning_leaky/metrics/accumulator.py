@@ -95,6 +95,14 @@ class Accumulator(SumMetric):
             self.momentum_sums[index, :2] += torch.stack(scalars)
             self.momentum_sums[index, 2] += count
 
+    def scale_momenta(self, factor: float) -> None:
+        """Multiply the momenta of all batches so far."""
+        if self.recipe.has_first_order:
+            self.first_order[:, :2] *= factor
+        if self.recipe.has_momenta:
+            self.features_momentum *= factor
+            self.momentum_sums[:, :2] *= self.momentum_sums.new_tensor([factor, factor**2])
+
     def momentum_moments(self, layers: slice = _ALL) -> MomentumMoments:
         """Momentum moments of the data set."""
         inner, square, count = self.momentum_sums[layers].unbind(-1)

@@ -112,6 +112,15 @@ class LayerStore:
         pairs = [_of_level(*pair, level) for pair in zip(self._kept, self._levels, strict=True)]
         self._kept, self._levels = [kept for kept, _ in pairs], [levels for _, levels in pairs]
 
+    def scale_momenta(self, factor: float) -> None:
+        """Multiply the momenta of all batches so far."""
+        if factor == 1:
+            return
+        number = 2 * self.num_layers
+        self._kept = [[*kept[:number], *(factor * momentum for momentum in kept[number:])] for kept in self._kept]
+        if self._accumulator is not None:
+            self._accumulator.scale_momenta(factor)
+
     def turn_to_sums(self) -> None:
         """Sum the samples kept, and all until the next reset."""
         if not self.is_summing:

@@ -16,6 +16,7 @@ from lightning_leaky.metrics.layer_store import NUM_LEVELS, Form, LayerStore, ch
 from lightning_leaky.metrics.readings import Readings, places_of
 from lightning_leaky.metrics.recipe import Recipe, Weights
 from lightning_leaky.metrics.records import QUANTITIES
+from lightning_leaky.utilities.data_parallel import Standing
 from lightning_leaky.utilities.processes import meeting_place, num_processes, summed
 
 # Bytes for all layers. It is fixed, so that all processes agree.
@@ -224,6 +225,19 @@ class PathReader:
             self._widths,
             samples_read,
         )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows added on this process, the most of any layer."""
+        return int(self._num_samples.max())
+
+    def take_share(self, standing: Standing) -> None:
+        """Leave out rows that another process has, and scale momenta to the mean over rows of all pieces."""
+        if standing.is_copy:
+            self.reset()
+        elif self.recipe.has_gradients and self.recipe.loss_reduction == "mean" and self.num_rows:
+            for store in self.stores:
+                store.scale_momenta(standing.rows / self.num_rows)
 
     def reset(self) -> None:
         """Forget every batch."""

@@ -102,10 +102,15 @@ class LeakyResNet(nn.Module):
         A learned map M adds ½‖M‖²_F, as each ρ_l W_l does at ρ_l L̃ = 1. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
         """
         layers = self._steps()
+        if not all(layer.weight.numel() for layer in layers):
+            raise ValueError(
+                "`weight_decay` must be 0 at DeepSpeed's stage 3, which leaves the weights empty outside a layer's "
+                "forward pass, where the L2 term reads them. Use stage 1 or 2, or the weight decay of an optimizer."
+            )
         shares = leak_scale(self.effective_depth) * self.step_sizes
         handles = [layer.handle() for layer in layers]
         missing = [layer for layer, handle in zip(layers, handles, strict=True) if handle is None]
-        if any(parameter.requires_grad for layer in missing for parameter in layer.parameters()):
+        if any(map(_may_be_trained, missing)):
             total = (shares * unsharded(torch.stack([layer.square_norm() for layer in layers]))).sum()
         else:
             total = l2_term(shares, _squares(layers), handles)
@@ -216,6 +221,11 @@ class LeakyResNet(nn.Module):
     def _steps(self) -> list[LeakyLayer]:
         """The layers without wrappers."""
         return [layer for layer in map(unwrapped, self.layers) if isinstance(layer, LeakyLayer)]
+
+
+def _may_be_trained(layer: LeakyLayer) -> bool:
+    """Whether a layer may have gradients; FSDP1 without `use_orig_params` leaves it no parameters of its own."""
+    return not (own := list(layer.parameters())) or any(one.requires_grad for one in own)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from lightning_leaky.functional.pontryagin import parameter_sums
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.reading.settings import ReadingSettings, layer_weight_decays
-from lightning_leaky.utilities.processes import is_flattened, is_sharded, num_processes, summed
+from lightning_leaky.utilities.processes import is_flattened, is_sharded, num_processes, summed, unsharded
 
 Decays: TypeAlias = Mapping[int, float]
 """What optimizers add to the gradient of each parameter, by id; NaN if they decay it otherwise."""
@@ -157,5 +157,8 @@ class ParameterReader:
 
 
 def _piece(tensor: Tensor) -> Tensor:
+    """This process's part; gradients that processes have yet to add up are whole."""
+    if is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements):  # type: ignore[attr-defined]
+        return unsharded(tensor).detach()
     own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own.detach()

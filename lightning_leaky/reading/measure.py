@@ -19,6 +19,7 @@ from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.settings import ReadingSettings, readable_quantities
+from lightning_leaky.utilities.data_parallel import DataParallelRank
 from lightning_leaky.utilities.progress import watched
 
 
@@ -30,6 +31,7 @@ def measure_path(
     weight_decay: float | None = None,
     layers: LayerChoice | None = None,
     progress: bool = False,
+    data_parallel: DataParallelRank | None = None,
     **settings: Any,
 ) -> Readings:
     """Exact readings of a network over a data set, the momentum readings included.
@@ -45,6 +47,7 @@ def measure_path(
         weight_decay: λ > 0, for the momentum readings and the Hamiltonian of any block, as of `ReadingSettings`.
         layers: Which layers, as of `EnergyMonitor`.
         progress: Whether to show a progress bar in a terminal.
+        data_parallel: Which processes have the same samples, as in tensor parallelism; ``None`` if each has its own.
         **settings: As of `ReadingSettings`; by default `halves` and `exact` are true and `precision` is ``"high"``.
 
     Returns:
@@ -74,7 +77,7 @@ def measure_path(
         ):
             keys = [key for key in keys if QUANTITIES[key].needs != "parameters"]
         chosen = chosen.reading(keys)
-    observer = PathObserver(model, path, chosen, strict=True)
+    observer = PathObserver(model, path, chosen, strict=True, data_parallel=data_parallel)
     if observer.reads_gradients and cost is None:
         wanted = [record.key for record in observer.quantities if record.has_gradients]
         raise ValueError(f"`cost` must be given to read {wanted}, got None.")

@@ -27,6 +27,7 @@ from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.segmentation import Segmentation
 from lightning_leaky.reading.settings import ReadingSettings, check_quantities_of, momentum_weight_decay
 from lightning_leaky.reading.watched_layers import WatchedLayers
+from lightning_leaky.utilities.data_parallel import DataParallelRank
 from lightning_leaky.utilities.harmless import warn_once
 from lightning_leaky.utilities.processes import first_of, meeting_place
 
@@ -44,6 +45,7 @@ class PathObserver:
         strict: Also counts every gradient, whether a step uses it or not.
         held: Ids of the parameters that optimizers hold; only a path with such parameters is found. A mapping holds
             `Decays`.
+        data_parallel: Which processes have the same samples; ``None`` if each has its own.
 
     Attributes:
         num_shown: Rows of each batch to keep in `samples`, for pictures.
@@ -60,6 +62,7 @@ class PathObserver:
         decay_of: Callable[[nn.Module], float | None] | None = None,
         strict: bool = False,
         held: Container[int] | None = None,
+        data_parallel: DataParallelRank | None = None,
     ) -> None:
         self.path, self.settings, self.strict = path, settings, strict
         self._model, self._decay_of = model, decay_of
@@ -83,7 +86,7 @@ class PathObserver:
         self.capture.is_search = self.path is None
         self._reader: PathReader | None = None
         self._batch = Batch()
-        self._count = SampleCount()
+        self._count = SampleCount(data_parallel)
         self.said: set[str] = set()
         self._step_sizes = torch.zeros(0) if self.path is None else step_sizes_of(self.path)
 
@@ -151,7 +154,7 @@ class PathObserver:
 
     def reset(self) -> None:
         """Forget every batch."""
-        self._count = SampleCount()
+        self._count.reset()
         if self._reader is not None:
             self._reader.reset()
 
@@ -174,6 +177,8 @@ class PathObserver:
         if Segmentation.of(agreed) != self._watched.segmentation:
             self._watched.segmentation, self._reader = Segmentation.of(agreed), None
         reader = self._reader_of(self.path)
+        if self._count.data_parallel.has_peers:
+            reader.take_share(self._count.standing(reader.num_rows, device))
         if reader.is_empty:
             self._step_sizes = step_sizes_of(self.path)
             reader.expect(self._step_sizes_read(), device, self._watched.segmentation.dtype)
@@ -243,6 +248,7 @@ class PathObserver:
             previous, current = passed.at_most(room)
         momenta = passed.momenta(self._weight_decay(path) * gradient_scale) if self.reads_gradients else None
         reader.update(previous, current, self._step_sizes_read(), momenta, is_last, levels)
+        self._count.look_at(previous[0], current[-1])
         if levels is not None:
             self._count.add_read(passed)
         if passed.batch.gradients is not None:

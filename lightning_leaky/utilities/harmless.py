@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_leaky.utilities.processes import LostProcessError, warn
+from lightning_leaky.utilities.processes import LostProcessError, num_processes, warn
 
 
 def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) -> None:
@@ -18,15 +19,24 @@ def warn_once(message: str, subject: str, said: set[str], is_own: bool = False) 
 
 
 @contextmanager
-def harmless(task: str, said: set[str], is_own: bool = False) -> Iterator[None]:
+def harmless(task: str, said: set[str], is_own: bool = False, step: int | None = None) -> Iterator[None]:
     """Let a task fail with one warning per reason, so that training goes on.
 
-    A lost process stops it, because a later checkpoint would lack the adaptation.
+    A lost process stops it, because a later checkpoint would lack the adaptation; the error names the optimizer step.
     """
     try:
         yield
-    except LostProcessError:
-        raise
     except Exception as error:  # from rules or loggers
+        if _is_of_processes(error):
+            at = "" if step is None else f", at optimizer step {step}"
+            raise LostProcessError(f"{task}{at}: {error}") from error
         message = f"{task} has failed, and the training goes on: {type(error).__name__}: {error}"
         warn_once(message, message, said, is_own)
+
+
+def _is_of_processes(error: Exception) -> bool:
+    """Whether a collective has failed, ours or one of a signal handler that interrupted us."""
+    if isinstance(error, LostProcessError):
+        return True
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__)) if num_processes() > 1 else ()
+    return any(frame.f_globals.get("__name__", "").startswith("torch.distributed.") for frame in frames)

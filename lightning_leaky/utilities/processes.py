@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -57,18 +58,26 @@ def own_share(number: int) -> slice:
 
 def first_of(numbers: Tensor, has_them: bool) -> Tensor | None:
     """Integers of the first process that has them; one shape on all, one collective."""
-    marked = torch.cat([numbers.new_tensor([has_them]), numbers.flatten()])
-    everybody = [marked]
-    if num_processes() > 1:
-        everybody = [torch.empty_like(marked) for _ in range(num_processes())]
-        with collective():
-            dist.all_gather(everybody, marked)
-    told = torch.stack(everybody).cpu()  # one transfer
+    told = from_all(torch.cat([numbers.new_tensor([has_them]), numbers.flatten()]))
     return next((row[1:].reshape(numbers.shape) for row in told.unbind() if row[0]), None)
 
 
+def from_all(numbers: Tensor) -> Tensor:
+    """Numbers of all processes, shape (P, n), on the CPU; one shape on all, one collective."""
+    everybody = [numbers]
+    if num_processes() > 1:
+        everybody = [torch.empty_like(numbers) for _ in range(num_processes())]
+        with collective():
+            dist.all_gather(everybody, numbers)
+    return torch.stack(everybody).cpu()  # one transfer
+
+
 def unsharded(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor (FSDP2), one collective."""
+    """Gather a sharded tensor (DTensors, DeepSpeed's stage 3), one collective."""
+    if hasattr(tensor, "ds_id"):
+        deepspeed: Any = import_module("deepspeed")
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 

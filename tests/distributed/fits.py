@@ -150,11 +150,9 @@ def fit(size: int, streamed: bool = False, accumulated: int = 1, **changes: Any)
     """Fit, then test, and return what a process has seen."""
     *callbacks, recorder = make_callbacks()
     trainer = make_trainer(size, [*callbacks, recorder], accumulate_grad_batches=accumulated, **changes)
-    is_sharded = isinstance(trainer.strategy, ModelParallelStrategy)
-    module, data = make_module(Sharded if is_sharded else LeakyResNetModule), Data(streamed, accumulated)
+    module, data = make_module(), Data(streamed, accumulated)
     trainer.fit(module, data)
-    if not is_sharded:  # a second stage would shard the module once more
-        trainer.test(module, data, verbose=False)
+    trainer.test(module, data, verbose=False)
     return recorder.found()
 
 
@@ -167,11 +165,6 @@ def fits(rank: int, size: int, folder: Path) -> dict[str, Any]:
         "accumulated": fit(size, accumulated=3 if size == 4 else 2),
         "streamed": fit(size, streamed=True, strategy=strategy),
     }
-
-
-def sharded_fit(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    """A fit whose parameters are spread over the processes."""
-    return fit(size, strategy=ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=1))
 
 
 def drawn_fits(rank: int, size: int, folder: Path) -> dict[str, dict[str, Any]]:

@@ -64,14 +64,6 @@ def test_readings_are_those_of_one_process(together, alone, case, stage):
         assert_same_readings(found[case], alone[case], stage)
 
 
-def test_sharded_parameters_change_nothing(alone, tmp_path):
-    processes = launch(fits.sharded_fit, 2, tmp_path)
-    assert_same_step_sizes(processes, alone["plain"])
-    for found in processes:
-        for stage in ("train", "validate"):
-            assert_same_readings(found, alone["plain"], stage)
-
-
 def test_the_first_process_draws_and_nobody_feels_it(alone, tmp_path):
     processes = launch(fits.drawn_fits, 2, tmp_path)
     for name in ("ddp", "sharded"):

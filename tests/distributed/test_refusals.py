@@ -8,33 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_leaky import EnergyMonitor, LeakyResNet, StepSizeAdapter, StepSizeHook
-from tests.distributed.fits import Data, Sharded, make_module, make_trainer
+from lightning_leaky import EnergyMonitor, LeakyResNet, StepSizeHook
+from tests.distributed.fits import Data, make_module, make_trainer
 from tests.distributed.launch import launch
 
 pytestmark = pytest.mark.slow
-
-
-def split_tensors(rank: int, size: int, folder: Path) -> list[str]:
-    """Start where tensors may be split over the processes, and return what each callback says."""
-    said = []
-    for callback in (EnergyMonitor(), StepSizeAdapter()):
-        trainer = make_trainer(size, [callback], strategy=ModelParallelStrategy(1, tensor_parallel_size=size))
-        with pytest.raises(ValueError, match="`strategy`") as error:
-            trainer.fit(make_module(Sharded), Data())
-        said.append(str(error.value))
-    return said
-
-
-def test_tensor_parallelism_is_refused_by_all_processes(tmp_path):
-    for of_monitor, of_adapter in launch(split_tensors, 2, tmp_path):
-        assert "EnergyMonitor can follow, got ModelParallelStrategy: with tensor_parallel_size > 1" in of_monitor
-        assert "StepSizeAdapter can follow" in of_adapter
 
 
 SHARDED = {

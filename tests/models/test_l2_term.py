@@ -262,3 +262,18 @@ def test_gradients_go_on_to_the_weights_that_others_are_made_of(twins):
             parametrizations.spectral_norm(layer)
             layer.parametrizations.weight.eval()
     assert_same(network, plain, train)
+
+
+def test_it_acts_on_weights_that_are_no_parameters(make_network):
+    """As under FSDP1, whose layers hold pieces of one flat parameter in a forward pass."""
+    network = make_network()
+    own = list(network.layers.parameters())
+    expected = torch.autograd.grad(network.regularizer(), own)
+    flat = torch.nn.Parameter(torch.cat([one.detach().flatten() for one in own]))
+    pieces = iter(flat.split([one.numel() for one in own]))
+    for layer in network.layers:
+        for name, one in list(layer.named_parameters()):
+            delattr(layer, name)
+            setattr(layer, name, next(pieces).view_as(one))
+    (found,) = torch.autograd.grad(network.regularizer(), flat)
+    torch.testing.assert_close(found, torch.cat([one.flatten() for one in expected]))

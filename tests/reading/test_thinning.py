@@ -9,11 +9,11 @@ import torch
 from lightning_leaky.metrics import PathReader, Recipe
 from lightning_leaky.metrics.layer_store import LayerStore
 from lightning_leaky.metrics.path_reader import NUM_LEVELS
-from lightning_leaky.reading import sample_count
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.reading.thinning import FIRST_LEVEL, row_levels, sample_levels
+from lightning_leaky.utilities import data_parallel
 from tests.metrics.paths import random_path
 
 MAX_ROWS = 40
@@ -136,8 +136,8 @@ def histogram(numbers):
 @pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize(("process", "processes"), [(0, 1), (2, 3)])
 def test_samples_are_numbered_and_counted_as_samplers_deal_them(monkeypatch, sizes, is_known, process, processes):
-    monkeypatch.setattr(sample_count, "number_of_process", lambda: process)
-    monkeypatch.setattr(sample_count, "num_processes", lambda: processes)
+    monkeypatch.setattr(data_parallel, "number_of_process", lambda: process)
+    monkeypatch.setattr(data_parallel, "num_processes", lambda: processes)
     expected, count = process + processes * torch.arange(sum(sizes)), SampleCount()
     assert torch.equal(numbers_of(sizes, count, is_known), expected)
     assert torch.equal(count.of_levels[0], histogram(expected))

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_leaky.metrics import base
+from lightning_leaky.utilities import harmless as harmless_module
 from lightning_leaky.utilities import processes
 from lightning_leaky.utilities.harmless import harmless
 
@@ -34,5 +35,14 @@ def test_a_lost_process_is_not_harmless(monkeypatch, join):
     monkeypatch.setattr(dist, "all_reduce", fail)
     monkeypatch.setattr(dist, "all_gather", fail)
     monkeypatch.setattr(base, "gather_all_tensors", fail)
-    with pytest.raises(processes.LostProcessError, match=r"Process 1 .*closed by peer"), harmless("A reading", set()):
+    said = r"A reading, at optimizer step 7: Process 1 .*closed by peer"
+    with pytest.raises(processes.LostProcessError, match=said), harmless("A reading", set(), step=7):
         join(torch.tensor([1]))
+
+
+def test_a_collective_of_a_signal_handler_is_not_harmless_either(monkeypatch):
+    """Lightning's handler of SIGTERM broadcasts wherever it interrupts."""
+    monkeypatch.setattr(harmless_module, "num_processes", lambda: 2)
+    said = "A reading, at optimizer step 7"
+    with pytest.raises(processes.LostProcessError, match=said), harmless("A reading", set(), step=7):
+        dist.broadcast_object_list([None])  # there is no group
