@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,7 +17,7 @@ from lightning_leaky.hooks.compiled import forget_compiled_code
 from lightning_leaky.hooks.state import StateChoice, StatePlace, certain_choice, state_candidates, state_place
 from lightning_leaky.hooks.structures import replaced, same_shape, tensors_of
 from lightning_leaky.paths.layers import device_of
-from lightning_leaky.utilities.processes import is_sharded, warn
+from lightning_leaky.utilities.processes import warn
 from lightning_leaky.utilities.wrappers import unwrapped
 
 
@@ -29,8 +30,8 @@ class LeakySteps(nn.Module):
 
     The step-sizes stay in float64 (float32 on MPS) if the model is cast. They are saved with the model, unless they are
     equidistant at L̃ = 0: then the state is that of the original model. A state without step-sizes loads as equidistant.
-    Sharded blocks always save them, because their checkpoints load by the model's keys. A copy or pickle of this module
-    keeps them; a copy of blocks alone runs as plain blocks and warns once.
+    Under torch.distributed they are always saved, because distributed checkpoints load by the keys of a new model. A
+    copy or pickle of this module keeps them; a copy of blocks alone runs as plain blocks and warns once.
 
     Args:
         blocks: The blocks in running order, each shape-preserving; they are not registered here.
@@ -74,7 +75,7 @@ class LeakySteps(nn.Module):
         if step_sizes is not None:
             rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), len(blocks))
         device = device_of(self.layers)
-        self.register_buffer("step_sizes", rho.to(device, working_dtype(device)), persistent=False)
+        self.register_buffer("step_sizes", rho.to(device, working_dtype(device)))
         self.state = state
         self._places = [state_place(block, state) for block in blocks]
         self._versions: dict[int, dict[int, int]] = {}
@@ -163,8 +164,10 @@ class LeakySteps(nn.Module):
     def _says_something(self) -> bool:
         if self.effective_depth > 0 or self.step_sizes.is_meta:
             return self.effective_depth > 0
+        if dist.is_available() and dist.is_initialized():
+            return True
         equidistant = equidistant_step_sizes(len(self.step_sizes)).to(self.step_sizes)
-        return any(map(is_sharded, self.layers.parameters())) or not torch.equal(self.step_sizes, equidistant)
+        return not torch.equal(self.step_sizes, equidistant)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._says_something():
