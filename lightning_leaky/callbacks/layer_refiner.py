@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._follower import PathFollower
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
+from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.paths.leaky_path import find_leaky_path
 from lightning_leaky.refining.refinement_hook import RefinementHook
 from lightning_leaky.refining.settings import RefinementSettings
@@ -35,6 +36,9 @@ class LayerRefiner(PathFollower):
     model saves layers and step-sizes, and a resumed run equals an uninterrupted one. Other callbacks with a method
     ``on_layers_changed(trainer, pl_module)`` are told.
 
+    Under ``ModelParallelStrategy`` (FSDP2) the module needs a method ``shard_layer(layer)``, which calls `fully_shard`
+    on a new layer as ``configure_model`` does on the others.
+
     Log keys, before the step: ``num_layers``, L, and ``discretisation_error``, Σ_l ½ρ_l²‖∂²_pA‖_F/‖A_l‖_F (no unit),
     which the tolerance bounds.
 
@@ -44,7 +48,7 @@ class LayerRefiner(PathFollower):
 
     Raises:
         ValueError: If an argument is out of range; at the start of a fit if `RefinementHook` refuses the model or its
-            optimizers, or the model is compiled, sharded or averaged, or the strategy keeps more than gradients.
+            optimizers, or the model is compiled or averaged, or the strategy shards it without a ``shard_layer``.
 
     Example:
         >>> import lightning as L
@@ -71,7 +75,8 @@ class LayerRefiner(PathFollower):
         path = cast("nn.Module", find_leaky_path(pl_module, told, held_parameters(*trainer.optimizers)))
         self._hook = RefinementHook(pl_module, **(self.settings | {"path": path}), max_leak=_max_leak(trainer, told))
         self._restore()
-        self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer))
+        shard = getattr(pl_module, "shard_layer", None)
+        self._hook.attach(*trainer.optimizers, automatic=False, on_change=partial(_announce, trainer), shard=shard)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Arm if due."""
@@ -103,7 +108,7 @@ class LayerRefiner(PathFollower):
 
 def check_trainer(trainer: Trainer) -> None:
     """Raise ValueError if others rely on parameters."""
-    _trainer.check_strategy(trainer, "LayerRefiner")
+    check_strategy(trainer, "LayerRefiner")
     _trainer.check_rewrap(trainer, "LayerRefiner")
     if trainer.lightning_module._compiler_ctx is not None:
         raise ValueError(

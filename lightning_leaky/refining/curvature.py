@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from lightning_leaky.functional.moments import inner_product
 from lightning_leaky.hooks.layer_hooks import LayerHooks
 from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.paths.leaky_path import LeakyPath
+from lightning_leaky.refining.sharded import mesh_of
 
 
 class CurvatureRecorder(LayerHooks):
@@ -23,6 +26,7 @@ class CurvatureRecorder(LayerHooks):
         self.copy_less()  # an Euler step leaves its input as it is
         self.path = path
         self.squares = torch.zeros(2, len(self.layers), dtype=torch.float64)
+        self.mesh_between: Any = None  # of shards after a layer's forward pass
         self._last: tuple[int, Tensor] | None = None
 
     def clear(self) -> None:
@@ -36,6 +40,7 @@ class CurvatureRecorder(LayerHooks):
         pair = self._pair(index, befores, afters) if self.layers[index].training else None
         if pair is None:
             return
+        self.mesh_between = mesh_of(self.layers[index])
         device = pair[1].device
         if self.squares.device != device:
             self.squares = self.squares.to(device, working_dtype(device))
@@ -48,4 +53,4 @@ class CurvatureRecorder(LayerHooks):
         self._last = (index, velocity) if index + 1 < len(self.layers) else None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_last": None}
+        return {**super().__getstate__(), "_last": None, "mesh_between": None}

@@ -116,6 +116,6 @@ def check_layers_can_change(layers: Iterable[nn.Module]) -> None:
             )
         if any(map(is_sharded, layer.parameters())):
             raise ValueError(
-                "`layers` must be whole to be split and merged, got parameters sharded over processes, which know only "
-                "those that they were given; refine on one process, then shard."
+                "`layers` must be whole to be split and merged, got parameters sharded over processes, which no "
+                "copy can have; use a LayerRefiner or a RefinementHook with `shard`, or refine first and shard later."
             )

@@ -16,6 +16,7 @@ from lightning_leaky.refining.curvature import CurvatureRecorder
 from lightning_leaky.refining.mesh import discretisation_errors_of, refined_step_sizes
 from lightning_leaky.refining.network import find_refinable_path, optimizer_of
 from lightning_leaky.refining.settings import RefinementSettings
+from lightning_leaky.refining.sharded import Shard, are_sharded, check_shard, remesh_sharded
 from lightning_leaky.utilities.arguments import takes_first
 from lightning_leaky.utilities.harmless import harmless, warn_once
 from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, step_was_skipped
@@ -71,10 +72,15 @@ class RefinementHook:
         self._recorder = CurvatureRecorder(self.path)
         self._steps: OptimizerSteps | None = None
         self._on_change: Callable[[], None] | None = None
+        self._shard: Shard | None = None
         self._is_automatic, self._has_stepped = True, False
 
     def attach(
-        self, *optimizers: Optimizer, automatic: bool = True, on_change: Callable[[], None] | None = None
+        self,
+        *optimizers: Optimizer,
+        automatic: bool = True,
+        on_change: Callable[[], None] | None = None,
+        shard: Shard | None = None,
     ) -> RefinementHook:
         """Follow the steps of the optimizer that trains the layers.
 
@@ -85,18 +91,20 @@ class RefinementHook:
                 `end_step` after it; optimizer steps in between count as one.
             on_change: Called after layers have changed, to wrap the network in DDP or make a `StepSizeHook` again; the
                 latter not if `automatic`, because an optimizer's hooks cannot change in its step.
+            shard: If `fully_shard` has wrapped each layer: what wraps a new one, with the same settings, in place.
 
         Returns:
             This hook.
 
         Raises:
             ValueError: If it is attached already, or not exactly one optimizer trains the layers, or its state cannot
-                move, or its `step` calls no hooks.
+                move, or its `step` calls no hooks, or layers are sharded and `shard` is missing or shards otherwise.
         """
         if self.is_attached:
             raise ValueError("`optimizers` must be the only ones, but this hook is attached already; detach it first.")
         optimizer = optimizer_of(self.path, [*map(heard_optimizer, optimizers)])
-        self._on_change, self._is_automatic = on_change, automatic
+        check_shard([*self.path.layers], shard)
+        self._on_change, self._is_automatic, self._shard = on_change, automatic, shard
         self.said.clear()
         self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
         self.follow()
@@ -110,7 +118,7 @@ class RefinementHook:
         self._recorder.detach()
         if self._steps is not None:
             self._steps.remove()
-        self._steps, self._on_change = None, None
+        self._steps, self._on_change, self._shard = None, None, None
 
     @property
     def is_attached(self) -> bool:
@@ -203,10 +211,17 @@ class RefinementHook:
             rho, longest = step_sizes_of(self.path), self.max_leak / max(self.max_leak, self.path.effective_depth)
             new = refined_step_sizes(rho, errors, told.tolerance, told.max_layers, max(2, told.min_layers), longest)
             if not torch.equal(new, rho):
-                self.path.remesh(new, None if self._steps is None else self._steps.optimizer)
+                self._remesh(new)
                 has_changed = True
                 self.follow()
         return has_changed
 
+    def _remesh(self, step_sizes: Tensor) -> None:
+        optimizer = None if self._steps is None else self._steps.optimizer
+        if self._shard is not None and are_sharded(self.path.layers):
+            remesh_sharded(self.path, step_sizes, optimizer, self._shard, self._recorder.mesh_between)
+        else:
+            self.path.remesh(step_sizes, optimizer)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_steps": None, "_on_change": None}
+        return {**self.__dict__, "_steps": None, "_on_change": None, "_shard": None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, repeat
 from typing import Any, TypeAlias
 
@@ -66,9 +66,19 @@ def move_parameters(
     _interpolate(old, old, interpolation_of(step_sizes, new_step_sizes), optimizer)
 
 
+def copy_without_hooks(layer: nn.Module) -> nn.Module:
+    """Copy a layer; hooks would hold captures and other layers."""
+    hooks = [getattr(module, name) for module in layer.modules() for name in _HOOKS]
+    return copy.deepcopy(layer, {id(one): type(one)() for one in hooks})
+
+
 @torch.no_grad()
 def remeshed_layers(
-    layers: Sequence[nn.Module], step_sizes: Tensor, new_step_sizes: Tensor, optimizer: Optimizer | None = None
+    layers: Sequence[nn.Module],
+    step_sizes: Tensor,
+    new_step_sizes: Tensor,
+    optimizer: Optimizer | None = None,
+    copy_of: Callable[[nn.Module], nn.Module] = copy_without_hooks,
 ) -> list[nn.Module]:
     """Make M layers for new step-sizes from L layers [ours].
 
@@ -84,6 +94,7 @@ def remeshed_layers(
         step_sizes: Old ρ, shape (L,).
         new_step_sizes: New ρ, shape (M,).
         optimizer: Optimizer of the layers.
+        copy_of: Makes a new layer like the given one; its values need not be.
 
     Returns:
         M layers, each on the device and in the mode of its ancestor.
@@ -103,7 +114,7 @@ def remeshed_layers(
     is_same_number = len(new_step_sizes) == len(layers)  # then each layer descends from itself
     parents = list(range(len(layers))) if is_same_number else interpolation.nearest.tolist()
     modules = [
-        layers[parent] if parents.index(parent) == index else _copy_without_hooks(layers[parent])
+        layers[parent] if parents.index(parent) == index else copy_of(layers[parent])
         for index, parent in enumerate(parents)
     ]
     new = [_parameters(module) for module in modules]
@@ -186,12 +197,6 @@ def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], inte
             if overwritten >= next_left:
                 kept[overwritten] = target.clone()
             target.copy_(value)
-
-
-def _copy_without_hooks(layer: nn.Module) -> nn.Module:
-    # Hooks hold captures and other layers.
-    hooks = [getattr(module, name) for module in layer.modules() for name in _HOOKS]
-    return copy.deepcopy(layer, {id(one): type(one)() for one in hooks})
 
 
 def _state_of(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Any]:
