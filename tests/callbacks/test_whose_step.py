@@ -1,7 +1,6 @@
 """EnergyMonitor beside several optimizers: at whose step it reads, and whose weight decay it takes for λ."""
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
-from lightning_leaky.callbacks._trainer import optimizer_weight_decay
 from lightning_leaky.functional import objective_weight_decay
+from lightning_leaky.utilities.optimizer_decay import optimizer_weight_decay
 from tests.blocks import Block, effective_dimension
 from tests.callbacks.helpers import DEFAULTS
 
@@ -402,5 +401,5 @@ def test_frozen_matrices_beside_trained_ones_have_no_lambda(make_trainer, holds_
 
 def test_lazy_weights_have_no_lambda_yet():
     layers = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4))
-    assert optimizer_weight_decay(SimpleNamespace(optimizers=[sgd(layers)]), layers) == DECAY
-    assert optimizer_weight_decay(SimpleNamespace(optimizers=[sgd(layers[:1])]), layers[:1]) is None
+    assert optimizer_weight_decay([sgd(layers)], layers) == DECAY
+    assert optimizer_weight_decay([sgd(layers[:1])], layers[:1]) is None
