@@ -48,7 +48,7 @@ docs: $(STAMP)
 
 # Long campaigns, whose tables are in docs/reliability.md; CI runs a few runs of each inside `make test`.
 faults: $(STAMP)
-	$(BIN)/python -m tests.campaigns.faults --runs 210 --workers 2
+	$(BIN)/python -m tests.campaigns.faults --runs 300 --workers 2
 
 long-run: $(STAMP)
 	$(BIN)/python -W ignore -m tests.campaigns.long_run --steps 20000

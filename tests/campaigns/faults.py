@@ -1,6 +1,6 @@
 """A campaign of faults: each run is disturbed, resumed, and compared with one that was left alone.
 
-    python -m tests.campaigns.faults --runs 210 --seed 0 --workers 2
+    python -m tests.campaigns.faults --runs 300 --seed 0 --workers 2
     python -m tests.campaigns.faults --only kill --seed 17 --runs 1
 
 A run is a fault and a seed, which says when and how it happens. Full disks, and disks of their own for the checkpoints,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import platform
 import random
 import signal
 import socket
@@ -23,17 +22,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-
-import lightning
-import torch
 
 from tests.campaigns.checks import (
     LostError,
@@ -43,11 +39,17 @@ from tests.campaigns.checks import (
     check_logs,
     check_steps,
     check_weights,
+    check_words,
     require,
 )
-from tests.campaigns.disturbances import FAULTS, Counting, Disturbance
-from tests.campaigns.fit import PATIENCE, Fault, Places, Setting, append, lines_of, newest, work
+from tests.campaigns.disturbances import FAULTS as FAULTS_OF_ONE
+from tests.campaigns.disturbances import Counting, Disturbance
+from tests.campaigns.fit import Fault, append, lines_of, newest, work
+from tests.campaigns.settings import Places, Setting
+from tests.campaigns.several import FAULTS_OF_SEVERAL, GoesOn, Late
+from tests.campaigns.telling import report
 
+FAULTS = {**FAULTS_OF_ONE, **FAULTS_OF_SEVERAL}
 DEADLINE = 90.0  # seconds for a fit, which takes two to five
 GRACE = 60.0  # seconds for a process to notice that the other one is gone
 
@@ -61,7 +63,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([work.__module__, Disturbance.__module__])
+        self.context.set_forkserver_preload([work.__module__, GoesOn.__module__])
         self.lock = threading.Lock()  # a process is started and reaped by one thread at a time
         self.ports = itertools.count(random.SystemRandom().randrange(15000, 25000))
 
@@ -116,8 +118,8 @@ class Processes:
 class Campaign:
     """Runs, and the undisturbed ones that they are compared with."""
 
-    def __init__(self, root: Path, with_callbacks: bool = True) -> None:
-        self.root, self.with_callbacks = root, with_callbacks
+    def __init__(self, root: Path, with_callbacks: bool = True, delay: float = 30.0) -> None:
+        self.root, self.with_callbacks, self.delay = root, with_callbacks, delay
         self.processes = Processes()
         self.lock = threading.Lock()
         self.references: dict[Setting, Reference] = {}
@@ -142,6 +144,7 @@ class Campaign:
         result: dict[str, Any] = {"fault": name, "seed": seed}
         try:
             fault = FAULTS[name](random.Random(f"{name} {seed}"), self.reference, self.with_callbacks)
+            fault = replace(fault, delay=self.delay) if isinstance(fault, Late) else fault
             result |= {"drawn": repr(fault), "processes": fault.setting.processes}
             places = self.new_places(temporary_on_disk=fault.temporary_on_disk, logs_on_disk=fault.logs_on_disk)
             with disk(places, fault.disk_bytes):
@@ -157,9 +160,14 @@ class Campaign:
 
     def disturb_and_resume(self, fault: Disturbance, places: Places) -> dict[str, Any]:
         """Raise LostError as soon as something is not as it must be."""
-        reference, last = self.reference(fault.setting), fault.last_clean_step
+        reference, last = self.reference(fault.compared_with), fault.last_clean_step
+        began = time.monotonic()
         codes = self.processes.run(places, fault.setting, fault=fault)
-        ends = [self.check_process(fault, places, rank, code) for rank, code in enumerate(codes)]
+        found = {"fit_seconds": round(time.monotonic() - began, 1)}
+        found["ends"] = [self.check_process(fault, places, rank, code) for rank, code in enumerate(codes)]
+        if isinstance(fault, GoesOn):
+            fault.check_whole(places, reference)
+            return found
         check_steps(places, reference, 0, last)
         torn = check_checkpoints(places, reference, 0, last)
         check_logs(places, reference, 0, last)
@@ -177,7 +185,7 @@ class Campaign:
         check_checkpoints(places, reference, 1, last)
         check_logs(places, reference, 1)
         check_weights(places, reference, 1)
-        return {"ends": ends, "torn": torn, "resumed_from": end["resumed_from"], "resumed_here": has_resumed}
+        return {**found, "torn": torn, "resumed_from": end["resumed_from"], "resumed_here": has_resumed}
 
     def check_process(self, fault: Disturbance, places: Places, rank: int, code: int | None) -> str:
         """A process has ended, on its own or as the fault says; one that outlives the fit has no hook left."""
@@ -194,6 +202,8 @@ class Campaign:
             last = lines_of(places.notes("steps", 0, rank))[-1:]
             is_done = bool(last) and last[0]["step"] == fault.setting.steps
             require(end["error"] is not None or is_done, f"process {rank} went on alone")
+            if end["error"] is not None and self.with_callbacks:
+                check_words(end)
         return end["error"] or "done"
 
 
@@ -229,59 +239,13 @@ def mount(*arguments: str) -> None:
         raise NotRunError(f"mount failed: {getattr(error, 'stderr', None) or error}") from error
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """One line a fault."""
-    columns = ("runs", "in two processes", "survived", "lost", "not run", "torn checkpoints, refused")
-    lines = [f"| fault | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    for name in (*FAULTS, "all"):
-        runs = [result for result in results if name in ("all", result["fault"])]
-        outcomes = Counter(result["outcome"] for result in runs)
-        counts = (
-            len(runs),
-            sum(result.get("processes") == 2 for result in runs),
-            *(outcomes[outcome] for outcome in columns[2:5]),
-            sum(result.get("torn", 0) for result in runs),
-        )
-        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
-
-
-def note_on_sigterm(results: Sequence[dict[str, Any]]) -> str:
-    """How both processes ended where one was told to: Lightning's own doing, with or without callbacks."""
-    ends = [one["ends"] for one in results if one["fault"] == "sigterm" and len(one.get("ends", ())) == 2]
-    orderly = sum("SIGTERMException()" in both and "SIGABRT" not in both for both in ends)
-    waited = sum(any("Timed out" in end for end in both) for both in ends)
-    aborted = sum("SIGABRT" in both for both in ends)
-    return (
-        f"sigterm to one of two processes, {len(ends)} survived: {orderly} with a SIGTERMException; {waited} where a "
-        f"process waited until gloo's timeout of {PATIENCE.seconds} s, {aborted} where gloo aborted it. Lightning's "
-        "signal handler broadcasts, and the other process does not know (--without-callbacks shows the same)."
-    )
-
-
-def report(results: Sequence[dict[str, Any]], options: argparse.Namespace, seconds: float) -> str:
-    """The table, what it was made with, and what was lost."""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
-    lines = [
-        table(results),
-        "",
-        note_on_sigterm(results),
-        f"seed {options.seed}, {versions}, {seconds:.0f} s with {options.workers} workers",
-    ]
-    lines += [
-        f"{result['outcome']}: {result['fault']}, seed {result['seed']}: {result['reason']}"
-        for result in results
-        if result["outcome"] != "survived"
-    ]
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=210)
+    parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0, help="of the first run; each has the next one")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side")
     parser.add_argument("--only", choices=FAULTS, help="one fault; otherwise they take turns")
+    parser.add_argument("--delay", type=float, default=30.0, help="seconds by which a late process is late")
     parser.add_argument("--log", type=Path, help="a line of JSON for each run; runs that it has are not repeated")
     parser.add_argument(
         "--without-callbacks", action="store_true", help="the same faults to Lightning alone, to tell whose a loss is"
@@ -296,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     results = {(one["fault"], one["seed"]): one for one in (lines_of(options.log) if options.log else [])}
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(options.workers) as pool:
-        campaign = Campaign(Path(root), not options.without_callbacks)
+        campaign = Campaign(Path(root), not options.without_callbacks, options.delay)
         futures = [pool.submit(campaign.play, *run) for run in wanted if run not in results]
         try:
             for future in as_completed(futures):
@@ -308,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             pool.shutdown(cancel_futures=True)  # an interrupted campaign ends with the runs that have begun
     found = [results[run] for run in wanted]
-    print(report(found, options, time.monotonic() - began))
+    print(report(found, FAULTS, options, time.monotonic() - began))
     return int(any(result["outcome"] != "survived" for result in found))
 
 

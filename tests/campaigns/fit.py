@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial, reduce, wraps
 from pathlib import Path
@@ -25,63 +23,12 @@ from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter
-
-NUM_BATCHES, BATCH_SIZE = 11, 4
-# A process that waits in vain for another is told so by gloo, whose default of 30 minutes no campaign can afford.
-PATIENCE = timedelta(seconds=20)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an undisturbed run depends on; all have 55 or 60 optimizer steps."""
-
-    processes: int = 1
-    accumulate: int = 1
-    with_callbacks: bool = True
-
-    @property
-    def max_epochs(self) -> int:
-        return 5 * self.accumulate
-
-    def steps_before(self, batch: int) -> int:
-        """Optimizer steps before a batch, counted from 0 over all epochs; the last of an epoch takes what is left."""
-        epoch, position = divmod(batch, NUM_BATCHES)
-        return epoch * math.ceil(NUM_BATCHES / self.accumulate) + position // self.accumulate
-
-    @property
-    def steps(self) -> int:
-        return self.steps_before(self.max_epochs * NUM_BATCHES)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a run writes: checkpoints on the disk that may be full, the rest there or not."""
-
-    root: Path
-    temporary_on_disk: bool = False
-    logs_on_disk: bool = False
-
-    @property
-    def disk(self) -> Path:
-        return self.root / "disk"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.disk / "checkpoints"
-
-    @property
-    def temporary(self) -> Path:
-        return (self.disk if self.temporary_on_disk else self.root) / "temporary"
-
-    @property
-    def logs(self) -> Path:
-        return (self.disk if self.logs_on_disk else self.root) / "logs"
-
-    def notes(self, kind: str, attempt: int, rank: int) -> Path:
-        """What a process writes for the campaign; never on the disk that may be full."""
-        return self.root / f"{kind}_{attempt}_{rank}"
+from lightning_leaky.utilities import processes
+from tests.campaigns.settings import NUM_BATCHES as NUM_BATCHES  # for tests of resumed runs
+from tests.campaigns.settings import Batches, Places, Setting
 
 
 class Fault(Protocol):
@@ -92,38 +39,6 @@ class Fault(Protocol):
     last_clean_step: int | None
 
     def arm(self, session: Session) -> None: ...
-
-
-class Batches:
-    """Mini-batches in an order of their own for each epoch. Their state lets Lightning resume inside an epoch."""
-
-    def __init__(self, rank: int, processes: int) -> None:
-        self.rank, self.processes = rank, processes
-        self.epoch, self.position = 0, 0
-        self.inputs = torch.randn(NUM_BATCHES * BATCH_SIZE, 3, generator=torch.Generator().manual_seed(0))
-        self.targets = self.inputs[:, :2].cos()
-
-    def __len__(self) -> int:
-        return NUM_BATCHES
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        if self.position == len(self):
-            self.epoch, self.position = self.epoch + 1, 0
-        while self.position < len(self):
-            self.position += 1
-            yield self.batch(self.position - 1)
-
-    def batch(self, position: int) -> list[Tensor]:
-        """This process's share of a batch."""
-        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(self.epoch))
-        rows = order[position * BATCH_SIZE :][:BATCH_SIZE][self.rank :: self.processes]
-        return [self.inputs[rows], self.targets[rows]]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
 
 
 class Clock:
@@ -189,7 +104,8 @@ class Session:
         self.places, self.setting, self.rank = places, setting, rank
         torch.manual_seed(0)
         sizes = {"in_features": 3, "out_features": 2, "width": 6, "num_layers": 4, "effective_depth": 2.0}
-        self.module = LeakyResNetModule(**sizes, weight_decay=0.1)
+        self.module = LeakyResNetModule(**sizes, weight_decay=0.1).to(setting.dtype)
+        self.processes = processes
         monitor = EnergyMonitor()
         self.recorder = Recorder(monitor)
         ours = [monitor, StepSizeAdapter(every_n_steps=3, damping=0.5)] if setting.with_callbacks else []
@@ -198,7 +114,7 @@ class Session:
     def fit(self, attempt: int, checkpoint: Path | None, fault: Fault | None) -> None:
         """Train to the end or to an exception, and write down how it ended and what it left."""
         self.module.train()  # an exception in validation has left it in evaluation mode, and Lightning only warns
-        self.clock, self.batches = Clock(), Batches(self.rank, self.setting.processes)
+        self.clock, self.batches = Clock(), Batches(self.rank, self.setting.processes, self.setting)
         logs, version = self.places.logs, str(attempt)
         # They reach the disk often, for something to be there when a process is killed.
         self.csv = CSVLogger(logs, "csv", version, flush_logs_every_n_steps=10)
@@ -206,20 +122,25 @@ class Session:
         self.has_happened, self.calls = False, {}
         self.recorder.notes = self.places.notes("steps", attempt, self.rank)
         trainer = self.make_trainer(attempt)
-        validation = DataLoader(TensorDataset(torch.eye(3), torch.eye(3)[:, :2]), batch_size=3)
+        eye = torch.eye(3, dtype=self.setting.dtype)
+        validation = DataLoader(TensorDataset(eye, eye[:, :2]), batch_size=3)
+        weighting = self.weigh_gradients()
         if fault is not None:
             fault.arm(self)
-        error = None
+        error: BaseException | None = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             sys.setprofile(self.clock)
             try:
                 trainer.fit(self.module, self.batches, validation, ckpt_path=checkpoint, weights_only=False)
             except BaseException as exception:  # SIGTERM is a SystemExit
-                error = repr(exception)
+                error = exception
             sys.setprofile(None)
+        for handle in weighting:
+            handle.remove()
         end = {
-            "error": error,
+            "error": error and repr(error),
+            "notes": getattr(error, "__notes__", []),
             "resumed_from": checkpoint and checkpoint.name,
             "has_happened": self.has_happened,
             "hooks": hooks_left(self.module, trainer),
@@ -230,13 +151,25 @@ class Session:
             torch.save(self.module.state_dict(), self.places.notes("weights", attempt, self.rank))
         append(self.places.notes("end", attempt, self.rank), end)
 
+    def weigh_gradients(self) -> list[RemovableHandle]:
+        """Let uneven shares have the gradient of the mean over all rows, of which DDP takes the mean over processes."""
+        if self.setting.cut is None:
+            return []
+
+        def weigh(gradient: Tensor) -> Tensor:
+            return gradient * self.setting.weight(self.rank, self.batches.position - 1)
+
+        return [parameter.register_hook(weigh) for parameter in self.module.parameters() if parameter.requires_grad]
+
     def make_trainer(self, attempt: int) -> Trainer:
         """A new one for each fit."""
         checkpoints = ModelCheckpoint(self.places.checkpoints, "{step}", every_n_train_steps=5, save_top_k=-1)
         parallel: dict[str, Any] = {"plugins": [NotedIO(self.places.notes("saved", attempt, self.rank), self.clock)]}
         if self.setting.processes > 1:
             parallel["plugins"].append(TorchElasticEnvironment())  # processes are started by the campaign
-            parallel["strategy"] = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
+            parallel["strategy"] = DDPStrategy(
+                process_group_backend="gloo", timeout=timedelta(seconds=self.setting.patience)
+            )
         return Trainer(
             accelerator="cpu",
             devices=self.setting.processes,
