@@ -10,6 +10,7 @@ from lightning_leaky.callbacks import (
     PathFigures,
     ReadingGuide,
     StepSizeAdapter,
+    StrategySupport,
 )
 from lightning_leaky.data import DigitsDataModule, TeacherDataModule
 from lightning_leaky.explain.console import print_layers
@@ -34,8 +35,10 @@ from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
 from lightning_leaky.reading.ablate import Ablation, ablate_path
 from lightning_leaky.reading.layout import Layout
 from lightning_leaky.reading.measure import measure_path, sample_path
+from lightning_leaky.reading.path_monitor import PathMonitor
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.settings import ReadingSettings
+from lightning_leaky.utilities.data_parallel import DataParallelRank
 
 if TYPE_CHECKING:
     from lightning_leaky.callbacks.layer_refiner import LayerRefiner
@@ -47,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Ablation",
     "AblationMonitor",
+    "DataParallelRank",
     "Diagnosis",
     "DigitsDataModule",
     "EnergyMonitor",
@@ -59,6 +63,7 @@ __all__ = [
     "LeakyResNetModule",
     "LeakyResidual",
     "PathFigures",
+    "PathMonitor",
     "PathSample",
     "Quantity",
     "ReadingGuide",
@@ -68,6 +73,7 @@ __all__ = [
     "StepSizeAdapter",
     "StepSizeHook",
     "StepSizeRule",
+    "StrategySupport",
     "Summary",
     "TeacherDataModule",
     "ablate_path",

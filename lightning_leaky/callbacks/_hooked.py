@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_leaky.callbacks._trainer import note_place
+
 
 class HookedCallback(Callback):
     """Releases the model when a run ends, and in copies."""
@@ -14,7 +16,8 @@ class HookedCallback(Callback):
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lightning calls no teardown after an exception."""
+        """Say where a process ended; Lightning calls no teardown after an exception."""
+        note_place(trainer, exception)
         self._detach()
 
     def _detach(self) -> None:

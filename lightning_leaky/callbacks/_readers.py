@@ -9,7 +9,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_leaky.callbacks._observers import say_notes
-from lightning_leaky.callbacks._trainer import gradient_scale, is_accumulating, is_due, optimizers_of, scaler_of
+from lightning_leaky.callbacks._trainer import (
+    gradient_scale,
+    is_accumulating,
+    is_due,
+    num_steps,
+    optimizers_of,
+    scaler_of,
+)
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.passed_batch import Batch
@@ -49,7 +56,8 @@ class StepReader:
                 self._adds_up = any(one is not None and bool(one.any()) for one in gradients)
 
     def step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        if self._is_collecting and optimizer in self._awaited:
+        # DeepSpeed calls this at each micro-batch.
+        if self._is_collecting and optimizer in self._awaited and not is_accumulating(trainer):
             self._read(trainer, optimizer)
 
     def end(self, trainer: Trainer) -> None:
@@ -75,7 +83,8 @@ class StepReader:
                 self.said,
             )
         self.observer.drain(None if is_left_out else gradient_scale(trainer), is_last=True)
-        with harmless("EnergyMonitor: a reading", self.said, is_own=True):  # all processes together
+        step = num_steps(trainer)
+        with harmless("EnergyMonitor: a reading", self.said, is_own=True, step=step):  # all processes together
             self.unlogged = self.observer.compute(self._parameter_scale(trainer, optimizer))
         self.observer.reset()  # it holds the batch
 
@@ -108,8 +117,11 @@ class LoaderReader:
         self.observer, self.said = observer, said
         observer.said = said
         self._readings: list[Readings | None] = []
+        self.step = 0
 
-    def reset(self) -> None:
+    def reset(self, step: int) -> None:
+        """Forget what was read before an optimizer step."""
+        self.step = step
         self._readings.clear()
         self.observer.reset()
 
@@ -136,7 +148,7 @@ class LoaderReader:
     def _read(self, number: int) -> None:
         while len(self._readings) < number:
             self._readings.append(None)
-            with harmless("EnergyMonitor: a reading", self.said, is_own=True):
+            with harmless("EnergyMonitor: a reading", self.said, is_own=True, step=self.step):
                 readings = self._readings[-1] = self.observer.compute()
                 if readings is not None and readings.is_part:
                     self.observer.notes.append(f"Of a data set {readings.rows_read()} are read; exact=True reads all.")

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_leaky.callbacks._deepspeed import engine_of, engine_scale
 from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.utilities.optimizer_steps import held_parameters
 from lightning_leaky.utilities.processes import warn
-
-_DECAY_BY_GRADIENT = ("SGD", "ASGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
 
 
 def log_period(trainer: Trainer) -> int:
@@ -70,6 +68,8 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer | None = None) -> floa
 
     At a step gradients are without the AMP scale, unless the optimizer unscales them.
     """
+    if engine_of(trainer) is not None:
+        return engine_scale(trainer)
     scaler = scaler_of(trainer)
     is_unscaled = optimizer is not None and not getattr(optimizer, "_step_supports_amp_scaling", False)
     scale = 1.0 if scaler is None or is_unscaled else float(scaler.get_scale())
@@ -107,20 +107,6 @@ def num_loaders(trainer: Trainer) -> int:
     return loop.num_dataloaders if loop._is_sequential else 1
 
 
-def check_strategy(trainer: Trainer, asker: str) -> None:
-    strategy: Any = trainer.strategy
-    names = class_names(strategy)
-    if "DeepSpeedStrategy" in names:
-        reason = "its engine calls no hooks of the optimizer; use ddp, FSDP or ModelParallelStrategy"
-    elif any("XLA" in name for name in names):
-        reason = "its tensors have no values when hooks run; use a CPU or a CUDA device"
-    elif "ModelParallelStrategy" in names and strategy.device_mesh["tensor_parallel"].size() > 1:
-        reason = "with tensor_parallel_size > 1 processes share samples or neurons; use fully_shard and a size of 1"
-    else:
-        return
-    raise ValueError(f"`strategy` must be one that {asker} can follow, got {type(strategy).__name__}: {reason}.")
-
-
 def rewrap(trainer: Trainer) -> None:
     strategy: Any = trainer.strategy
     if "DDPStrategy" in class_names(strategy):
@@ -132,8 +118,15 @@ def check_rewrap(trainer: Trainer, asker: str) -> None:
     strategy: Any = trainer.strategy
     if "SingleDeviceStrategy" in class_names(strategy):
         return
-    if "DDPStrategy" not in class_names(strategy):
-        reason = "it shards the parameters; use ddp or one device"
+    if "ModelParallelStrategy" in class_names(strategy):
+        if not callable(getattr(strategy.lightning_module, "shard_layer", None)):
+            reason = "it shards the parameters; give the module a method shard_layer(layer) that calls fully_shard"
+        elif strategy.device_mesh["tensor_parallel"].size() > 1:
+            reason = "nobody has tried layers that tensor parallelism splits; use tensor_parallel_size=1"
+        else:
+            return
+    elif "DDPStrategy" not in class_names(strategy):
+        reason = "it shards the parameters; use ddp, one device or ModelParallelStrategy"
     elif strategy._ddp_kwargs.get("static_graph"):
         reason = "static_graph=True promises that the graph stays; leave it out"
     elif strategy._ddp_comm_state is not None:
@@ -182,33 +175,6 @@ def optimizers_of(trainer: Trainer, path: LeakyPath | None) -> Collection[Optimi
     return [one for one in trainer.optimizers if held_parameters(one) & trained] or trainer.optimizers
 
 
-def optimizer_weight_decay(trainer: Trainer, layers: nn.Module) -> float | None:
-    """The weight decay > 0 that all matrices share, if any; frozen have 0."""
-    decays = {
-        id(parameter): float(group.get("weight_decay", 0.0))
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    }
-    matrices = [one for one in layers.parameters() if not is_lazy(one) and one.ndim > 1]
-    found = {decays.get(id(parameter), 0.0) for parameter in matrices}
-    return found.pop() or None if len(found) == 1 else None
-
-
-def gradient_decays(trainer: Trainer) -> dict[int, float]:
-    """Weight decay in gradients by id of the parameter; NaN if decoupled or `step` is not torch's own."""
-    found: dict[int, float] = {}
-    for optimizer in trainer.optimizers:
-        step = type(optimizer).step
-        is_known = step.__module__.startswith("torch.optim.") and step.__qualname__.split(".")[0] in _DECAY_BY_GRADIENT
-        for group in optimizer.param_groups:
-            decay, others = float(group.get("weight_decay", 0.0)), ("decoupled_weight_decay", "maximize")
-            decay = decay if not decay or (is_known and not any(map(group.get, others))) else math.nan
-            found |= {id(parameter): found.get(id(parameter), 0.0) + decay for parameter in group["params"]}
-    return found
-
-
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     callbacks: list[Callback] = _untyped(trainer).callbacks  # its own list
     return callbacks
@@ -247,6 +213,13 @@ def settings_of_others(trainer: Trainer, *callbacks: object) -> dict[str, object
             told |= getattr(other, "settings", {})  # a subclass may not name them
             found |= {f"{type(other).__name__}, {name}": value for name, value in told.items()}
     return found
+
+
+def note_place(trainer: Trainer, error: BaseException) -> None:
+    """Let a traceback say, once, which of several processes has ended, and when."""
+    note = f"Process {trainer.global_rank} of {trainer.world_size} ended in optimizer step {num_steps(trainer) + 1}."
+    if trainer.world_size > 1 and note not in getattr(error, "__notes__", []):
+        error.add_note(note)
 
 
 def class_names(thing: object) -> list[str]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
+from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.reading.ablate import Ablation, Order, ablate_path
@@ -87,8 +88,9 @@ class AblationMonitor(HookedCallback):
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A loader draws a random number; `isolate_rng` restores nothing after an error.
-        with isolate_rng(), harmless("AblationMonitor: measuring", self._said):
-            _trainer.check_strategy(trainer, "AblationMonitor")
+        step = _trainer.num_steps(trainer)
+        with isolate_rng(), harmless("AblationMonitor: measuring", self._said, step=step):
+            check_strategy(trainer, "AblationMonitor", said=self._said)
             batches = list(self._batches(trainer))
             is_flat = _trainer.has_flat_parameters(trainer)
             if is_flat or not batches:

@@ -13,6 +13,7 @@ from lightning_leaky.callbacks import _observers, _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._readers import LoaderReader, StepReader
 from lightning_leaky.callbacks.reading_guide import ReadingGuide
+from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.explain.console import check_rich, print_layers
 from lightning_leaky.explain.diagnosis import rank_scalars
 from lightning_leaky.explain.guide import with_key_table
@@ -22,6 +23,7 @@ from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.reading.observer import PathObserver
+from lightning_leaky.reading.observers import warn_of_nan
 from lightning_leaky.reading.passed_batch import Batch
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.settings import ReadingSettings
@@ -66,6 +68,7 @@ class EnergyMonitor(HookedCallback):
         print_layers: Whether to print a table of the last reading at the end of a fit (needs rich).
         prefix: Start of all log keys, as ``"encoder/"``, to tell two monitors apart.
         pool_loaders: Whether to read all loaders of a stage as one set.
+        allow_untested: Whether to say nothing under a strategy that nobody has tested, see `StrategySupport`.
         **settings: Other arguments of `ReadingSettings`. A `weight_decay` of ``None`` sums the optimizer's (see
             `lightning_leaky.functional.objective_weight_decay`) and, if the path knows its weights, the module's
             ``weight_decay``, with a warning if there are both.
@@ -98,6 +101,7 @@ class EnergyMonitor(HookedCallback):
         print_layers: bool = False,
         prefix: str = "",
         pool_loaders: bool = False,
+        allow_untested: bool = False,
         **settings: Any,
     ) -> None:
         if print_layers:
@@ -107,7 +111,7 @@ class EnergyMonitor(HookedCallback):
         self.settings = ReadingSettings(quantities=quantities, **settings)
         self.layers, self.prefix = layers, prefix
         self.every_n_steps, self.on_validation = every_n_steps, on_validation
-        self.print_layers, self.pool_loaders = print_layers, pool_loaders
+        self.print_layers, self.pool_loaders, self.allow_untested = print_layers, pool_loaders, allow_untested
         self.readings: dict[str, Readings] = {}
         self.num_shown, self.step = 0, 0
         self._steps: StepReader | None = None
@@ -159,7 +163,7 @@ class EnergyMonitor(HookedCallback):
             self._said.clear()
             self._start(trainer, pl_module)
         if self._loaders is not None:
-            self._loaders.reset()
+            self._loaders.reset(_trainer.num_steps(trainer))
 
     on_test_start = on_validation_start
 
@@ -255,12 +259,13 @@ class EnergyMonitor(HookedCallback):
         return super().__getstate__() | {"_steps": None, "_loaders": None}
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_strategy(trainer, "EnergyMonitor", self.allow_untested, self._said)
         if trainer.state.fn == "fit":
-            observer = _observers.training_observer(trainer, pl_module, self.layers, self.settings)
+            observer = _observers.observer_of_steps(trainer, pl_module, self.layers, self.settings)
             observer.num_shown = self.num_shown
             self._steps = StepReader(observer, self._said)
         if self.on_validation:
-            other = _observers.evaluation_observer(trainer, pl_module, self.layers, self.settings)
+            other = _observers.observer_of_sets(trainer, pl_module, self.layers, self.settings)
             self._loaders = None if other is None else LoaderReader(other, self._said)
 
     def _detach(self) -> None:
@@ -272,4 +277,4 @@ class EnergyMonitor(HookedCallback):
         """Keep readings, tell callbacks, and warn of NaN."""
         self.readings[stage], self.step = readings, _trainer.num_steps(trainer)
         _trainer.tell_callbacks(trainer, "on_readings", self, stage)
-        _observers.warn_of_nan(readings, stage, self._said)
+        warn_of_nan(readings, self._said, "EnergyMonitor", f" in the {stage} reading")

@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks import _deepspeed, _trainer
 from lightning_leaky.callbacks._follower import PathFollower
 from lightning_leaky.callbacks._loggers import tell_tensorboard
+from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
@@ -31,6 +32,7 @@ class _Arguments(AdaptationSettings):
 
     optimizer_index: int | None = None
     prefix: str = ""
+    allow_untested: bool = False
 
 
 class StepSizeAdapter(PathFollower):
@@ -43,6 +45,7 @@ class StepSizeAdapter(PathFollower):
     Args:
         optimizer_index: Which of several optimizers to follow.
         prefix: Start of all log keys, as ``"student/"``, to tell two adapters apart.
+        allow_untested: Whether to say nothing under a strategy that nobody has tested, see `StrategySupport`.
         **settings: Arguments of `lightning_leaky.optim.AdaptationSettings`.
 
     Raises:
@@ -57,10 +60,17 @@ class StepSizeAdapter(PathFollower):
     _hook: StepSizeHook | None
 
     @takes(_Arguments)
-    def __init__(self, *values: Any, optimizer_index: int | None = None, prefix: str = "", **settings: Any) -> None:
+    def __init__(
+        self,
+        *values: Any,
+        optimizer_index: int | None = None,
+        prefix: str = "",
+        allow_untested: bool = False,
+        **settings: Any,
+    ) -> None:
         chosen = AdaptationSettings(*values, **settings)  # command lines read this call
         super().__init__(chosen, prefix)
-        self.optimizer_index = optimizer_index
+        self.optimizer_index, self.allow_untested = optimizer_index, allow_untested
 
     @property
     def state_key(self) -> str:
@@ -69,7 +79,8 @@ class StepSizeAdapter(PathFollower):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook."""
-        _trainer.check_strategy(trainer, "StepSizeAdapter")
+        check_strategy(trainer, "StepSizeAdapter", self.allow_untested)
+        _deepspeed.check_adapter(trainer, self.settings)
         # Not by class: `pytorch_lightning` has its own.
         if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
             warn(
@@ -80,7 +91,7 @@ class StepSizeAdapter(PathFollower):
         optimizer = self._designated(trainer.optimizers)
         self._hook = self._hook_on(pl_module, optimizer)
         self._restore()
-        self._hook.attach(optimizer)
+        self._hook.attach(optimizer, automatic=_deepspeed.engine_of(trainer) is None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look for padding, and log if due."""
@@ -95,10 +106,13 @@ class StepSizeAdapter(PathFollower):
                 tell_tensorboard(trainer, "add_histogram", f"{self.prefix}step_sizes", rho, _trainer.num_steps(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Forget a step that an fp16 scaler skipped."""
-        if self._hook is None or _trainer.scaler_of(trainer) is None:
+        """Forget a step that fp16 skipped, and adapt after one of DeepSpeed."""
+        engine = _deepspeed.engine_of(trainer)
+        if self._hook is None or (engine is None and _trainer.scaler_of(trainer) is None):
             return
-        if pl_module.automatic_optimization and not _trainer.is_accumulating(trainer):
+        if engine is not None and engine.was_step_applied():
+            self._hook.end_step()
+        elif pl_module.automatic_optimization and not _trainer.is_accumulating(trainer):
             self._hook.forget()
 
     def on_layers_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -72,12 +72,14 @@ class StepSizeHook:
         self._handles: list[RemovableHandle] = []
         self._shape: list[int] | None = None
 
-    def attach(self, optimizer: Optimizer) -> StepSizeHook:
+    def attach(self, optimizer: Optimizer, automatic: bool = True) -> StepSizeHook:
         """Follow an optimizer's steps from now on.
 
         Args:
             optimizer: The network's optimizer, or a wrapper (SAM, Lookahead, ``accelerate.prepare``): the inner one's
                 steps count.
+            automatic: Whether to adapt after the optimizer's steps; otherwise you call `end_step`, as for an engine
+                that steps the parameters in parts.
 
         Returns:
             This hook.
@@ -100,7 +102,7 @@ class StepSizeHook:
         if self.settings.scale_gradients:
             self._handles += self._gradient_hooks()
         self.said.clear()
-        self._steps = OptimizerSteps(optimizer, self._after_step, self.said)
+        self._steps = OptimizerSteps(optimizer, self._after_step, self.said, automatic)
         self._recorder.attach().on_pass = self._steps.count_pass
         self._arm()
         return self
@@ -160,13 +162,18 @@ class StepSizeHook:
         """
         self._recorder.see(batch)
 
+    def end_step(self) -> None:
+        """Tell the hook that a step has moved the weights, if it is not `automatic`."""
+        if self._steps is not None:
+            self._steps.end_step()
+
     def forget(self) -> None:
         """Forget the distances since the last step, for example if fp16 skipped it."""
         with harmless(_TASK, self.said):
             self._recorder.clear()
 
     def _after_step(self, optimizer: Optimizer) -> None:
-        with harmless(_TASK, self.said):
+        with harmless(_TASK, self.said, step=self.num_steps + 1):
             if not step_was_skipped(optimizer):
                 self.num_steps += 1
                 if self.settings.is_due(self.num_steps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_leaky.utilities.harmless import warn_once
@@ -38,12 +39,18 @@ class Rhythm:
 
 
 class OptimizerSteps:
-    """Calls a function after each step of a `heard_optimizer`; warns if many forward passes bring none."""
+    """Calls a function after each step of a `heard_optimizer`; warns if many forward passes bring none.
 
-    def __init__(self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str]) -> None:
+    Unless it `hears` the optimizer, others call `end_step`.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str], hears: bool = True
+    ) -> None:
         self.optimizer, self._act, self._said = optimizer, act, said
         self.num_passes, self._is_in_step = 0, False
-        self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
+        hooks = [(optimizer.register_step_pre_hook, self._enter), (optimizer.register_step_post_hook, self._leave)]
+        self._handles = [register(hook) for register, hook in hooks] if hears else []
 
     def remove(self) -> None:
         """Remove the optimizer's hooks."""
@@ -67,8 +74,12 @@ class OptimizerSteps:
     def _leave(self, optimizer: Optimizer, *args: Any) -> None:
         # Torch calls it twice if a subclass calls `super().step()`.
         if self._is_in_step:
-            self.num_passes, self._is_in_step = 0, False
-            self._act(optimizer)
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Act after a step."""
+        self.num_passes, self._is_in_step = 0, False
+        self._act(self.optimizer)
 
 
 def heard_optimizer(optimizer: Any) -> Optimizer:
@@ -95,7 +106,20 @@ def heard_optimizer(optimizer: Any) -> Optimizer:
 
 def held_parameters(*optimizers: Optimizer) -> set[int]:
     """Ids of optimizers' parameters."""
-    return {id(parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]}
+    return {id(parameter) for one in optimizers for _, parameters in groups_of(one) for parameter in parameters}
+
+
+def groups_of(optimizer: Any) -> list[tuple[dict[str, Any], list[Parameter]]]:
+    """Return an optimizer's groups, each with its parameters of the model.
+
+    DeepSpeed's ZeRO trains flat copies of them, and knows groups of parameters apart, or at stage 3 sub-groups.
+    """
+    groups = optimizer.param_groups
+    if (found := getattr(optimizer, "bit16_groups", None)) is not None:
+        return list(zip(groups, map(list, found), strict=True))
+    if (found := getattr(optimizer, "fp16_groups", None)) is not None:
+        return [(groups[optimizer.sub_group_to_group_id[index]], list(part)) for index, part in enumerate(found)]
+    return [(group, list(group["params"])) for group in groups]
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:

@@ -451,9 +451,10 @@ def test_arguments_may_be_given_by_place():
 def test_the_command_line_knows_every_setting_with_its_help():
     parser = ArgumentParser()
     arguments = parser.add_class_arguments(StepSizeAdapter)
-    assert set(arguments) == {field.name for field in fields(AdaptationSettings)} | {"optimizer_index", "prefix"}
+    defaults = {"optimizer_index": None, "prefix": "", "allow_untested": False}
+    assert set(arguments) == {field.name for field in fields(AdaptationSettings)} | {*defaults}
     assert all(action.help for action in parser._actions if action.dest in arguments)
-    assert parser.get_defaults().as_dict() == StepSizeAdapter().settings | {"optimizer_index": None, "prefix": ""}
+    assert parser.get_defaults().as_dict() == StepSizeAdapter().settings | defaults
 
 
 def configured(section):

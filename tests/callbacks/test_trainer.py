@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
 
-from lightning_leaky import EnergyMonitor, StepSizeAdapter
+from lightning_leaky import EnergyMonitor
 from lightning_leaky.callbacks._trainer import fresh_samples
 
 
@@ -67,19 +67,11 @@ def strategy_named(name):
     return type(name, (SingleDeviceStrategy,), {})(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("make", [EnergyMonitor, StepSizeAdapter])
-@pytest.mark.parametrize("name", ["DeepSpeedStrategy", "XLAStrategy", "XLAFSDPStrategy", "SingleDeviceXLAStrategy"])
-def test_strategies_that_cannot_be_followed_are_refused(make_module, make_data, make_trainer, make, name):
-    trainer = make_trainer(make(), strategy=strategy_named(name))
-    with pytest.raises(ValueError, match=f"`strategy` must be one that {make.__name__} can follow, got {name}: .*use"):
-        trainer.fit(make_module(), datamodule=make_data())
-
-
 def test_of_flat_parameters_there_is_no_residual(make_module, make_data, make_trainer):
     monitor = EnergyMonitor()
     make_trainer(monitor, strategy=strategy_named("FSDPStrategy")).fit(make_module(), datamodule=make_data())
     assert "cost_of_identity" in monitor.readings["train"].quantities
     assert "criticality_residual" not in monitor.readings["train"].quantities
     trainer = make_trainer(EnergyMonitor(quantities=["criticality_residual"]), strategy=strategy_named("FSDPStrategy"))
-    with pytest.raises(ValueError, match="under FSDPStrategy"):
+    with pytest.raises(ValueError, match="under FSDP1"):
         trainer.fit(make_module(), datamodule=make_data())
