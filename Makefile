@@ -100,6 +100,8 @@ examples: $(STAMP)
 	$(BIN)/python examples/leaky_transformer.py --max-epochs 1 --num-train 200 --root $(REDUCED)
 	$(BIN)/python examples/teacher.py --max-epochs 20 --scheme adaptive
 	$(BIN)/python examples/digits.py --max-epochs 2 --width 32 --num-layers 8 --root $(REDUCED)
+	$(BIN)/python examples/fabric_loop.py --num-epochs 25
+	$(BIN)/python examples/hugging_face_trainer.py --max-steps 20
 	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
 	$(BIN)/python examples/gallery.py --max-epochs 20 --width 16 --root $(REDUCED)/gallery --pictures $(REDUCED)/pictures
 	rm -rf $(REDUCED)/paper $(REDUCED)/layers

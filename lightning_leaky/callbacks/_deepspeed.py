@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch.optim import Optimizer
 
 from lightning_leaky.metrics.quantity import Quantity
-
-_REFUSED = {
-    "move_weights": "it trains copies of the weights",
-    "scale_gradients": "it takes gradients before they are scaled",
-}
 
 
 def engine_of(trainer: Trainer) -> Any:
@@ -27,17 +23,24 @@ def engine_scale(trainer: Trainer) -> float:
     return float(getattr(optimizer, "loss_scale", 1.0)) / trainer.accumulate_grad_batches**2
 
 
+def trains_copies(trainer: Trainer) -> bool:
+    """Whether ZeRO (stages 1 to 3) trains flat copies of the parameters and takes their gradients."""
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
+    return engine_of(trainer) is not None and not isinstance(optimizer, Optimizer)
+
+
 def check_adapter(trainer: Trainer, settings: Mapping[str, Any]) -> None:
     """Raise ValueError if a setting of `StepSizeAdapter` cannot be right."""
-    for name, why in _REFUSED.items():
-        if engine_of(trainer) is not None and settings[name]:
-            raise ValueError(f"`{name}` must be False under DeepSpeed, got True: {why}. Leave it out.")
+    if settings["move_weights"] and trains_copies(trainer):
+        raise ValueError(
+            "`move_weights` must be False under DeepSpeed, which trains copies of the weights, got True. Leave it out."
+        )
 
 
 def check_records(trainer: Trainer, records: tuple[Quantity, ...]) -> None:
     """Raise ValueError if a quantity needs the gradients of parameters."""
     keys = [record.key for record in records if record.needs == "parameters"]
-    if keys and engine_of(trainer) is not None:
+    if keys and trains_copies(trainer):
         raise ValueError(
             f"`quantities` cannot include {keys} under DeepSpeed, which leaves no gradients in parameters. Leave them "
             "out, or use ModelParallelStrategy."

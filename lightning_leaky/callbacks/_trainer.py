@@ -125,7 +125,7 @@ def check_rewrap(trainer: Trainer, asker: str) -> None:
             reason = "nobody has tried layers that tensor parallelism splits; use tensor_parallel_size=1"
         else:
             return
-    elif "DDPStrategy" not in class_names(strategy):
+    elif "DDPStrategy" not in class_names(strategy) or "DeepSpeedStrategy" in class_names(strategy):
         reason = "it shards the parameters; use ddp, one device or ModelParallelStrategy"
     elif strategy._ddp_kwargs.get("static_graph"):
         reason = "static_graph=True promises that the graph stays; leave it out"

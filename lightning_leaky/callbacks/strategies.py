@@ -62,13 +62,14 @@ STRATEGIES = (
     StrategySupport(
         "tested",
         "2 and 4 processes on gloo; nccl with one process on one GPU",
-        "no `scale_gradients`",
+        "no `scale_gradients`; `LayerRefiner` needs a method `shard_layer`",
         names=("ModelParallelStrategy",),
         option="`fully_shard` (FSDP2), also hybrid, mixed precision, offloaded, checkpointed, compiled",
     ),
     StrategySupport(
         "tested",
         "2 and 4 processes on gloo: 1 × 2 and 2 × 2, whole sequences, pieces of them, and DTensors",
+        "no `scale_gradients`, no `LayerRefiner`",
         names=("ModelParallelStrategy",),
         option="`tensor_parallel_size > 1`, sequence parallelism",
     ),
@@ -82,8 +83,7 @@ STRATEGIES = (
         "untested",
         "it has run on CPUs only, in two processes at stages 1 to 3, offloaded, in fp16 and bf16; "
         "`python -m tests.gpu.deepspeed_check` tries a GPU",
-        "no quantities of parameters, no `move_weights`, no `scale_gradients`, no `LayerRefiner`; no L2 term of a "
-        "`LeakyResNet` at stage 3",
+        "no quantities of parameters, no `move_weights`, no `LayerRefiner`; no L2 term of a `LeakyResNet` at stage 3",
         names=("DeepSpeedStrategy",),
     ),
     StrategySupport(

@@ -102,7 +102,7 @@ class LeakyResNet(nn.Module):
         A learned map M adds ½‖M‖²_F, as each ρ_l W_l does at ρ_l L̃ = 1. At L̃ = 0 the factor 1/L̃ is dropped. [ours]
         """
         layers = self._steps()
-        if not all(layer.weight.numel() for layer in layers):
+        if any(hasattr(one, "ds_id") for layer in layers for one in layer.parameters()):
             raise ValueError(
                 "`weight_decay` must be 0 at DeepSpeed's stage 3, which leaves the weights empty outside a layer's "
                 "forward pass, where the L2 term reads them. Use stage 1 or 2, or the weight decay of an optimizer."

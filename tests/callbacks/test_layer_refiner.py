@@ -546,10 +546,11 @@ def refused(trainer, module, data, match):
     [
         (ModelParallelStrategy(1, 1), "it shards the parameters"),
         (FSDPStrategy(), "it shards the parameters"),
+        (type("DeepSpeedStrategy", (DDPStrategy,), {})(), "it shards the parameters"),
         (DDPStrategy(static_graph=True), "static_graph=True promises"),
         (DDPStrategy(ddp_comm_state=object()), "`ddp_comm_state` is of as many"),
     ],
-    ids=["FSDP2", "FSDP1", "static graph", "state of gradients"],
+    ids=["FSDP2", "FSDP1", "DeepSpeed", "static graph", "state of gradients"],
 )
 def test_strategies_that_count_parameters_for_good_are_refused(strategy, reason):
     if isinstance(strategy, ModelParallelStrategy):
