@@ -20,7 +20,7 @@ from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.reading.settings import ReadingSettings
 from lightning_leaky.report.comparison import compare, read_run, table_of
 from lightning_leaky.report.page import as_html, as_json, content_of, name_of, report_on
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.progress import watched
 
 # An error that passed only these modules is about the arguments.

@@ -16,7 +16,7 @@ from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_leaky.functional._checks import check_non_negative, check_positive
-from lightning_leaky.metrics.mean import SampleMean
+from lightning_leaky.metrics.base import SampleMean
 from lightning_leaky.models.leaky_resnet import LeakyResNet
 from lightning_leaky.models.settings import NetworkSettings
 from lightning_leaky.utilities.processes import summed

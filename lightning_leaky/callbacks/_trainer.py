@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_leaky.callbacks._deepspeed import engine_of, engine_scale
+from lightning_leaky.callbacks.strategies import engine_of, engine_scale
 from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.utilities.optimizer_steps import held_parameters
 from lightning_leaky.utilities.processes import warn

@@ -18,8 +18,8 @@ from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.reading.ablate import Ablation, Order, ablate_path
 from lightning_leaky.reading.removal import Cost
+from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.harmless import harmless, warn_once
-from lightning_leaky.utilities.imports import located
 
 
 class AblationMonitor(HookedCallback):

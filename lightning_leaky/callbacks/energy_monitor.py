@@ -9,9 +9,16 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_leaky.callbacks import _observers, _trainer
+from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
-from lightning_leaky.callbacks._readers import LoaderReader, StepReader
+from lightning_leaky.callbacks._readers import (
+    LoaderReader,
+    MonitorArguments,
+    StepReader,
+    observer_of_sets,
+    observer_of_steps,
+    say_if_unread,
+)
 from lightning_leaky.callbacks.reading_guide import ReadingGuide
 from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.explain.console import check_rich, print_layers
@@ -91,7 +98,7 @@ class EnergyMonitor(HookedCallback):
 
     __doc__ = with_key_table(__doc__)
 
-    @takes(_observers.MonitorArguments)
+    @takes(MonitorArguments)
     def __init__(
         self,
         layers: LayerChoice | None = None,
@@ -147,11 +154,11 @@ class EnergyMonitor(HookedCallback):
         self._said.clear()
         self._start(trainer, pl_module)
         _trainer.warn_of_prefix(trainer, self)
-        _observers.say_if_unread(trainer, self.every_n_steps, self._said)
+        say_if_unread(trainer, self.every_n_steps, self._said)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if no batch will be read."""
-        _observers.say_if_unread(trainer, self.every_n_steps, self._said)
+        say_if_unread(trainer, self.every_n_steps, self._said)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn that nothing is read."""
@@ -261,11 +268,11 @@ class EnergyMonitor(HookedCallback):
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_strategy(trainer, "EnergyMonitor", self.allow_untested, self._said)
         if trainer.state.fn == "fit":
-            observer = _observers.observer_of_steps(trainer, pl_module, self.layers, self.settings)
+            observer = observer_of_steps(trainer, pl_module, self.layers, self.settings)
             observer.num_shown = self.num_shown
             self._steps = StepReader(observer, self._said)
         if self.on_validation:
-            other = _observers.observer_of_sets(trainer, pl_module, self.layers, self.settings)
+            other = observer_of_sets(trainer, pl_module, self.layers, self.settings)
             self._loaders = None if other is None else LoaderReader(other, self._said)
 
     def _detach(self) -> None:

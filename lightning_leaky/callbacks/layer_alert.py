@@ -15,8 +15,8 @@ from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain import conditions
 from lightning_leaky.hooks.steps import Span
 from lightning_leaky.paths.layers import named_layers
+from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.harmless import harmless, warn_once
-from lightning_leaky.utilities.imports import located
 from lightning_leaky.utilities.optimizer_steps import held_parameters
 from lightning_leaky.utilities.processes import warn
 

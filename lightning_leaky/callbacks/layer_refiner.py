@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_leaky.callbacks import _trainer
-from lightning_leaky.callbacks._follower import PathFollower
+from lightning_leaky.callbacks._hooked import PathFollower
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.paths.leaky_path import find_leaky_path

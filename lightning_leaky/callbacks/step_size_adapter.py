@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lightning_leaky.callbacks import _deepspeed, _trainer
-from lightning_leaky.callbacks._follower import PathFollower
+from lightning_leaky.callbacks import _trainer
+from lightning_leaky.callbacks._hooked import PathFollower
 from lightning_leaky.callbacks._loggers import tell_tensorboard
-from lightning_leaky.callbacks.strategies import check_strategy
+from lightning_leaky.callbacks.strategies import check_adapter, check_strategy, engine_of
 from lightning_leaky.metrics.readings import layer_key
 from lightning_leaky.optim.settings import AdaptationSettings
 from lightning_leaky.optim.step_size_hook import StepSizeHook
@@ -80,7 +80,7 @@ class StepSizeAdapter(PathFollower):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the hook."""
         check_strategy(trainer, "StepSizeAdapter", self.allow_untested)
-        _deepspeed.check_adapter(trainer, self.settings)
+        check_adapter(trainer, self.settings)
         # Not by class: `pytorch_lightning` has its own.
         if any(getattr(other, "_use_buffers", False) for other in _trainer.callbacks_of(trainer)):
             warn(
@@ -91,7 +91,7 @@ class StepSizeAdapter(PathFollower):
         optimizer = self._designated(trainer.optimizers)
         self._hook = self._hook_on(pl_module, optimizer)
         self._restore()
-        self._hook.attach(optimizer, automatic=_deepspeed.engine_of(trainer) is None)
+        self._hook.attach(optimizer, automatic=engine_of(trainer) is None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Look for padding, and log if due."""
@@ -107,7 +107,7 @@ class StepSizeAdapter(PathFollower):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Forget a step that fp16 skipped, and adapt after one of DeepSpeed."""
-        engine = _deepspeed.engine_of(trainer)
+        engine = engine_of(trainer)
         if self._hook is None or (engine is None and _trainer.scaler_of(trainer) is None):
             return
         if engine is not None and engine.was_step_applied():

@@ -1,14 +1,17 @@
-"""Which strategies the callbacks follow."""
+"""Which strategies the callbacks follow, and what DeepSpeed's engine tells."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
+from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.utilities.data_parallel import DataParallelRank
 from lightning_leaky.utilities.harmless import warn_once
 
@@ -22,8 +25,8 @@ ALLOW_UNTESTED = "LIGHTNING_LEAKY_ALLOW_UNTESTED"
 class StrategySupport:
     """What the callbacks do under a strategy.
 
-    A strategy of another package declares itself: by an attribute ``leaky_support``, and by Lightning's own
-    ``distributed_sampler_kwargs``, which says which processes have the same samples (``rank`` of ``num_replicas``).
+    A strategy of another package declares itself by an attribute ``leaky_support``. Lightning's
+    ``distributed_sampler_kwargs`` says which processes have the same samples.
 
     Args:
         state: ``"tested"``; ``"untested"`` if it works by design, which callbacks say once at the start; or
@@ -96,13 +99,7 @@ STRATEGIES = (
 
 
 def support_of(strategy: Strategy) -> StrategySupport:
-    """Return what a strategy declares itself, or what is known of its nearest class.
-
-    Example:
-        >>> from lightning.pytorch.strategies import SingleDeviceStrategy
-        >>> support_of(SingleDeviceStrategy()).state
-        'tested'
-    """
+    """Return what a strategy declares itself, or what is known of its nearest class."""
     declared = getattr(strategy, "leaky_support", None)
     if declared is not None:
         return StrategySupport(declared.state, declared.how, declared.limits)
@@ -133,3 +130,39 @@ def data_parallel_rank(trainer: Trainer) -> DataParallelRank | None:
     if not told or told["num_replicas"] >= trainer.world_size:
         return None
     return DataParallelRank(told["rank"], told["num_replicas"])
+
+
+def engine_of(trainer: Trainer) -> Any:
+    """Return the engine of a fit; ``None`` under other strategies."""
+    names = [cls.__name__ for cls in type(trainer.strategy).__mro__]
+    return getattr(trainer.strategy, "deepspeed_engine", None) if "DeepSpeedStrategy" in names else None
+
+
+def engine_scale(trainer: Trainer) -> float:
+    """Factor of the loss in the backward pass: Lightning and the engine both divide it by the micro-batches."""
+    optimizer: Any = trainer.optimizers[0]
+    return float(getattr(optimizer, "loss_scale", 1.0)) / trainer.accumulate_grad_batches**2
+
+
+def trains_copies(trainer: Trainer) -> bool:
+    """Whether ZeRO (stages 1 to 3) trains flat copies of the parameters and takes their gradients."""
+    optimizer = trainer.optimizers[0] if trainer.optimizers else None
+    return engine_of(trainer) is not None and not isinstance(optimizer, Optimizer)
+
+
+def check_adapter(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a setting of `StepSizeAdapter` cannot be right."""
+    if settings["move_weights"] and trains_copies(trainer):
+        raise ValueError(
+            "`move_weights` must be False under DeepSpeed, which trains copies of the weights, got True. Leave it out."
+        )
+
+
+def check_records(trainer: Trainer, records: tuple[Quantity, ...]) -> None:
+    """Raise ValueError if a quantity needs the gradients of parameters."""
+    keys = [record.key for record in records if record.needs == "parameters"]
+    if keys and trains_copies(trainer):
+        raise ValueError(
+            f"`quantities` cannot include {keys} under DeepSpeed, which leaves no gradients in parameters. Leave them "
+            "out, or use ModelParallelStrategy."
+        )

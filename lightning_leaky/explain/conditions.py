@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from lightning_leaky.explain.diagnosis import diagnose
 from lightning_leaky.metrics.readings import Readings, layer_key
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 
 Test: TypeAlias = Callable[[float], bool]
 

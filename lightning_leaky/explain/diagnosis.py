@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_leaky.explain.wording import ranges, who
+from lightning_leaky.explain.shown import ranges, who
 from lightning_leaky.functional import fewest_layers, layer_shares, path_median
 from lightning_leaky.metrics.readings import Readings
 

@@ -1,9 +1,10 @@
-"""Which readings and step-sizes are shown."""
+"""Which readings and step-sizes are shown, and layers in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from torch import Tensor
 
@@ -28,3 +29,16 @@ def shown_readings(readings: Mapping[str, Readings]) -> tuple[Readings, str]:
 def has_equal_steps(step_sizes: Tensor) -> bool:
     """Whether all step-sizes are 1/L."""
     return bool(step_sizes.max() - step_sizes.min() < 1e-6 * step_sizes.max())
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted layers as ``layers 1–3, 7, 9–10``."""
+    places = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])  # constant along a run
+    runs = [[number for _, number in run] for _, run in places]
+    written = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"layer{'s' if len(numbers) > 1 else ''} {written}"
+
+
+def who(layers: Sequence[int], verb: str) -> str:
+    """Layers and a verb: ``layer 3 moves``."""
+    return f"{ranges(layers)} {verb}{'s' if len(layers) == 1 else ''}"

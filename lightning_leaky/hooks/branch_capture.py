@@ -14,10 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.layer_hooks import is_recomputing
-from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.hooks.state import state_candidates
 from lightning_leaky.hooks.steps import Step, named_after, taken
-from lightning_leaky.hooks.structures import shape_of, tensors_of, without_nesting
+from lightning_leaky.hooks.structures import Seen, shape_of, tensors_of, without_nesting
 
 _FEWEST_ROWS, _MOST_ROWS = 8, 64
 

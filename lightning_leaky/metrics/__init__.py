@@ -1,6 +1,6 @@
 """Quantities as records, and their readers: exact over batches and processes, on torchmetrics."""
 
-from lightning_leaky.metrics.mean import SampleMean
+from lightning_leaky.metrics.base import SampleMean
 from lightning_leaky.metrics.path_reader import PathReader
 from lightning_leaky.metrics.quantity import Quantity, Summary, Sums
 from lightning_leaky.metrics.readings import Readings

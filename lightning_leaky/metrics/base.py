@@ -1,4 +1,4 @@
-"""Metrics whose states are sums over samples."""
+"""Metrics whose states are sums over samples, and the mean."""
 
 from __future__ import annotations
 
@@ -54,3 +54,47 @@ def gathered(rows: Tensor) -> Tensor:
         with collective():
             rows = torch.cat(gather_all_tensors(rows))
     return rows
+
+
+class SampleMean(SumMetric):
+    """Mean over the samples of a data set, from means over batches.
+
+    Unlike `torchmetrics.MeanMetric` it keeps NaN, because a diverged cost must not look well. It sums in float64
+    (float32 on MPS), even if a module in half precision casts its metrics.
+
+    Args:
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Returns:
+        From `compute`: a scalar; NaN without samples.
+
+    Example:
+        >>> import torch
+        >>> metric = SampleMean()
+        >>> metric.update(torch.tensor(1.0), num_samples=3)
+        >>> metric.update(torch.tensor(2.0), num_samples=1)
+        >>> metric.compute()
+        tensor(1.2500, dtype=torch.float64)
+    """
+
+    total: Tensor
+    num_samples: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_sum("total")
+        self.add_sum("num_samples")
+
+    def update(self, mean: Tensor, num_samples: int) -> None:
+        """Add a batch.
+
+        Args:
+            mean: Mean over the batch, a scalar.
+            num_samples: Number of samples of the batch.
+        """
+        self.total += mean.detach().to(self.total) * num_samples
+        self.num_samples += num_samples
+
+    def compute(self) -> Tensor:
+        """Return the mean over all samples."""
+        return self.total / self.num_samples

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.records import QUANTITIES
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 
 
 def resolve_quantities(quantities: Sequence[str | Quantity]) -> tuple[Quantity, ...]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional.step_sizes import check_segment_step_sizes
-from lightning_leaky.metrics.bound import most_rows, room_for_rows
-from lightning_leaky.metrics.layer_batch import check_layers
+from lightning_leaky.metrics.layer_batch import check_layers, most_rows, room_for_rows
 from lightning_leaky.metrics.layer_store import NUM_LEVELS, Form, LayerStore, check_form
 from lightning_leaky.metrics.readings import Readings, places_of
 from lightning_leaky.metrics.recipe import Recipe, Weights

@@ -13,11 +13,10 @@ from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_size_rules import resolve_rule
 from lightning_leaky.hooks.compiled import add_rows
 from lightning_leaky.hooks.layer_hooks import LayerHooks, unreadable
-from lightning_leaky.hooks.seen import Seen
 from lightning_leaky.hooks.state import StateChoice
+from lightning_leaky.hooks.structures import Seen
 from lightning_leaky.optim.settings import AdaptationSettings
-from lightning_leaky.reading.axes import axes_told
-from lightning_leaky.reading.layout import Layout, real_positions
+from lightning_leaky.reading.layout import Layout, axes_told, real_positions
 
 
 class SumRecorder(LayerHooks):

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.wrappers import place_inside, unwrapped
 
 # str comes first, so that a command line reads and writes a glob as such.

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_leaky.hooks.capture import Passage, PathCapture
-from lightning_leaky.reading.axes import axes_told, other_axes
-from lightning_leaky.reading.layout import Layout, default_axes, keys_of
+from lightning_leaky.reading.layout import Layout, axes_told, default_axes, keys_of, other_axes
 from lightning_leaky.reading.segmentation import Segmentation
 
 

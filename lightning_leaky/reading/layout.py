@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 
 PaddingMask: TypeAlias = str | Callable[[Any], Any] | None
 """See `ReadingSettings`."""
@@ -39,7 +42,7 @@ class Layout:
     Args:
         axes: One letter per axis: ``n`` for the batch, ``c`` for the channels, any others for positions, as ``"tnc"``
             for (tokens, batch, width) or ``"nhwc"``. ``None`` is ``"nc"``, ``"ntc"``, ``"nchw"`` or ``"ncdhw"`` by the
-            number of axes, or what the modules inside the layers tell (`lightning_leaky.reading.axes`). The memory
+            number of axes, or what the modules inside the layers tell (`lightning_leaky.reading.layout`). The memory
             format ``torch.channels_last`` changes no axes.
         per_sample: Whether to read the mean over the positions of each sample instead of the positions.
         max_samples: Rows per batch at most, thinned by a fixed stride (raised if it would fall on the same positions
@@ -234,3 +237,48 @@ def _means(hidden: Tensor, keep: Tensor | None) -> Tensor:
     counts = keep.sum(1, keepdim=True)
     means = torch.where(keep[..., None], wide, 0).sum(1) / counts.clamp(min=1)
     return means[counts[:, 0] > 0]
+
+
+_CHANNELS_FIRST = {3: "nct", 4: "nchw", 5: "ncdhw"}
+_CHANNELS_LAST = {3: "ntc", 4: "nhwc", 5: "ndhwc"}
+
+
+def axes_told(blocks: Iterable[tuple[nn.Module, Size]]) -> str | None:
+    """Return the axes that the modules inside blocks tell; ``None`` if they say nothing or disagree.
+
+    Channels are first if a convolution, batch or group norm has as many as the second axis, and last if a linear map or
+    another norm has the length of the last axis. Transformer layers of torch.nn say whether sequences come first.
+
+    Args:
+        blocks: Blocks, and the shape that passes each; all with the same number of axes, at least 3.
+    """
+    tells_first = tells_last = tokens_first = False
+    num_axes = 0
+    for block, shape in blocks:
+        num_axes = len(shape)
+        for module in block.modules():
+            is_of_torch = isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+            tokens_first = tokens_first or (is_of_torch and not getattr(module.self_attn, "batch_first", True))
+            first, last = _lengths(module)
+            tells_first, tells_last = tells_first or shape[1] in first, tells_last or shape[-1] in last
+    if tells_first == tells_last or num_axes not in _CHANNELS_LAST:
+        return None
+    if tells_first:
+        return _CHANNELS_FIRST[num_axes]
+    return "tnc" if tokens_first and num_axes == 3 else _CHANNELS_LAST[num_axes]
+
+
+def other_axes(num_axes: int) -> str:
+    """Return the axes other than the default that a representation may have."""
+    return (_CHANNELS_FIRST if num_axes == 3 else _CHANNELS_LAST)[num_axes]
+
+
+def _lengths(module: nn.Module) -> tuple[set[int], set[int]]:
+    """Lengths that a module allows for the second axis, and for the last."""
+    if isinstance(module, (_NormBase, nn.GroupNorm)):
+        return {module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features}, set()
+    if isinstance(module, _ConvNd):
+        return {module.in_channels, module.out_channels}, set()
+    shapes = [one.shape for one in module.parameters(recurse=False) if not is_lazy(one) and one.ndim <= 2]
+    normalized = getattr(module, "normalized_shape", ())
+    return set(), {length for shape in [*shapes, normalized] for length in shape if length > 1}

@@ -21,11 +21,10 @@ from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weig
 from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.checks import no_room
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch
-from lightning_leaky.reading.readers import reader_of
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.sample_count import SampleCount
 from lightning_leaky.reading.segmentation import Segmentation
-from lightning_leaky.reading.settings import ReadingSettings, check_quantities_of, momentum_weight_decay
+from lightning_leaky.reading.settings import ReadingSettings, check_quantities_of, momentum_weight_decay, reader_of
 from lightning_leaky.reading.watched_layers import WatchedLayers
 from lightning_leaky.utilities.data_parallel import DataParallelRank
 from lightning_leaky.utilities.harmless import warn_once

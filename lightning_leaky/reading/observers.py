@@ -19,7 +19,7 @@ from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.observer import PathObserver
 from lightning_leaky.reading.settings import ReadingSettings, default_quantities
 from lightning_leaky.utilities.data_parallel import DataParallelRank
-from lightning_leaky.utilities.optimizer_decay import gradient_decays, optimizer_weight_decay
+from lightning_leaky.utilities.optimizer_steps import gradient_decays, optimizer_weight_decay
 from lightning_leaky.utilities.processes import is_flattened, number_of_process, warn
 from lightning_leaky.utilities.wrappers import unwrapped
 

@@ -44,28 +44,19 @@ class PathMonitorArguments(ReadingOptions):
 class PathMonitor:
     """Reads a path in a training loop of your own, as `EnergyMonitor` does under a trainer.
 
-    Three calls in the loop: `batch` around the forward and backward pass, `read` before the optimizer steps, and
-    `detach` at the end. The readings are those of `EnergyMonitor` on the same batches, bit for bit, and losses stay
-    bit-equal.
+    Call `batch` around the passes of each (micro-)batch, `read` before each optimizer step, and `detach` at the end.
+    The readings are those of `EnergyMonitor`, bit for bit, and losses stay bit-equal. Of several processes each must
+    call `read` equally often. Make the monitor after the process group, and before the first pass of a compiled model.
 
-    - *Accumulated gradients*: `batch` around each micro-batch, `read` once an optimizer step.
-    - *A data set*: a second monitor with ``evaluation=True``; `batch` around each forward pass, `read` at the end.
-    - *Several processes*: the readings are of all of them, so each must call `read` equally often, even without a
-      batch. Make the monitor after the process group.
-    - *Wrapped models*: DDP, Fabric, accelerate and `torch.compile` change no name. Make the monitor before the first
-      pass of a compiled model.
-
-    What goes wrong in a reading is a warning, once, and the loop goes on. Only a lost process stops it.
+    A reading that fails is a warning, once; only a lost process stops the loop.
 
     Args:
         model: The network, wrapped or not.
-        layers: As of `EnergyMonitor`. ``None`` takes the model's leaky path, or else finds the blocks in a batch.
-        quantities: As of `EnergyMonitor`, by default the same.
+        layers: As of `EnergyMonitor`.
+        quantities: As of `EnergyMonitor`.
         every_n_steps: Calls of `read` between two readings; ``None`` for 50.
-        optimizer: What trains the model, one or several, wrapped or not. Its weight decay is part of λ, and only blocks
-            that it trains are found. Without it momenta need `weight_decay`.
-        evaluation: Whether to read data sets in place of training steps: each `read` is of all batches since the last
-            one, without gradients, and of a part of a large set unless ``exact=True``.
+        optimizer: One or several that train the model. Their weight decay is part of λ.
+        evaluation: Whether each `read` is of a data set, all batches since the last one, without gradients.
         data_parallel: Which processes have the same samples; ``None`` if each has its own.
         **settings: Other arguments of `ReadingSettings`.
 
@@ -144,25 +135,12 @@ class PathMonitor:
 
     @contextmanager
     def batch(self, data: Any = None, gradient_scale: float = 1.0, fresh: Tensor | None = None) -> Iterator[None]:
-        """Context of a batch's forward and backward pass; it costs nothing unless a reading is due.
-
-        A batch whose passes raise is not read.
+        """Context of a batch's passes; a batch that raises is not read.
 
         Args:
-            data: The batch, if it holds a padding mask that the layers are not given, or for an `evaluation`, whose
-                samples are counted before they pass.
-            gradient_scale: Factor of the batch's cost in the backward pass, as ``scaler.get_scale() /
-                num_micro_batches``. Only momenta and gradients need it.
-            fresh: Which samples are no repeats (of a `DistributedSampler`), shape (batch,); ``None`` for all.
-
-        Example:
-            >>> from lightning_leaky import LeakyResNet
-            >>> network = LeakyResNet(3, 3, width=8, num_layers=4, effective_depth=2.0)
-            >>> monitor = PathMonitor(network, quantities=["kinetic_energy"], evaluation=True)
-            >>> with monitor.batch(), torch.no_grad():
-            ...     _ = network(torch.eye(3))
-            >>> monitor.read()["kinetic_energy"].shape
-            torch.Size([4])
+            data: The batch, for its padding mask, and for an `evaluation`.
+            gradient_scale: Factor of its cost in the backward pass, for gradients and momenta.
+            fresh: Which samples a `DistributedSampler` does not repeat, shape (batch,).
         """
         self.arm(data, gradient_scale, fresh)
         try:
@@ -197,14 +175,11 @@ class PathMonitor:
             self._versions = self._versions or self._versions_now()
 
     def read(self, parameter_scale: float | None = None) -> Readings | None:
-        """Return the readings of the batches since the last call if they are due; call it before each optimizer step.
-
-        Every process must call it, a collective if `is_due`.
+        """Return the readings since the last call, before an optimizer step: a collective if they are due.
 
         Args:
-            parameter_scale: Factor of the cost, a mean over the batches of the step (a sum, if `loss_reduction` is
-                ``"sum"``), in the parameters' `.grad`. Only Pontryagin's quantities need it. ``None``: the gradients
-                are as the backward passes left them, with `gradient_scale`. After ``scaler.unscale_`` it is 1.
+            parameter_scale: Factor of the mean cost in `.grad`, for Pontryagin's quantities: 1 after
+                ``scaler.unscale_``. ``None`` if gradients still have the `gradient_scale`.
 
         Returns:
             The readings, the same on every process; ``None`` if none are due or no batch could be read.

@@ -15,13 +15,14 @@ from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
 from lightning_leaky.hooks.state import StateChoice
 from lightning_leaky.metrics.choice import plain_quantities, resolve_quantities
 from lightning_leaky.metrics.layer_store import Form, check_form
+from lightning_leaky.metrics.path_reader import PathReader
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.recipe import LossReduction, Precision, Recipe, check_loss_reduction, check_precision
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.paths.branches import BranchChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights
 from lightning_leaky.reading.layout import GIVEN, Layout, PaddingMask, check_layout
-from lightning_leaky.utilities.imports import located
+from lightning_leaky.utilities.arguments import located
 
 # Rows read of a data set: times the width, and at least. `docs/readings.md` has their error.
 _ROWS_OF_WIDTH, _LEAST_ROWS = 8, 2048
@@ -250,3 +251,20 @@ def momentum_weight_decay(
         return own
     acts_per_layer = not knows_weights(path)
     return own + objective_weight_decay(optimizer_weight_decay, num_layers, path.effective_depth, acts_per_layer)
+
+
+def reader_of(
+    settings: ReadingSettings, recipe: Recipe, widths: Sequence[tuple[int, int]]
+) -> tuple[PathReader, str | None]:
+    """Return a reader of segments, given by width and number of layers, and what to tell a user once.
+
+    Raises:
+        ValueError: If fewer rows are to be read than there are features.
+    """
+    # Gradients need whole batches.
+    most = None if recipe.has_gradients else settings.most_rows(max(width for width, _ in widths))
+    reader = PathReader(widths, recipe, settings.form, settings.halves, most)
+    if reader.form != "samples" or most is not None:
+        return reader, None
+    size = reader.moments_in_bytes / 2**30
+    return reader, f"The samples themselves are kept, in the N × N form: second moments would take {size:.2f} GiB."

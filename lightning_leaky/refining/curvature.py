@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.moments import inner_product
 from lightning_leaky.hooks.layer_hooks import LayerHooks
-from lightning_leaky.hooks.seen import Seen
+from lightning_leaky.hooks.structures import Seen
 from lightning_leaky.paths.leaky_path import LeakyPath
 from lightning_leaky.refining.sharded import mesh_of
 

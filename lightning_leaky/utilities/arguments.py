@@ -1,8 +1,10 @@
-"""Types of constructors that pass their arguments on."""
+"""Arguments of constructors: types that are passed on, and import paths."""
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -22,3 +24,14 @@ def takes_first(
 ) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, First, P], None]]:
     """Tell the same of an ``__init__`` with an argument before them."""
     return lambda init: init
+
+
+@lru_cache
+def located(path: str) -> object | None:
+    """Return the object of an import path, as ``"torch.nn.Linear"``, or ``None``."""
+    if "." not in path or not all(part.isidentifier() for part in path.split(".")):
+        return None
+    try:
+        return pydoc.locate(path)
+    except pydoc.ErrorDuringImport:
+        return None

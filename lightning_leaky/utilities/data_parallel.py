@@ -19,8 +19,8 @@ _ROUNDING = 0.05
 class DataParallelRank:
     """Which samples a process has: those of one of so many data-parallel ranks.
 
-    Processes of one rank hold parts of one model, as in tensor parallelism. They have the same samples, which count
-    once, or, in sequence parallelism, pieces of the same sequences, which add up.
+    Processes of one rank have the same samples, as in tensor parallelism, which count once, or pieces of the same
+    sequences, which add up.
 
     Args:
         rank: Number of the rank, from 0.

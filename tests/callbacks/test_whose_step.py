@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
 from lightning_leaky.functional import objective_weight_decay
-from lightning_leaky.utilities.optimizer_decay import optimizer_weight_decay
+from lightning_leaky.utilities.optimizer_steps import optimizer_weight_decay
 from tests.blocks import Block, effective_dimension
 from tests.callbacks.helpers import DEFAULTS
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_leaky import EnergyMonitor
-from lightning_leaky.callbacks import _observers
+from lightning_leaky.callbacks import _readers
 from lightning_leaky.functional import kinetic_energy, objective_weight_decay
 from tests.blocks import Block, effective_dimension, linear
 
@@ -102,7 +102,7 @@ def set_steps(model: nn.Module, step_sizes: Sequence[float]) -> None:
 def informed() -> Iterator[list[str]]:
     """Hear what a monitor logs for information, whatever has become of the loggers in this process."""
     heard: list[str] = []
-    with mock.patch.object(_observers, "rank_zero_info", heard.append):
+    with mock.patch.object(_readers, "rank_zero_info", heard.append):
         yield heard
 
 

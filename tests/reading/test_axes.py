@@ -8,7 +8,7 @@ import torch
 from torch import Size, nn
 
 from lightning_leaky import Layout, measure_path
-from lightning_leaky.reading.axes import axes_told
+from lightning_leaky.reading.layout import axes_told
 
 
 class Residual(nn.Module):
