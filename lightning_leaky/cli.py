@@ -23,12 +23,12 @@ from lightning_leaky.report.page import as_html, as_json, content_of, name_of, r
 from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.progress import watched
 
-# An error that passed only these modules is about the arguments.
+# Other modules in a traceback are the user's.
 _NOT_OF_USER = ["lightning_leaky", "lightning", "jsonargparse", "argparse", "yaml", "torch", "fsspec", "contextlib"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; YAML with ``--config`` can set every argument of a fit.
+    """Run the command line.
 
     Args:
         args: Arguments; by default those of the process.
@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     needed = RequirementCache("jsonargparse[signatures]>=4.43")
     if not needed:
-        raise SystemExit(f"{needed}\nThe command line needs jsonargparse: pip install 'lightning-leaky[cli]'.")
+        raise SystemExit(f"{needed}\nTo install it: pip install 'lightning-leaky[cli]'.")
     given = list(sys.argv[1:] if args is None else args)
     # For class paths in the working directory.
     sys.path.insert(0, os.getcwd())
@@ -54,7 +54,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(name: str, args: Sequence[str]) -> None:
-    """Run a command; report wrong arguments in one line."""
     from jsonargparse import ArgumentParser
 
     command, description, own = _COMMANDS[name]
@@ -72,7 +71,6 @@ def _run(name: str, args: Sequence[str]) -> None:
 
 
 def _is_of_user(error: Exception) -> bool:
-    """Whether an error or its cause passed a user's code."""
     frames = [frame for one in (error, error.__cause__) if one for frame, _ in traceback.walk_tb(one.__traceback__)]
     return any(str(frame.f_globals.get("__name__")).split(".")[0] not in _NOT_OF_USER for frame in frames)
 
@@ -89,7 +87,7 @@ def _lightning(args: Sequence[str] | None) -> None:
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
             "epilog": "Of this package: `lightning-leaky report` on a trained model, `lightning-leaky compare` of "
-            "runs, and `lightning-leaky drop` of some of its blocks (see --help)."
+            "runs, and `lightning-leaky drop` of blocks."
         },
         args=None if args is None else list(args),  # Lightning warns if both are given
     )
@@ -115,18 +113,18 @@ def write_report(
         data: Data module, by class path.
         model: Class of the LightningModule, with ``save_hyperparameters``.
         split: Data to read.
-        layers: Pattern of layer names, as of `EnergyMonitor`, if the model has no leaky path.
+        layers: Pattern of layer names, if the model has no leaky path.
         max_batches: Batches to read at most; all by default.
-        output: Folder for index.html and report.json, made if missing.
+        output: Folder for both, made if missing.
         weights_only: As of ``torch.load``; ``False`` for a trusted checkpoint with objects in it.
         cost: Import path of C(outputs, targets), a mean over samples, as ``torch.nn.functional.cross_entropy``; by
             default the module's method ``cost``.
-        removal_batches: Batches to measure what leaving out blocks costs, if there is a cost; 0 for none.
-        **settings: Arguments of `ReadingSettings`. A `weight_decay` is for modules that are not ours, and needs a cost.
+        removal_batches: Batches to measure the removal of blocks on, if there is a cost; 0 for none.
+        **settings: Arguments of `ReadingSettings`; a `weight_decay` needs a cost.
     """
     told = ReadingSettings(**settings)
     module = _load(model, ckpt, weights_only)
-    # A module's own weight decay is λ only if its weights are those of the theory.
+    # Of a module that is not ours, it may not be λ.
     is_ours = knows_weights(path_of(module, layers, told.effective_depth))
     decay = getattr(module, "weight_decay", None) if is_ours else None
     of_batch: Any = located(cost) if cost else getattr(module, "cost", None)
@@ -156,12 +154,11 @@ def _load(model: type[LightningModule], ckpt: str, weights_only: bool | None) ->
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0].strip(": ")
         said = f"`ckpt` must be a checkpoint of a `model` {model.__name__}, got {ckpt!r}: {reason}."
         if not isinstance(error, OSError):
-            said += " Name the class that was trained with --model; it calls `save_hyperparameters()` in its __init__."
+            said += " Name the class with --model; it calls `save_hyperparameters()` in its __init__."
         raise ValueError(said) from None
 
 
 def _folder(output: str) -> Path:
-    """Make the folder before a long reading."""
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +202,7 @@ def drop_blocks(
     Args:
         ckpt: Checkpoint of a LightningModule.
         layers: Names or patterns of blocks to drop, as of `drop_layers`.
-        data: Data module, by class path; its first validation batch checks the model.
+        data: Data module, by class path; a validation batch checks the model.
         model: Class of the LightningModule, with ``save_hyperparameters``.
         output: Checkpoint to write, without optimizer state.
         weights_only: As of ``torch.load``; ``False`` for a trusted checkpoint with objects in it.
@@ -238,21 +235,19 @@ def _say(*lines: str) -> None:
 
 
 _CKPT: dict[str, Any] = {"ckpt": {"type": str, "help": "Checkpoint of a LightningModule."}}
-# Function, description, and more arguments.
 _COMMANDS: dict[str, tuple[Callable[..., None], str, dict[str, Any]]] = {
     "report": (write_report, "Write a report on a trained model: one page of HTML, and the numbers as JSON.", _CKPT),
     "compare": (
         _compare,
-        "Lay runs side by side on one page of HTML: last numbers, layers, all that reports say.",
+        "Lay runs side by side on one page of HTML.",
         {
             "runs": {"nargs": "+", "help": "Folders with logs of TensorBoard or CSV, or JSON of reports."},
-            "--output": {"default": "comparison", "help": "Folder to write index.html to, made where missing."},
+            "--output": {"default": "comparison", "help": "Folder for index.html, made if missing."},
         },
     ),
     "drop": (
         drop_blocks,
-        "Take blocks out of a trained model for good, and say what it bought.",
-        _CKPT
-        | {"--layers": {"nargs": "+", "required": True, "help": "Names of the blocks that go, or patterns of them."}},
+        "Take blocks out of a trained model, and say what it bought.",
+        _CKPT | {"--layers": {"nargs": "+", "required": True, "help": "Names or patterns of blocks."}},
     ),
 }

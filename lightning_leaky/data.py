@@ -1,4 +1,4 @@
-"""Data modules: random teachers and handwritten digits."""
+"""Random teachers and handwritten digits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 
 class _Rows(TensorDataset):
-    """Indexed by batch: collating rows costs more than a step of a small network."""
+    """Indexed by batch, because collating rows is slow."""
 
     __getitems__ = TensorDataset.__getitem__
 
 
 class _EpochShuffle(Sampler[int]):
-    """An order by seed and epoch alone, for resumed runs."""
+    """An order by seed and epoch, for resumed runs."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; Lightning calls this."""
+        """For Lightning."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        self.epoch += 1  # if nobody sets it
+        self.epoch += 1
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
     def __len__(self) -> int:
@@ -42,8 +42,6 @@ def _as_is(batch: Any) -> Any:
 
 
 class _TensorDataModule(LightningDataModule):
-    """Loaders over three splits."""
-
     def __init__(self, batch_size: int | None, seed: int) -> None:
         super().__init__()
         if batch_size is not None and batch_size < 1:
@@ -97,14 +95,14 @@ class TeacherDataModule(_TensorDataModule):
         num_val: Validation points.
         num_test: Test points.
         hidden: Width of hidden layers inside a link.
-        batch_size: Samples per batch; ``None`` for full batches, as in the paper.
+        batch_size: Samples per batch; ``None`` for full batches.
         seed: Seed of teacher and points.
 
     Attributes:
         rank: Bottleneck rank k*, the least of `dims`.
 
     Raises:
-        ValueError: If there are fewer than two dimensions, a size is not positive, or `kind` is unknown.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> data = TeacherDataModule(dims=(30, 3, 30))
@@ -129,11 +127,11 @@ class TeacherDataModule(_TensorDataModule):
     ) -> None:
         super().__init__(batch_size, seed)
         if len(dims) < 2:
-            raise ValueError(f"`dims` must hold at least an input and an output dimension, got {tuple(dims)}.")
-        if min(*dims, num_train, num_val, num_test, hidden) < 1:
+            raise ValueError(f"`dims` must hold at least two dimensions, got {tuple(dims)}.")
+        sizes = (*dims, num_train, num_val, num_test, hidden)
+        if min(sizes) < 1:
             raise ValueError(
-                f"`dims`, `num_train`, `num_val`, `num_test` and `hidden` must be at least 1, got {tuple(dims)}, "
-                f"{num_train}, {num_val}, {num_test} and {hidden}."
+                f"`dims`, `num_train`, `num_val`, `num_test` and `hidden` must be at least 1, got {sizes}."
             )
         if kind not in ("fully_connected", "resnet"):
             raise ValueError(f'`kind` must be "fully_connected" or "resnet", got {kind!r}.')
@@ -164,7 +162,7 @@ class DigitsDataModule(_TensorDataModule):
         num_train: Training digits.
         num_val: Validation digits; the rest are for the test.
         batch_size: Samples per batch; ``None`` for full batches.
-        seed: Seed of the split and of the order of training batches.
+        seed: Seed of the split and of the order of batches.
 
     Raises:
         ValueError: If the splits leave no digit for the test.
@@ -207,15 +205,13 @@ def _split(sizes: list[int], *tensors: Tensor) -> dict[str, _Rows]:
 
 
 def _random_net(inputs: Tensor, out_features: int, hidden: int, generator: Generator) -> Tensor:
-    """ReLU net with one hidden layer, He weights and biases of the same scale."""
     return _linear(_linear(inputs, hidden, generator).relu(), out_features, generator)
 
 
 def _random_resnet(inputs: Tensor, out_features: int, hidden: int, generator: Generator) -> Tensor:
-    """A linear map and three residual blocks; at full size those lower the effective rank."""
     values = _linear(inputs, out_features, generator)
     for _ in range(3):
-        values = values + _random_net(values, out_features, hidden, generator) / 6
+        values = values + _random_net(values, out_features, hidden, generator) / 6  # full blocks lower the rank
     return values
 
 

@@ -1,4 +1,4 @@
-"""The LightningModule that trains a Leaky ResNet."""
+"""The LightningModule of a Leaky ResNet."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def default_learning_rate(effective_depth: float) -> float:
 class HalfCosine(CosineAnnealingLR):
     """Half a cosine over the optimizer steps of a fit, constant if a fit has no end.
 
-    A resumed run keeps their number. The first step asks for it, because the trainer reads data for it, and restores
-    loaders after it configures optimizers.
+    The first step asks for their number, because the trainer restores loaders after it configures optimizers.
     """
 
     def __init__(self, optimizer: Optimizer, num_steps: Callable[[], float], eta_min: float) -> None:
@@ -85,7 +84,7 @@ class LeakyResNetModule(LightningModule):
         task: ``"regression"``, the paper's squared error, summed over outputs and averaged over samples, or
             ``"classification"``, cross-entropy of integer classes.
         learning_rate: Adam's initial rate, which falls to 1 % by half a cosine; ``None`` for `default_learning_rate`.
-        **network: Further arguments of `LeakyResNet`, as `activation` or `step_sizes`.
+        **network: Further arguments of `LeakyResNet`.
 
     Raises:
         ValueError: If a number is out of range or a name unknown.
@@ -116,7 +115,7 @@ class LeakyResNetModule(LightningModule):
             check_positive("learning_rate", learning_rate)
         # A subclass may save its own argument of that name.
         self.network_arguments = dict(vars(settings))
-        self.save_hyperparameters(self.network_arguments)  # the defaults too
+        self.save_hyperparameters(self.network_arguments)
         self.save_hyperparameters()
         self.out_features = out_features
         self.weight_decay = check_non_negative("weight_decay", weight_decay)
@@ -152,9 +151,9 @@ class LeakyResNetModule(LightningModule):
         return MetricCollection({"mse": MeanSquaredError()}, prefix=f"{stage}/")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return Adam without weight decay, with half a cosine to 1 % of the learning rate."""
+        """Return Adam with half a cosine to 1 % of the learning rate."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        # One pass over the weights, not a dozen. Lightning cannot clip fused gradients under an fp16 scaler.
+        # Lightning cannot clip fused gradients under an fp16 scaler.
         fused = all(parameter.device.type == "cpu" for parameter in parameters) or None
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=fused)
         scheduler = HalfCosine(optimizer, self._num_steps, self.learning_rate / 100)
@@ -211,7 +210,7 @@ class LeakyResNetModule(LightningModule):
         return self.trainer.estimated_stepping_batches
 
     def _reset_metrics(self, stage: str) -> None:
-        # Lightning does not after an exception, and its resets in inference mode break later fits.
+        # Lightning does not after an exception, and its own resets break later fits.
         for metric in self._metrics(stage):
             metric.reset()
 

@@ -13,7 +13,7 @@ from lightning_leaky.callbacks import _loggers, _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks.energy_monitor import EnergyMonitor
 from lightning_leaky.explain import conditions
-from lightning_leaky.hooks.steps import Span
+from lightning_leaky.hooks.state import Span
 from lightning_leaky.paths.layers import named_layers
 from lightning_leaky.utilities.arguments import located
 from lightning_leaky.utilities.harmless import harmless, warn_once

@@ -15,8 +15,7 @@ from lightning_leaky.callbacks._hooked import PathFollower
 from lightning_leaky.callbacks.step_size_adapter import StepSizeAdapter
 from lightning_leaky.callbacks.strategies import check_strategy
 from lightning_leaky.paths.leaky_path import find_leaky_path
-from lightning_leaky.refining.refinement_hook import RefinementHook
-from lightning_leaky.refining.settings import RefinementSettings
+from lightning_leaky.refining.refinement_hook import RefinementHook, RefinementSettings
 from lightning_leaky.utilities.arguments import takes
 from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.optimizer_steps import held_parameters

@@ -22,7 +22,7 @@ from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE, records_at
 from lightning_leaky.paths.leaky_path import knows_weights
 from lightning_leaky.plotting import Limits, plot_heat_map, plot_singular_values
-from lightning_leaky.plotting.history import History
+from lightning_leaky.plotting.heat_map import History
 from lightning_leaky.plotting.style import new_figure
 from lightning_leaky.utilities.harmless import harmless
 from lightning_leaky.utilities.processes import is_sharded

@@ -9,8 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_leaky.callbacks import _trainer
 from lightning_leaky.callbacks._hooked import HookedCallback
 from lightning_leaky.callbacks._loggers import announce_final, log_final, log_text, tell_tensorboard
-from lightning_leaky.explain.charts import Charts, custom_charts, merged_charts, summary_keys
-from lightning_leaky.explain.guide import guide_page
+from lightning_leaky.explain.guide import Charts, custom_charts, guide_page, merged_charts, summary_keys
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import STEP_SIZE

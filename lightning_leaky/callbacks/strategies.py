@@ -126,10 +126,9 @@ def check_strategy(trainer: Trainer, asker: str, allow_untested: bool = False, s
 def data_parallel_rank(trainer: Trainer) -> DataParallelRank | None:
     """Return which processes have the same samples, as the strategy tells samplers; ``None`` if it does not."""
     strategy: Any = trainer.strategy
-    told = getattr(strategy, "distributed_sampler_kwargs", None)
-    if not told or told["num_replicas"] >= trainer.world_size:
-        return None
-    return DataParallelRank(told["rank"], told["num_replicas"])
+    told = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+    rank, size = told.get("rank", 0), told.get("num_replicas", 0)
+    return DataParallelRank(rank, size) if 0 <= rank < size < trainer.world_size else None
 
 
 def engine_of(trainer: Trainer) -> Any:

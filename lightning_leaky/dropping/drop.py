@@ -1,4 +1,4 @@
-"""Removing blocks from a model for good, and what that saves."""
+"""Removing blocks from a model, and what that saves."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def drop_layers(
 ) -> Model:
     """Remove blocks from a model for good, in place; later blocks move up and take their names.
 
-    On the batch in evaluation mode, its outputs are then those with the blocks skipped, bit for bit. If its `config`
-    (Hugging Face) or hyperparameters (Lightning) rebuild it, they still do; else save its `state_dict`.
+    On the batch in evaluation mode, outputs are then those with the blocks skipped, bit for bit. If a `config` (Hugging
+    Face) or hyperparameters (Lightning) rebuild the model, they still do; else save its `state_dict`.
 
     Args:
         model: A model or a LightningModule.
         layers: Blocks to remove, as of `choose_layers`, or a sequence of names.
         batch: A pair (inputs, targets) or inputs, on the model's device; a dictionary is passed by keyword.
-        optimizer: One or several that train the model; they forget removed parameters. Empty groups stay.
+        optimizer: One or several, which forget removed parameters. Empty groups stay.
         state: Which tensor of a block is its state, as of `make_leaky`, if several may be.
 
     Returns:
@@ -92,8 +92,8 @@ def expense_of(model: nn.Module, batch: Any, repeats: int = 10) -> Expense:
 
     Args:
         model: Any network.
-        batch: A pair (inputs, targets) or inputs, on the model's device.
-        repeats: Number of timed forward passes, after one that does not count; the median is kept.
+        batch: As of `drop_layers`.
+        repeats: Number of timed forward passes, of which the median counts.
 
     Example:
         >>> expense_of(nn.Linear(256, 1024, bias=False), torch.zeros(1, 256)).memory
@@ -143,7 +143,7 @@ def _check(model: nn.Module, inputs: Any, stacks: list[Stack], expected: Any, re
     names = [name for stack in stacks for name in stack.gone]
     try:
         told = difference(expected, outputs_of(model, inputs), [len(stack.gone) for stack in stacks])
-    except Exception as error:  # from the model's own code
+    except Exception as error:
         told = f"{type(error).__name__}: {error}"
         raise refused(names, f"cannot go: the model does not run without them, {told}") from error
     if told:
@@ -156,7 +156,7 @@ def _forget(optimizers: list[Optimizer], gone: set[int]) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in gone]
-            for key in {"params", "param_names"} & group.keys():  # names if made from `named_parameters`
+            for key in {"params", "param_names"} & group.keys():
                 group[key] = [group[key][index] for index in kept]
         for parameter in [one for one in optimizer.state if id(one) in gone]:
             del optimizer.state[parameter]

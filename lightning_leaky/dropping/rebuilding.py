@@ -1,4 +1,4 @@
-"""Models rebuilt from their settings, as by `from_pretrained` and `load_from_checkpoint`."""
+"""Models rebuilt from their settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Origin(NamedTuple):
 
     def twin(self, settings: Any, expected: Any, missing: Collection[int] = ()) -> nn.Module | None:
         """Rebuild the module, and return it if the model then returns what is expected."""
-        with suppress(Exception), Journal() as swapped:  # any constructor may reject the settings
+        with suppress(Exception), Journal() as swapped:  # of any constructor
             with torch.random.fork_rng([]):
                 twin = _BUILDERS[self.key](self.module, copy.deepcopy(settings))
             swapped.refill(vars(self.module), vars(twin))
@@ -36,7 +36,7 @@ class Origin(NamedTuple):
         return None
 
     def mend(self, stack: Stack, expected: Any, journal: Journal) -> bool:
-        """Change settings in place so that the model returns what is expected; return whether that works."""
+        """Change settings so that the model returns what is expected; return whether that works."""
         settings = getattr(self.module, self.key)
         live, twins = _named(self.module), dict[int, tuple[Any, nn.Module]]()
         for changed in [settings, *mended(settings, stack.size, stack.kept)]:
@@ -49,7 +49,7 @@ class Origin(NamedTuple):
             return False
         changed, twin = twins[min(twins)]
         adopt(settings, changed, journal)
-        for name, part in _named(twin).items():  # inner modules may have copies of the settings
+        for name, part in _named(twin).items():  # inner modules may have copies
             adopt(getattr(live.get(name), self.key, None), getattr(part, self.key, None), journal)
         return True
 
@@ -67,11 +67,7 @@ def origins_of(model: nn.Module, inputs: Any, stack: Stack) -> list[Origin]:
 
 
 def mended(settings: Any, size: int, kept: Sequence[int], name: str = "") -> Iterator[Any]:
-    """Yield changed copies of settings that may describe the kept ones of `size` blocks.
-
-    Each changes a number of blocks, or a list of one value per block, and lists beside it: those named after layers, or
-    all.
-    """
+    """Yield copies of settings with another number of blocks, or other lists of one value per block."""
     if type(settings) is int and settings == size and re.search("layer|block|depth", name):
         yield len(kept)
     if _is_by_block(settings, size, name):
@@ -102,7 +98,7 @@ def adopt(live: Any, new: Any, journal: Journal) -> None:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of settings, to change in place; none for other objects."""
+    """Return the fields of settings, to change in place."""
     if isinstance(value, dict):
         return value
     is_settings = isinstance(value, Namespace) or {"to_dict", "__dataclass_fields__"} & {*dir(type(value))}
@@ -118,7 +114,7 @@ def _cut(values: Any, kept: Sequence[int]) -> Any:
 
 
 def _from_config(module: Any, config: Any) -> nn.Module:
-    """Build from a configuration, sharing the module's parameters and buffers."""
+    """Build a twin that shares parameters and buffers."""
     if hasattr(config, "_attn_implementation"):  # which `to_dict` leaves out
         attention = config._attn_implementation
         config = type(config).from_dict({**config.to_dict(), "attn_implementation": attention})
@@ -149,8 +145,7 @@ def _named(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _num_other(live: Mapping[str, nn.Module], twin: Mapping[str, nn.Module]) -> int:
-    """Number of modules with other numbers, such as dropout rates, which outputs do not show."""
-
+    # Numbers such as dropout rates, which outputs do not show.
     def numbers(module: nn.Module | None) -> dict[str, Any]:
         return {key: one for key, one in vars(module).items() if isinstance(one, (int, float)) and key != "training"}
 

@@ -1,4 +1,4 @@
-"""Containers of blocks: which blocks may go, how, and what is left."""
+"""Containers of blocks that go."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_leaky.hooks.skipped import SkippedBlocks
-from lightning_leaky.hooks.state import StateChoice
-from lightning_leaky.hooks.steps import Span
+from lightning_leaky.hooks.state import Span, StateChoice
 from lightning_leaky.hooks.structures import all_tensors_of, parts_of, replaced, tensors_of
 from lightning_leaky.paths.block_path import flat_stacks
 from lightning_leaky.paths.layers import LayerChoice, choose_layers, named_layers
@@ -34,7 +33,7 @@ class Journal(ExitStack):
 
 
 class Stack(NamedTuple):
-    """A container of `size` blocks, the modules around it, the blocks that go, and the indices of the others."""
+    """A container of `size` blocks, modules around it, blocks that go, and indices of the others."""
 
     container: nn.Module
     size: int
@@ -43,9 +42,9 @@ class Stack(NamedTuple):
     kept: list[int]
 
     def take_out(self, journal: Journal) -> None:
-        """Take blocks out, and renumber keys, indices inside blocks, and their number in the owner."""
+        """Take blocks out; renumber keys, indices inside blocks, and their number in the owner."""
         keys, blocks = [*self.container._modules], [*self.container._modules.values()]
-        first = re.fullmatch(r"(.*?)(\d+)", keys[0])  # as in a list, or as 'layer_0'
+        first = re.fullmatch(r"(.*?)(\d+)", keys[0])
         if not first or keys != [f"{first[1]}{int(first[2]) + index}" for index in range(len(keys))]:
             keys = [keys[old] for old in self.kept]
         journal.refill(self.container._modules, {keys[new]: blocks[old] for new, old in enumerate(self.kept)})
@@ -58,7 +57,7 @@ class Stack(NamedTuple):
 
 
 def stacks_of(model: nn.Module, layers: LayerChoice | Sequence[str]) -> list[Stack]:
-    """Return the containers of chosen blocks; raise ValueError if one clearly cannot go."""
+    """Return the containers of chosen blocks; ValueError if one clearly cannot go."""
     choices = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     if not choices:
         raise ValueError(f"`layers` must name at least one block, got {layers!r}.")
@@ -96,7 +95,7 @@ def refused(names: str | list[str], reason: str) -> ValueError:
 
 
 def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), state: StateChoice = None) -> Any:
-    """Return a model's outputs in eager evaluation, from the same random state; skip the blocks that go."""
+    """Return a model's outputs in evaluation, from the same random state, without the blocks that go."""
     for tensor in all_tensors_of(inputs):  # the model may overwrite them
         inputs = replaced(inputs, tensor, tensor.clone())
     blocks = {name: block for stack in without for name, block in stack.gone.items()}
@@ -107,11 +106,11 @@ def outputs_of(model: nn.Module, inputs: Any, without: Iterable[Stack] = (), sta
 
 
 def difference(expected: Any, found: Any, missing: Collection[int] = ()) -> str | None:
-    """Say how outputs differ, bit by bit; tuples of states may lack `missing` entries."""
+    """Say how outputs differ; tuples of states may lack `missing` entries."""
     if isinstance(expected, Tensor):
         if not isinstance(found, Tensor) or (expected.shape, expected.dtype) != (found.shape, found.dtype):
             return "differ in shape or type"
-        if torch.equal(*(one.contiguous().reshape(-1).view(torch.uint8) for one in (expected, found))):  # with NaN, −0
+        if torch.equal(*(one.contiguous().reshape(-1).view(torch.uint8) for one in (expected, found))):
             return None
         return f"differ by up to {(expected.double() - found.double()).abs().max():.2g}"
     parts, others = parts_of(expected), parts_of(found)
@@ -123,7 +122,7 @@ def difference(expected: Any, found: Any, missing: Collection[int] = ()) -> str 
 
 @contextmanager
 def witnessed(model: nn.Module, stacks: list[Stack]) -> Iterator[dict[str, str]]:
-    """Yield which blocks take more than the state of blocks that go; raise ValueError if one of these is idle."""
+    """Yield which blocks take more than the state of blocks that go; ValueError if one of these is idle."""
     names = {id(block): name for name, block in named_layers(model).items()}
     going = [name for stack in stacks for name in stack.gone]
     ran, readers = set[str](), dict[str, str]()
@@ -146,7 +145,7 @@ def witnessed(model: nn.Module, stacks: list[Stack]) -> Iterator[dict[str, str]]
 
 
 def _check(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
-    # They count parameters or, as adapters of peft, hide what a configuration builds.
+    # They count parameters or hide what a configuration builds.
     holders = {"DistributedDataParallel", "FullyShardedDataParallel", "BaseTunerLayer"}
     for holder in {cls.__name__ for one in model.modules() for cls in type(one).__mro__} & holders:
         raise refused([*chosen], f"stand in a model with {holder}; drop first, or merge adapters")
@@ -160,9 +159,7 @@ def _check(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
     }
     for name, block in chosen.items():
         if id(unwrapped(block)) in steps:
-            raise refused(
-                name, "is a leaky step, and the step-sizes of all steps sum to 1; try `unmake_leaky` or `remesh`"
-            )
+            raise refused(name, "is a leaky step, and the step-sizes of all steps sum to 1; try `unmake_leaky`")
         for key, parameter in block.named_parameters():
             if is_sharded(parameter):
                 raise refused(name, "is sharded over processes; drop first")

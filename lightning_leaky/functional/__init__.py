@@ -21,8 +21,7 @@ from lightning_leaky.functional.k_norm import (
 )
 from lightning_leaky.functional.kinetic_energy import kinetic_energy, path_length, velocity
 from lightning_leaky.functional.lagrangian import cross_term, lagrangian
-from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
-from lightning_leaky.functional.leaky_step import leaky_step
+from lightning_leaky.functional.leaky_step import leak_scale, leaky_step, objective_weight_decay
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
 from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian, pontryagin_residual

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_layers, check_matrix
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leak_scale
 from lightning_leaky.functional.moments import MomentumMoments, momentum_moments
 from lightning_leaky.functional.step_sizes import check_step_sizes
 

@@ -9,7 +9,7 @@ from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.features import given_features
 from lightning_leaky.functional.k_norm import KNorm, inner_products_of
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leak_scale
 from lightning_leaky.functional.moments import inner_product, momentum_moments
 
 _DEFAULT = KNorm()

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_leaky.functional._checks import check_matrices
 from lightning_leaky.functional.features import given_features
 from lightning_leaky.functional.k_norm import KNorm, inner_products_of
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leak_scale
 
 _DEFAULT = KNorm()
 

@@ -1,7 +1,8 @@
-"""The median of a quantity along the path."""
+"""Statistics of layers."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_same_shape, widen
@@ -36,3 +37,11 @@ def path_median(values: Tensor, step_sizes: Tensor) -> Tensor:
     below = weights.cumsum(0) / weights.sum()
     first, last = (int((below < half).sum()) for half in (0.5 - _ROUNDING, 0.5 + _ROUNDING))
     return ordered[-1] if bool(ordered[-1].isnan()) else (ordered[first] + ordered[last]) / 2
+
+
+def rank_correlation(values: Tensor, others: Tensor) -> float:
+    """Spearman's rank correlation of two tensors of shape (n,); NaN if one is constant or not finite."""
+    columns = [values.double(), others.double()]
+    # Ties get their mean rank, values that are not finite NaN.
+    ranks = [(one[:, None] > one).sum(1) + 0.5 * (one[:, None] == one).sum(1) + 0 * one for one in columns]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])

@@ -14,8 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.layer_hooks import is_recomputing
-from lightning_leaky.hooks.state import state_candidates
-from lightning_leaky.hooks.steps import Step, named_after, taken
+from lightning_leaky.hooks.state import Step, named_after, state_candidates, taken
 from lightning_leaky.hooks.structures import Seen, shape_of, tensors_of, without_nesting
 
 _FEWEST_ROWS, _MOST_ROWS = 8, 64

@@ -13,8 +13,7 @@ from lightning_leaky.hooks.compiled import keep_gradient
 from lightning_leaky.hooks.gradients import Gradients, StepGradients
 from lightning_leaky.hooks.layer_hooks import LayerHooks, several_states, unreadable
 from lightning_leaky.hooks.padding import GivenMask
-from lightning_leaky.hooks.state import StateChoice
-from lightning_leaky.hooks.steps import block_of
+from lightning_leaky.hooks.state import StateChoice, block_of
 from lightning_leaky.hooks.structures import Seen, without_nesting
 from lightning_leaky.utilities.processes import unsharded
 

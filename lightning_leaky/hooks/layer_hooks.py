@@ -13,8 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.hooks.compiled import forget_compiled_code, number_of, warn_of_recompilation
 from lightning_leaky.hooks.padding import PaddingWatch
-from lightning_leaky.hooks.state import StateChoice, state_candidates
-from lightning_leaky.hooks.steps import Span, Step, block_of, ends_of, place_in, taken
+from lightning_leaky.hooks.state import Span, StateChoice, Step, block_of, ends_of, place_in, state_candidates, taken
 from lightning_leaky.hooks.structures import Seen, has_values, tensors_of
 from lightning_leaky.utilities.processes import unsharded
 

@@ -13,8 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_leaky.hooks.compiled import eagerly
 from lightning_leaky.hooks.layer_hooks import several_states
-from lightning_leaky.hooks.state import StateChoice, state_candidates
-from lightning_leaky.hooks.steps import Step, ends_of, place_in, taken
+from lightning_leaky.hooks.state import StateChoice, Step, ends_of, place_in, state_candidates, taken
 from lightning_leaky.hooks.structures import replaced, same_shape, tensors_of
 
 

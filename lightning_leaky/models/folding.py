@@ -16,14 +16,14 @@ _LINEAR = (nn.Linear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def foldable_layer(model: nn.Module, block: nn.Module) -> nn.Module | None:
-    """Return the layer g of a block h + g(…) whose weights can take a factor of the branch exactly, or ``None``."""
+    """Return the layer g of a block h + g(…) if its weights can take a factor of the branch exactly."""
     last = _last_layer_of_branch(block)
     return None if last is None or not _owns_its_output(last) or _is_shared(model, last) else last
 
 
 @torch.no_grad()
 def multiply(factors: Iterable[tuple[nn.Module, float]]) -> None:
-    """Multiply the parameters of each layer by a number: all, or none if one cannot be written to."""
+    """Multiply each layer's parameters by a number: all, or none if it fails."""
     written = [(parameter, factor) for layer, factor in factors for parameter in layer.parameters(recurse=False)]
     for parameter, _ in written:
         parameter.mul_(1)  # raises before any parameter has changed
@@ -32,10 +32,9 @@ def multiply(factors: Iterable[tuple[nn.Module, float]]) -> None:
 
 
 def _last_layer_of_branch(block: nn.Module) -> nn.Module | None:
-    """The layer g of a block h + g(…), from its graph, or ``None``."""
     try:
         graph = fx.symbolic_trace(block).graph
-    except Exception:  # any code may fail here
+    except Exception:  # of any code
         return None
     modules = dict(block.named_modules())
     start = next(node for node in graph.nodes if node.op == "placeholder")
@@ -58,13 +57,11 @@ def _is_call(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type[nn.
 
 
 def _owns_its_output(layer: nn.Module) -> bool:
-    """Whether no parametrization or hook comes between weights and output."""
     is_plain = type(layer).__module__.startswith("torch.nn.modules.")  # parametrizations make a new class
     return is_plain and layer.weight is not None and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_shared(model: nn.Module, layer: nn.Module) -> bool:
-    """Whether the model uses this layer or its parameters elsewhere."""
     places = [child for module in model.modules() for child in module._modules.values() if child is layer]
     own = {id(parameter) for parameter in layer.parameters(recurse=False)}
     others = [one for module in model.modules() if module is not layer for one in module.parameters(recurse=False)]

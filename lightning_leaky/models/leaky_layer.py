@@ -39,12 +39,11 @@ class LeakyLayer(nn.Module):
         self.activation = activation
         self.weight = nn.Parameter(torch.zeros(width, width))
         self.bias = nn.Parameter(torch.zeros(width)) if constant_column else None
-        # A list, because setting a module's attribute is slow.
-        self._last: list[tuple[ReferenceType[Any], list[_Seen]]] = []
+        self._last: list[tuple[ReferenceType[Any], list[_Seen]]] = []  # setting an attribute is slow
 
     def forward(self, representation: Tensor, step_size: Tensor) -> Tensor:
         """Return A_l, shape (..., w), from A_{l−1}, shape (..., w), and ρ_l, a scalar tensor."""
-        weight, bias = self.weight, self.bias  # once, because each access computes a parametrized weight
+        weight, bias = self.weight, self.bias  # each access computes a parametrized weight
         current = leaky_step(representation, weight, bias, step_size, self.effective_depth, self.activation)
         if self.training and not torch.compiler.is_compiling():
             step = step_behind(current, weight)
@@ -52,11 +51,8 @@ class LeakyLayer(nn.Module):
         return current
 
     def handle(self) -> Tensor | None:
-        """Return a `square_handle` with the last forward pass in training.
-
-        ``None`` if its graph is gone, it cannot have one, or the parameters have changed since.
-        """
-        if not self._last or not torch.is_grad_enabled():  # first, because access may change a parametrized weight
+        """Return a `square_handle` with the last forward pass in training, if it is still valid."""
+        if not self._last or not torch.is_grad_enabled():  # first: access may change a parametrized weight
             return None
         (reference, seen), now = self._last[0], _seen(self.weight, self.bias)
         is_same = all(one is other and at == since for (one, at), (other, since) in zip(seen, now, strict=True))
@@ -66,8 +62,7 @@ class LeakyLayer(nn.Module):
     def augmented_weight(self) -> Tensor:
         """W_l with its bias as last column, shape (w, w + 1); (w, w) without the constant column.
 
-        It gathers sharded parameters, so every process must call it. It reads a parametrized weight without updating
-        it, for example its spectral norm.
+        Every process must call it, because it gathers sharded parameters. It does not update a parametrized weight.
         """
         with at_rest(self):
             weight = unsharded(self.weight)
@@ -79,15 +74,13 @@ class LeakyLayer(nn.Module):
         return square if self.bias is None else square + self.bias.square().sum()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the last pass, which belongs to a graph."""
         return {**self.__dict__, "_last": []}
 
     def extra_repr(self) -> str:
-        """Describe the layer in `print`."""
+        """Describe the layer."""
         with at_rest(self):
             return f"width={len(self.weight)}, effective_depth={self.effective_depth}, activation={self.activation!r}"
 
 
 def _seen(*parameters: Tensor | None) -> list[_Seen]:
-    """Parameters with their versions."""
     return [(one, 0 if one is None else one._version) for one in parameters]

@@ -20,17 +20,15 @@ _NAME = "leaky_steps"
 
 
 class LeakyResidual(nn.Module):
-    """A stack of residual blocks, run as leaky steps: ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)``.
-
-    For new networks; `make_leaky` does this to an existing model.
+    """New residual blocks as leaky steps ``h ← (1 − ρ_l L̃) h + ρ_l L f_l(h)``; see `make_leaky` for existing models.
 
     Args:
-        blocks: Shape-preserving residual blocks, h ↦ h + f_l(h), or one of them.
+        blocks: One or more shape-preserving residual blocks, h ↦ h + f_l(h).
         effective_depth: L̃ ≥ 0; at 0, with equidistant steps, the blocks run unchanged.
         step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
 
     Raises:
-        ValueError: If there are no blocks, a number is out of range, or the step-sizes are not a distribution.
+        ValueError: If there are no blocks, or a number is out of range.
 
     Example:
         >>> import torch
@@ -66,18 +64,15 @@ def make_leaky(model: Model, layers: LayerChoice, effective_depth: float = 0.0, 
 
     Args:
         model: Any model, or a LightningModule.
-        layers: Which blocks, in running order; see `lightning_leaky.paths.layers.choose_layers`. Each must return its
-            input's shape; widths may differ.
+        layers: Which blocks, as of `lightning_leaky.paths.layers.choose_layers`. Each must return its input's shape.
         effective_depth: L̃ ≥ 0.
-        state: Which tensor is the state, if blocks take or return several of one shape; see `LeakySteps`. A block that
-            leaves it open raises when it first runs.
+        state: Which tensor is the state, if blocks take or return several of one shape; see `LeakySteps`.
 
     Returns:
-        The model, with a submodule ``leaky_steps``; if it is wrapped (DDP, Fabric, LoRA), the inner model has it.
+        The model; it, or the model that it wraps (DDP, Fabric, LoRA), has a submodule ``leaky_steps``.
 
     Raises:
-        ValueError: If the layers cannot be chosen so, the model or one of them has leaky steps already, or L̃ is
-            negative. The model stays as it was.
+        ValueError: If the layers cannot be chosen, there are leaky steps already, or L̃ < 0. The model stays as it was.
 
     Example:
         >>> model = make_leaky(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "*")
@@ -98,11 +93,10 @@ def unmake_leaky(model: Model) -> Model:
     """Remove leaky steps, in place, and fold the step-sizes into the weights if that is exact.
 
     It is exact at L̃ = 0 if a step is equidistant, or its block is ``h + g(…)`` and ends with a linear, convolutional or
-    normalisation layer g, which is multiplied by ρ_l L. Else (a pre-norm transformer block adds twice, a block may end
-    with an activation) the step is dropped and the outputs change, with a warning that names the block.
+    normalisation layer g, which is multiplied by ρ_l L. Else the outputs change, with a warning that names the block.
 
     Args:
-        model: A model that `make_leaky` has returned, or one around it.
+        model: A model of `make_leaky`, or one around it.
 
     Returns:
         The model.
@@ -130,10 +124,7 @@ def unmake_leaky(model: Model) -> Model:
         else:
             folded.append((layer, gain))
     if left:  # first, because a warning may be an error
-        warn(
-            f"unmake_leaky: the steps of {left} cannot be folded into their weights exactly and are dropped; the model "
-            "computes something else than with them."
-        )
+        warn(f"unmake_leaky: the steps of {left} cannot be folded into their weights, so the outputs change.")
     multiply(folded)
     steps.detach()
     delattr(owner, _NAME)
@@ -141,11 +132,11 @@ def unmake_leaky(model: Model) -> Model:
 
 
 def _owner_of_steps(model: nn.Module) -> nn.Module:
-    # Not by getattr: a wrapper may forward look-ups, but cannot delete the attribute.
+    # Not by getattr, which wrappers forward.
     owners = {name: part for name, part in model.named_modules() if isinstance(part._modules.get(_NAME), LeakySteps)}
     first: nn.Module | None = next(iter(owners.values()), None)
     if first is None:
-        raise ValueError("`model` must have leaky steps to unmake, got none; make_leaky(model, layers) makes them.")
+        raise ValueError("`model` must have leaky steps to unmake, got none.")
     if len(owners) > 1 and first is not unwrapped(model):
         raise ValueError(f"`model` must have leaky steps once to unmake, got {list(owners)}; pass the one you mean.")
     return first

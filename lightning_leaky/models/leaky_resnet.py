@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leak_scale
 from lightning_leaky.functional.relu_step import l2_term
 from lightning_leaky.functional.step_sizes import (
     check_step_sizes,
@@ -32,15 +32,15 @@ class LeakyResNet(nn.Module):
     """Leaky ResNet of constant width: L Euler steps of ``∂_pA = −L̃A + σ(A)Wᵀ`` between two linear maps.
 
     L̃ = 0 is a ResNet, and ρ_l L̃ = 1 for all l a fully-connected net with weights ρ_l W_l (arXiv 2405.17573). The
-    step-sizes are a saved buffer: change it with `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter`. `refine`,
-    `remesh` or a `LayerRefiner` change the number of layers, and `load_state_dict` takes that of the state.
+    step-sizes are a saved buffer: `set_step_sizes`, a `StepSizeHook` or a `StepSizeAdapter` change it. `refine`,
+    `remesh`, a `LayerRefiner` and `load_state_dict` change the number of layers.
 
     Args:
-        *values: Arguments of `NetworkSettings`, in its order.
-        **settings: Arguments of `NetworkSettings`, by name.
+        *values: Arguments of `NetworkSettings`.
+        **settings: More of them.
 
     Raises:
-        ValueError: If a number is out of range, the step-sizes are not a distribution, or a map does not fit the sizes.
+        ValueError: If an argument is out of range, or a map does not fit the sizes.
 
     Example:
         >>> network = LeakyResNet(in_features=30, out_features=30, width=100, num_layers=20, effective_depth=7.0)
@@ -104,8 +104,8 @@ class LeakyResNet(nn.Module):
         layers = self._steps()
         if any(hasattr(one, "ds_id") for layer in layers for one in layer.parameters()):
             raise ValueError(
-                "`weight_decay` must be 0 at DeepSpeed's stage 3, which leaves the weights empty outside a layer's "
-                "forward pass, where the L2 term reads them. Use stage 1 or 2, or the weight decay of an optimizer."
+                "`weight_decay` must be 0 at DeepSpeed's stage 3, which empties the weights that the L2 term reads. "
+                "Use stage 1 or 2, or the weight decay of an optimizer."
             )
         shares = leak_scale(self.effective_depth) * self.step_sizes
         handles = [layer.handle() for layer in layers]
@@ -136,8 +136,7 @@ class LeakyResNet(nn.Module):
         """Put the network on another mesh of any number of layers; W moves as a function of p [ours].
 
         The outputs change by the order of the discretisation error. Layers of both meshes stay as they are, see
-        `lightning_leaky.refining.remeshed_layers`; `set_step_sizes` instead leaves each W_l with its layer. Attach
-        hooks on layers (a `StepSizeHook`) again: new layers have none.
+        `lightning_leaky.refining.remeshed_layers`. Attach hooks on layers (a `StepSizeHook`) again.
 
         Args:
             step_sizes: New ρ, shape (M,), positive, summing to 1.
@@ -145,7 +144,7 @@ class LeakyResNet(nn.Module):
                 are not trained.
 
         Raises:
-            ValueError: If the step-sizes are not a distribution, the optimizer's state cannot move, or layers are
+            ValueError: If the step-sizes are no distribution, the optimizer's state cannot move, or layers are
                 compiled, wrapped or sharded.
 
         Example:
@@ -173,11 +172,11 @@ class LeakyResNet(nn.Module):
         max_layers: int = 64,
         min_layers: int = 2,
     ) -> Refinement:
-        """Split and merge layers, towards an estimated discretisation error below a tolerance [ours].
+        """Split and merge layers, towards an estimated error below a tolerance [ours].
 
         The error is the sum of ``½ ρ_l² ‖∂²_pA‖_F/‖A_l‖_F``, see `lightning_leaky.refining.discretisation_errors`. Each
         layer is split or merged at most once, see `lightning_leaky.refining.refined_step_sizes`, and no merged one has
-        ρ_l L̃ > 1. Call it after an optimizer's step, and again after some training or until nothing changes.
+        ρ_l L̃ > 1. Call it after an optimizer's step, and again until nothing changes.
 
         Args:
             inputs: Inputs, shape (N, in_features).
@@ -187,10 +186,10 @@ class LeakyResNet(nn.Module):
             min_layers: Fewest layers after a merge, at least 2.
 
         Returns:
-            The number of layers before and after, and the estimated error before.
+            What has changed, and the estimated error before.
 
         Raises:
-            ValueError: If there is only one layer, a number is out of range, or `remesh` raises.
+            ValueError: If there is one layer, a number is out of range, or `remesh` raises.
 
         Example:
             >>> network = LeakyResNet(2, 2, width=4, num_layers=3, effective_depth=1.0)
@@ -208,23 +207,21 @@ class LeakyResNet(nn.Module):
         return refinement
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Take the state's number of layers first."""
         saved = state_dict.get(f"{prefix}step_sizes")
         if isinstance(saved, Tensor) and saved.ndim == 1 and 0 < len(saved) != len(self.layers):
             self.remesh(normalise_step_sizes(saved))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Describe the network in `print`."""
+        """Describe the network."""
         return f"width={self.width}, num_layers={len(self.layers)}, effective_depth={self.effective_depth}"
 
     def _steps(self) -> list[LeakyLayer]:
-        """The layers without wrappers."""
         return [layer for layer in map(unwrapped, self.layers) if isinstance(layer, LeakyLayer)]
 
 
 def _may_be_trained(layer: LeakyLayer) -> bool:
-    """Whether a layer may have gradients; FSDP1 without `use_orig_params` leaves it no parameters of its own."""
+    # FSDP1 without `use_orig_params` leaves a layer no parameters of its own.
     return not (own := list(layer.parameters())) or any(one.requires_grad for one in own)
 
 
@@ -241,21 +238,16 @@ def _initial_step_sizes(step_sizes: str | Sequence[float], num_layers: int) -> T
     if isinstance(step_sizes, str):
         schemes = {"equidistant": equidistant_step_sizes, "irregular": irregular_step_sizes}
         if step_sizes not in schemes:
-            raise ValueError(
-                f"`step_sizes` must be one of {sorted(schemes)} or {num_layers} numbers, got {step_sizes!r}."
-            )
+            raise ValueError(f"`step_sizes` must be in {sorted(schemes)} or {num_layers} numbers, got {step_sizes!r}.")
         return schemes[step_sizes](num_layers)
     return check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), num_layers)
 
 
 def _linear_map(name: str, kind: MapKind, in_features: int, out_features: int) -> nn.Module:
-    """Return a linear map, without bias because the next layer's constant column has one."""
+    # Without bias: the next layer's constant column has one.
     if kind == "identity":
         if in_features != out_features:
-            raise ValueError(
-                f'`{name}` can be "identity" only between equal sizes, got {in_features} and {out_features}; '
-                'choose "learned" or "fixed".'
-            )
+            raise ValueError(f'`{name}` can be "identity" between equal sizes, got {in_features} and {out_features}.')
         return nn.Identity()
     if kind not in ("learned", "fixed"):
         raise ValueError(f'`{name}` must be "learned", "fixed" or "identity", got {kind!r}.')

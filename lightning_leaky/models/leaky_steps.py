@@ -29,23 +29,22 @@ class LeakySteps(nn.Module):
     A `StepSizeAdapter` or `StepSizeHook` finds this `LeakyPath` in the model.
 
     The step-sizes stay in float64 (float32 on MPS) if the model is cast. They are saved with the model, unless they are
-    equidistant at L̃ = 0: then the state is that of the original model. A state without step-sizes loads as equidistant.
-    Under torch.distributed they are always saved, because distributed checkpoints load by the keys of a new model. A
-    copy or pickle of this module keeps them; a copy of blocks alone runs as plain blocks and warns once.
+    equidistant at L̃ = 0 outside torch.distributed. A state without step-sizes loads as equidistant. A copy of this
+    module keeps them; a copy of blocks alone runs as plain blocks and warns once.
 
     Args:
-        blocks: The blocks in running order, each shape-preserving; they are not registered here.
+        blocks: The blocks in running order, each shape-preserving; not registered here.
         effective_depth: L̃ ≥ 0.
         step_sizes: ρ, L positive numbers that sum to 1; equidistant by default.
-        names: Names of the blocks in errors; their numbers by default.
+        names: Names in errors; numbers by default.
         state: Which tensor is h, if a block takes or returns several of one shape: an argument, by name or position;
-            a pair of an argument and an output, by index, key or attribute; or ``"sum"`` if h is the sum of all that
-            are handed on, such as hidden and residual.
+            a pair of an argument and an output, by index, key or attribute; or ``"sum"`` of all that are handed on,
+            such as hidden and residual.
 
     Raises:
-        ValueError: If there are no blocks, one is a leaky step already, a number is out of range, or the step-sizes are
-            not a distribution. A forward pass raises it if a block changes the shape, overwrites its input (unnoticed
-            in inference mode), or leaves open which tensor is h.
+        ValueError: If there are no blocks, one is a leaky step already, or a number is out of range. A forward pass
+            raises it if a block changes the shape, overwrites its input (unnoticed in inference mode), or leaves open
+            which tensor is h.
 
     Example:
         >>> block = nn.Linear(2, 2)
@@ -68,9 +67,9 @@ class LeakySteps(nn.Module):
         self._names = [f"number {index + 1}" for index in range(len(blocks))] if names is None else list(names)
         _check_blocks(blocks, self._names)
         if callable(state):
-            raise ValueError(f"`state` must be a place, where a step is put back, got {state!r}; give a name or index.")
+            raise ValueError(f"`state` must be a place, got {state!r}; give a name or index.")
         self.effective_depth = check_non_negative("effective_depth", effective_depth)
-        self._unregistered = (nn.ModuleList(blocks),)  # in a tuple, where nn.Module does not look
+        self._unregistered = (nn.ModuleList(blocks),)  # nn.Module looks in no tuple
         rho = equidistant_step_sizes(len(blocks))
         if step_sizes is not None:
             rho = check_step_sizes(torch.as_tensor(step_sizes, dtype=torch.float64), len(blocks))
@@ -93,7 +92,7 @@ class LeakySteps(nn.Module):
         return self._unregistered[0]
 
     def forward(self, representation: Tensor) -> Tensor:
-        """Return the input, because an `nn.Sequential` runs this module."""
+        """Return the input, for an `nn.Sequential`."""
         return representation
 
     def detach(self) -> None:
@@ -101,26 +100,26 @@ class LeakySteps(nn.Module):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._link.steps, self._link.is_silent = None, True  # for copies of the hooks on other modules
+        self._link.steps, self._link.is_silent = None, True  # for copies of the hooks
 
     def gain(self, index: int) -> float:
         """ρ_l L, the factor of f_l."""
         return float(self.step_sizes[index]) * len(self.step_sizes)
 
     def takes_state_first(self, index: int) -> bool:
-        """Whether a block's first argument is h."""
+        """Whether h is a block's first argument."""
         inputs = self._places[index].inputs
         return not inputs or 0 in inputs
 
     def extra_repr(self) -> str:
-        """Describe the steps in `print`."""
+        """Describe the steps."""
         return f"num_layers={len(self.step_sizes)}, effective_depth={self.effective_depth}"
 
     def _attach(self) -> None:
         for index, block in enumerate(self.layers):
             for link in _links(block):  # of a copy without steps
                 link.is_silent = True
-            # First, so that all other hooks see the leaky step.
+            # First: other hooks see the leaky step.
             enter, step = partial(self._link.enter, index), partial(self._link.step, index)
             self._handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             self._handles.append(block.register_forward_hook(step, with_kwargs=True, prepend=True))
@@ -132,13 +131,12 @@ class LeakySteps(nn.Module):
         _check_state(name, block, befores, afters, [*args, *kwargs.values()])
         before, after = befores[0], afters[0]
         if not torch.compiler.is_compiling():
-            # By version, because a block may return its input, as stochastic depth does.
+            # A block may return its input, as stochastic depth does.
             versions = self._versions.pop(index, {})
             inputs = tensors_of((args, kwargs)) if place.is_sum else [before]
             if any(_version(one) != versions.get(id(one), _version(one)) for one in inputs):
                 raise ValueError(
-                    f"`layers` must leave their input as it is, but {name}, a {type(block).__name__}, overwrites it; "
-                    "use out-of-place operations."
+                    f"`layers` must leave their input as it is, but {name}, a {type(block).__name__}, overwrites it."
                 )
             if place == StatePlace():  # because the next batch may be ambiguous
                 choice = certain_choice(args, kwargs, output, before, after)
@@ -183,7 +181,7 @@ class LeakySteps(nn.Module):
             self.step_sizes.copy_(loaded)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        """Follow a move to another device, but not a cast."""
+        # Follows a move to another device, but not a cast.
         rho = equidistant_step_sizes(len(self.step_sizes)) if self.step_sizes.is_meta else self.step_sizes
         device = fn(torch.empty(0, device=self.step_sizes.device)).device
         self.step_sizes = rho.to(device, working_dtype(device))
@@ -195,16 +193,13 @@ class LeakySteps(nn.Module):
 
 
 class _Link:
-    """Leads the hooks on blocks to their steps.
-
-    A copy leads nowhere until it has steps of its own.
-    """
+    """Leads hooks to their steps; a copy leads nowhere."""
 
     def __init__(self, steps: LeakySteps) -> None:
         self.steps: LeakySteps | None = steps
         self.is_silent = False
 
-    # Quantised modules call the hooks without keywords.
+    # Quantised modules give no keywords.
     def enter(self, index: int, block: nn.Module, args: tuple[Any, ...], *kwargs: dict[str, Any]) -> None:
         if self.steps is not None:
             self.steps._enter(index, args, *kwargs or ({},))
@@ -219,12 +214,11 @@ class _Link:
         if not self.is_silent:
             self.is_silent = True
             warn(
-                "A copy of leaky blocks was made without their step-sizes, which belong to the model that make_leaky "
-                "was given: the copy runs as plain blocks. Copy that model, or give the copy step-sizes of its own "
-                "with make_leaky."
+                "A copy of leaky blocks was made without their step-sizes, and runs as plain blocks. Copy the model "
+                "that make_leaky was given, or call make_leaky on the copy."
             )
 
-    # Compiling runs it. `torch.compiler.assume_constant_result` does the same, but takes seconds.
+    # Compiling runs it, in less time than `torch.compiler.assume_constant_result`.
     say._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,7 +229,7 @@ def _check_blocks(blocks: Sequence[nn.Module], names: Sequence[str]) -> None:
     if not blocks:
         raise ValueError("`blocks` must hold at least one module, got none.")
     if len({id(unwrapped(block)) for block in blocks}) < len(blocks):
-        raise ValueError("`blocks` must differ, got one of them twice; copy it, or leave it out.")
+        raise ValueError("`blocks` must differ, got one of them twice.")
     taken = [name for name, block in zip(names, blocks, strict=True) if any(link.steps for link in _links(block))]
     if taken:
         raise ValueError(f"`layers` must be no leaky steps yet, but {taken} are; unmake_leaky their model first.")
@@ -250,23 +244,23 @@ def _links(block: nn.Module) -> list[_Link]:
 def _check_state(name: str, block: nn.Module, befores: list[Tensor], afters: list[Tensor], inputs: list[Any]) -> None:
     if any(isinstance(part, fx.Proxy) for part in inputs):
         raise ValueError(
-            f"`model` must not be traced by torch.fx, which shows no tensors, while {name} is a leaky step; use "
-            "torch.export, or unmake_leaky(model) first."
+            f"`model` must not be traced by torch.fx while {name} is a leaky step; use torch.export, or "
+            "unmake_leaky(model) first."
         )
     if not befores or not afters or not same_shape(befores[0], afters[0]):
         shapes = f"{tuple(befores[0].shape)} to {tuple(afters[0].shape)}" if befores and afters else "no tensor"
         raise ValueError(
             f"`layers` must preserve the shape of a tensor, but {name}, a {type(block).__name__}, maps {shapes}; leave "
-            "it out, for example by a predicate of name and module."
+            "it out."
         )
     if len(befores) > 1 or len(afters) > 1:
         raise ValueError(
             f"`state` must say which tensor is the state of {name}, a {type(block).__name__}, which takes "
-            f"{len(befores)} and returns {len(afters)} of shape {tuple(afters[0].shape)}. Give make_leaky the name or "
-            "position of an argument, a pair of it and an output, or 'sum' if all that are handed on add up to it."
+            f"{len(befores)} and returns {len(afters)} of shape {tuple(afters[0].shape)}. Give make_leaky an "
+            "argument's name or position, a pair of it and an output, or 'sum'."
         )
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor has been written to; not counted in inference mode."""
+    # Not counted in inference mode.
     return 0 if tensor.is_inference() else tensor._version

@@ -29,12 +29,12 @@ class NetworkSettings:
             distances) or ``"identity"``.
         output_map: Map to the outputs: ``"learned"``, ``"fixed"`` (random orthonormal rows) or ``"identity"``.
         init: ``"identity"`` draws W = L̃[I, 0] + `init_noise` · N(0, 1/w), whose mean keeps a non-negative
-            representation as it is; ``"plain"`` draws N(0, 2/w), whose signal decays like exp(−L̃) and whose training
-            collapses to zero at large L̃.
-        init_noise: Size of the noise of ``init="identity"``.
+            representation; ``"plain"`` draws N(0, 2/w), whose signal decays like exp(−L̃) and
+            whose training collapses at large L̃.
+        init_noise: Size of that noise.
 
     Raises:
-        ValueError: If a number is out of range or a name is not known.
+        ValueError: If a number is out of range or a name unknown.
 
     Example:
         >>> NetworkSettings(30, 30, width=100, num_layers=20, effective_depth=7.0).init_noise

@@ -17,19 +17,17 @@ class AdaptationSettings(Rhythm):
 
     Args:
         every_n_steps: Optimizer steps between two adaptations.
-        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's undamped rule.
+        damping: How far each adaptation goes, in (0, 1]; 1 is the paper's rule.
         start_step: First optimizer step (counted from 1) after which to adapt.
         stop_step: Last one; ``None`` never stops.
-        max_leak: Upper bound of ρ_l L̃; 1 keeps (1 − ρ_l L̃) ≥ 0 as in the paper. ``None`` for no bound.
+        max_leak: Upper bound of ρ_l L̃, 1 in the paper; ``None`` for no bound.
         rule: How fast a layer changes: ``"relative_distance"`` (the paper's), ``"switches"``, ``"relative_speed"``, or
             your own, see `lightning_leaky.functional.StepSizeRule`.
         move_weights: Whether each layer takes W(p), and the optimizer's state, of its new place p. [ours]
-        scale_gradients: Whether to divide the gradient of layer l by L ρ_l, so that SGD steps are per unit of p. Adam
-            does not depend on it. [ours]
+        scale_gradients: Whether to divide the gradient of layer l by L ρ_l, so that SGD steps are per unit of p. [ours]
         layout: How the axes of a representation become samples and neurons, as of `ReadingSettings`.
         padding_mask: What tells real positions, as of `ReadingSettings`; ``None`` reads padding too.
-        path: Name or glob of one of several paths, such as ``"student"``, see `lightning_leaky.find_leaky_path`.
-            ``None`` takes the one that is trained.
+        path: Name or glob of one of several paths, see `lightning_leaky.find_leaky_path`; the trained one by default.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -56,7 +54,7 @@ class AdaptationSettings(Rhythm):
         super().__post_init__()
         resolve_rule(self.rule)
         if not 0 < self.damping <= 1:
-            raise ValueError(f"`damping` must be in (0, 1], got {self.damping!r}; 1 is the paper's undamped rule.")
+            raise ValueError(f"`damping` must be in (0, 1], got {self.damping!r}.")
         if self.max_leak is not None:
             check_positive("max_leak", self.max_leak)
         check_layout(self.layout, self.padding_mask)

@@ -21,8 +21,7 @@ from lightning_leaky.utilities.harmless import harmless, warn_once
 from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, held_parameters, step_was_skipped
 from lightning_leaky.utilities.processes import first_of, is_flattened, is_sharded, num_processes, summed
 
-# Of a rule's sums, the layers included.
-_MOST_DIMENSIONS = 4
+_MOST_DIMENSIONS = 4  # of a rule's sums
 _TASK = "Adapting the step-sizes"
 
 
@@ -31,13 +30,11 @@ class StepSizeHook:
 
     ``ρ_l ← c_l⁻¹ / Σ_i c_i⁻¹``. With the paper's rule, ``c_l = ‖A_l − A_{l−1}‖_F / (ρ_l ‖A_l‖_F)``, all layers move by
     the same relative distance in the end. Distances cover all forward passes in training mode since the last optimizer
-    step, of all micro-batches and processes. Damping, bound, guard and the other rules are ours.
+    step, of all micro-batches and processes. Damping, bound and the other rules are ours.
 
-    The step-sizes change in place, only after an optimizer step. A float64 master keeps their sum at 1. If a distance
-    is zero or not finite, they stay as they are, with one warning.
+    The step-sizes change in place. If a distance is zero or not finite, they stay as they are, with one warning.
 
-    Every token or pixel by `layout` is a sample, but padding is not: layers get its mask by keyword, `StepSizeAdapter`
-    from the batch, and your own loop calls `see`.
+    Every token or pixel by `layout` is a sample. Padding is not: layers get its mask by keyword, or a loop calls `see`.
 
     Args:
         model: A network with step-sizes (a `LeakyResNet` or any `LeakyPath`), or a module that contains one.
@@ -73,20 +70,19 @@ class StepSizeHook:
         self._shape: list[int] | None = None
 
     def attach(self, optimizer: Optimizer, automatic: bool = True) -> StepSizeHook:
-        """Follow an optimizer's steps from now on.
+        """Follow an optimizer's steps.
 
         Args:
             optimizer: The network's optimizer, or a wrapper (SAM, Lookahead, ``accelerate.prepare``): the inner one's
                 steps count.
-            automatic: Whether to adapt after the optimizer's steps; otherwise you call `end_step`, as for an engine
-                that steps the parameters in parts.
+            automatic: Whether to adapt after the optimizer's steps; otherwise you call `end_step`.
 
         Returns:
             This hook.
 
         Raises:
-            ValueError: If this hook is attached already, the optimizer calls no hooks or trains another path, or the
-                layers cannot move weights or scale gradients.
+            ValueError: If it is attached already, the optimizer calls no hooks or trains another path, or the layers
+                cannot move weights or scale gradients.
         """
         if self.is_attached:
             raise ValueError("`optimizer` must be the only one, but this hook is attached already; detach it first.")
@@ -95,9 +91,9 @@ class StepSizeHook:
         if self._model is not None and find_leaky_path(self._model, self.settings.path, held) is not self.path:
             raise ValueError(
                 f"`optimizer` must train the layers whose step-sizes are adapted, but this {type(optimizer).__name__} "
-                "trains those of another path. Attach to the other optimizer, or say by `path` which path is meant."
+                "trains another path; give another optimizer or `path`."
             )
-        if self.settings.move_weights:  # nowhere, so that errors come before training
+        if self.settings.move_weights:  # nowhere, to raise errors early
             self._move_weights(self._master, optimizer)
         if self.settings.scale_gradients:
             self._handles += self._gradient_hooks()
@@ -122,7 +118,7 @@ class StepSizeHook:
         return self._steps is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Counter, master step-sizes and sums so far, to resume exactly."""
+        """Return what resumes exactly."""
         return {
             "num_steps": self.num_steps,
             "step_sizes": self._master.clone(),
@@ -136,10 +132,7 @@ class StepSizeHook:
             ValueError: If it is for another number of layers.
         """
         if len(state["step_sizes"]) != len(self._master):
-            raise ValueError(
-                f"`state` must hold {len(self._master)} step-sizes, got {len(state['step_sizes'])}; "
-                "it was saved with another number of layers."
-            )
+            raise ValueError(f"`state` must hold {len(self._master)} step-sizes, got {len(state['step_sizes'])}.")
         self.num_steps = int(state["num_steps"])
         self._master = state["step_sizes"].to("cpu", torch.float64).clone()
         with torch.no_grad():  # FSDP1's sharded checkpoints may leave out equidistant step-sizes
@@ -150,7 +143,7 @@ class StepSizeHook:
         self._arm()
 
     def see(self, batch: Any) -> None:
-        """Announce a batch before its forward pass, so that its padding (by `padding_mask`) is not sampled.
+        """Announce a batch before its forward pass, to leave out its padding (by `padding_mask`).
 
         Args:
             batch: The batch; ``None`` if it has no padding.
@@ -168,7 +161,7 @@ class StepSizeHook:
             self._steps.end_step()
 
     def forget(self) -> None:
-        """Forget the distances since the last step, for example if fp16 skipped it."""
+        """Forget the distances since the last step."""
         with harmless(_TASK, self.said):
             self._recorder.clear()
 
@@ -182,13 +175,12 @@ class StepSizeHook:
         self._arm()
 
     def _arm(self) -> None:
-        """Record the next passes only if an adaptation follows."""
         self._recorder.armed = self.is_attached and self.settings.is_due(self.num_steps + 1)
 
     @torch.no_grad()
     def _adapt(self, optimizer: Optimizer) -> None:
         sums, complaints = self._sums_of_all()
-        # Others may have changed the buffer.
+        # Others may change the buffer.
         if not torch.equal(self.path.step_sizes.cpu(), self._master.to(self.path.step_sizes.dtype)):
             self._master = step_sizes_of(self.path)
         distances = torch.full_like(self._master, torch.nan)
@@ -215,10 +207,7 @@ class StepSizeHook:
         parameters = [(index, one) for index, layer in enumerate(self.path.layers) for one in layer.parameters()]
         # FSDP1 without `use_orig_params` may leave one flat parameter.
         if not parameters or any(is_sharded(one) or is_flattened(one) for _, one in parameters):
-            raise ValueError(
-                "`scale_gradients` must be False for sharded parameters, got True: they take their gradients without "
-                "the hooks that would scale them."
-            )
+            raise ValueError("`scale_gradients` must be False for sharded parameters, got True.")
         return [
             one.register_hook(partial(self._per_unit, index))  # type: ignore[no-untyped-call]
             for index, one in parameters
@@ -226,17 +215,13 @@ class StepSizeHook:
         ]
 
     def _per_unit(self, index: int, gradient: Tensor) -> Tensor:
-        """∂/∂W_l over L ρ_l: per unit of p."""
         share = self.path.step_sizes[index] * len(self.path.layers)
         return gradient / share.to(gradient)
 
     def _sums_of_all(self) -> tuple[Tensor | None, dict[int, str]]:
-        """Sums of all processes, or ``None`` if none has seen a pass; and this one's complaints.
-
-        NaN for layers that some process cannot read, so that no process adapts.
-        """
+        """Sums of all processes, NaN for layers that one cannot read, and this one's complaints."""
         own, device = self._recorder.sums, self.path.step_sizes.device
-        if self._shape is None:  # a process without data needs the shape
+        if self._shape is None:  # which a process without data needs
             shape = [] if own is None else list(own.shape)
             padded = torch.tensor(shape + [-1] * (_MOST_DIMENSIONS - len(shape)), device=device)
             agreed = first_of(padded, own is not None)
@@ -259,13 +244,10 @@ class StepSizeHook:
         elif sums is not None and sums.any():
             reason = "Look for layers that do nothing, have diverged, or overwrite their input on another process."
         else:
-            reason = (
-                "Only passes in training mode count: models are in evaluation mode after `from_pretrained`, and want "
-                "model.train()."
-            )
+            reason = "Only passes in training mode count: models of `from_pretrained` want model.train()."
         message = (
-            f"Step-sizes left as they are. The layers change by {distances.tolist()} per unit of p, and the adaptive "
-            f"rule wants that positive and finite. {reason}"
+            f"Step-sizes left as they are. The layers change by {distances.tolist()} per unit of p, which must be "
+            f"positive and finite. {reason}"
         )
         warn_once(message, reason, self.said, is_own=bool(complaints))
 
@@ -279,6 +261,6 @@ def _maximum_step_size(max_leak: float | None, effective_depth: float, num_layer
     if max_leak * num_layers < effective_depth * (1 - 1e-9):
         raise ValueError(
             f"`max_leak` must be at least L̃/L = {effective_depth / num_layers:.4g} for {num_layers} layers, got "
-            f"{max_leak!r}: step-sizes sum to 1. Raise it, pass None for no bound, or take more layers."
+            f"{max_leak!r}; raise it, pass None for no bound, or take more layers."
         )
     return max_leak / effective_depth

@@ -41,7 +41,7 @@ class SumRecorder(LayerHooks):
         self.sums: Tensor | None = None
         self._real: Tensor | None = None
         self._refusal: str | None = None
-        # Allocated before a CUDA graph, which overwrites its own tensors at each replay.
+        # Before a CUDA graph, whose replays overwrite its tensors.
         self._room = self._room_for_sums(device)
 
     def see(self, batch: Any) -> None:
@@ -49,7 +49,7 @@ class SumRecorder(LayerHooks):
         self._real, self._refusal = None, None
         try:
             self._real = None if batch is None else real_positions(batch, self.padding_mask)
-        except Exception as error:  # training continues, whatever the batch holds
+        except Exception as error:  # training continues
             self._refusal = unreadable(error)
 
     def detach(self) -> None:
@@ -66,7 +66,7 @@ class SumRecorder(LayerHooks):
     def add(
         self, index: int, previous: Tensor, current: Tensor, real: Tensor | None, sums: Tensor | None = None
     ) -> None:
-        """Add the rule's sums of one layer to `sums`, by default the recorder's own."""
+        """Add the rule's sums of one layer to `sums`, by default its own."""
         dtype = torch.promote_types(current.dtype, torch.float32)
         try:
             if previous.shape != current.shape:
@@ -74,7 +74,7 @@ class SumRecorder(LayerHooks):
             found = self.rule.sums(*(self.layout.rows(tensor.to(dtype), real) for tensor in (previous, current)))
             sums = self._sums_for(found) if sums is None else sums
             sums[index] += found.to(sums.device)
-        except Exception as error:  # training continues, whatever layout and rule raise
+        except Exception as error:  # training continues
             self._unread[index] = unreadable(error)
 
     @torch.no_grad()
@@ -102,13 +102,13 @@ class SumRecorder(LayerHooks):
             add_rows(self.sums, previous.detach(), current.detach(), real, self._number, index)
 
     def _real_of(self, index: int) -> Tensor | None:
-        """Real positions by the batch, else by arguments of the layer or its parents."""
+        """By the batch, else by arguments of the layer or its parents."""
         if self._real is not None or self.padding_mask is None:
             return self._real
         return self.padding.real(index, self.padding.given(index))
 
     def _is_traceable(self, current: Tensor, real: Tensor | None) -> bool:
-        """Whether the layout fits, and the number of rows depends on the shape alone."""
+        """Whether the layout fits, and rows depend on the shape alone."""
         try:
             self.layout.batch_axis(current)
         except ValueError:
@@ -135,7 +135,7 @@ class SumRecorder(LayerHooks):
             if sums.shape != others.shape:
                 return None
             return torch.zeros_like(sums).repeat(len(self.layers), *[1] * sums.ndim)
-        except Exception:  # a user's rule may refuse a single column
+        except Exception:  # of a user's rule
             return None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.step_sizes import equidistant_step_sizes
 from lightning_leaky.hooks.capture import Passage, PathCapture
-from lightning_leaky.hooks.steps import Span
+from lightning_leaky.hooks.state import Span
 from lightning_leaky.hooks.structures import shape_of
 from lightning_leaky.paths.layers import LayerChoice, choose_layers, device_of, named_layers
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path, leaky_paths

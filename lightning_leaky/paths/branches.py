@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_leaky.hooks.branch_capture import BranchCapture
 from lightning_leaky.hooks.capture import PathCapture
-from lightning_leaky.hooks.steps import Span, Step
+from lightning_leaky.hooks.state import Span, Step
 from lightning_leaky.paths.block_path import _MOST_BATCHES, BlockPath, PathFinder
 from lightning_leaky.paths.layers import _matches_glob, device_of, named_layers
 from lightning_leaky.paths.leaky_path import LeakyPath, path_name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_leaky.hooks.capture import Passage, PathCapture
 from lightning_leaky.reading.layout import Layout, axes_told, default_axes, keys_of, other_axes
-from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.passed_batch import Segmentation
 
 
 def check_passes(capture: PathCapture, names: Sequence[str]) -> None:

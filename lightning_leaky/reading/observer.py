@@ -11,19 +11,18 @@ from lightning_leaky.functional.step_sizes import normalise_step_sizes
 from lightning_leaky.hooks.branch_capture import BranchCapture
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.skipped import SkippedBlocks
-from lightning_leaky.metrics.choice import resolve_quantities
 from lightning_leaky.metrics.path_reader import PathReader
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.recipe import resolve_quantities
 from lightning_leaky.paths.block_path import BlockPath
 from lightning_leaky.paths.branches import path_or_finder
 from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
 from lightning_leaky.reading.block_parameters import ParameterReader
 from lightning_leaky.reading.checks import no_room
-from lightning_leaky.reading.passed_batch import Batch, PassedBatch
+from lightning_leaky.reading.passed_batch import Batch, PassedBatch, Segmentation
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.sample_count import SampleCount
-from lightning_leaky.reading.segmentation import Segmentation
 from lightning_leaky.reading.settings import ReadingSettings, check_quantities_of, momentum_weight_decay, reader_of
 from lightning_leaky.reading.watched_layers import WatchedLayers
 from lightning_leaky.utilities.data_parallel import DataParallelRank

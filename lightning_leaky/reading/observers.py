@@ -10,9 +10,9 @@ from functools import partial
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_leaky.metrics.choice import resolve_quantities
 from lightning_leaky.metrics.quantity import Quantity
 from lightning_leaky.metrics.readings import Readings
+from lightning_leaky.metrics.recipe import resolve_quantities
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.layers import LayerChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights

@@ -11,13 +11,20 @@ from torch import Tensor
 from lightning_leaky.functional._checks import check_non_negative, check_positive
 from lightning_leaky.functional.features import Activation, features, resolve_features
 from lightning_leaky.functional.k_norm import KNorm
-from lightning_leaky.functional.leak import leak_scale, objective_weight_decay
+from lightning_leaky.functional.leaky_step import leak_scale, objective_weight_decay
 from lightning_leaky.hooks.state import StateChoice
-from lightning_leaky.metrics.choice import plain_quantities, resolve_quantities
 from lightning_leaky.metrics.layer_store import Form, check_form
 from lightning_leaky.metrics.path_reader import PathReader
 from lightning_leaky.metrics.quantity import Quantity
-from lightning_leaky.metrics.recipe import LossReduction, Precision, Recipe, check_loss_reduction, check_precision
+from lightning_leaky.metrics.recipe import (
+    LossReduction,
+    Precision,
+    Recipe,
+    check_loss_reduction,
+    check_precision,
+    plain_quantities,
+    resolve_quantities,
+)
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.paths.branches import BranchChoice
 from lightning_leaky.paths.leaky_path import LeakyPath, knows_weights

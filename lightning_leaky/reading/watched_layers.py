@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lightning_leaky.hooks.capture import PathCapture
-from lightning_leaky.hooks.state import StateChoice
-from lightning_leaky.hooks.steps import named_after
+from lightning_leaky.hooks.state import StateChoice, named_after
 from lightning_leaky.paths.layers import named_layers
 from lightning_leaky.reading.checks import (
     broken_path,
@@ -21,8 +20,7 @@ from lightning_leaky.reading.checks import (
     unused_mask,
 )
 from lightning_leaky.reading.layout import GIVEN
-from lightning_leaky.reading.passed_batch import Batch, PassedBatch
-from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.passed_batch import Batch, PassedBatch, Segmentation
 from lightning_leaky.reading.settings import ReadingSettings
 
 

@@ -1,11 +1,10 @@
-"""Changing the number of layers: estimated errors, meshes, moved layers, and the hook; loaded on demand."""
+"""Changing the number of layers."""
 
 from lightning_leaky.refining.interpolation import Interpolation, interpolate_layers, interpolation_of
 from lightning_leaky.refining.mesh import discretisation_errors, refined_step_sizes
 from lightning_leaky.refining.network import Refinement
-from lightning_leaky.refining.refinement_hook import RefinementHook
+from lightning_leaky.refining.refinement_hook import RefinementHook, RefinementSettings
 from lightning_leaky.refining.remesh import move_parameters, remeshed_layers
-from lightning_leaky.refining.settings import RefinementSettings
 
 __all__ = [
     "Interpolation",

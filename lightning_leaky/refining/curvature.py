@@ -16,17 +16,14 @@ from lightning_leaky.refining.sharded import mesh_of
 
 
 class CurvatureRecorder(LayerHooks):
-    """Sums ‖V_l − V_{l−1}‖² and ‖A_l‖² over samples and forward passes, while armed and in training mode.
-
-    Passes inside backward (activation checkpointing) do not count, because layers run there again, in another order.
-    """
+    """Sums ‖V_l − V_{l−1}‖² and ‖A_l‖² over samples and forward passes, while armed and in training mode."""
 
     def __init__(self, path: LeakyPath) -> None:
         super().__init__(list(path.layers))
-        self.copy_less()  # an Euler step leaves its input as it is
+        self.copy_less()  # a step leaves its input as it is
         self.path = path
         self.squares = torch.zeros(2, len(self.layers), dtype=torch.float64)
-        self.mesh_between: Any = None  # of shards after a layer's forward pass
+        self.mesh_between: Any = None  # of shards after a forward pass
         self._last: tuple[int, Tensor] | None = None
 
     def clear(self) -> None:

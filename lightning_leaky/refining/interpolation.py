@@ -1,4 +1,4 @@
-"""Values of layers as functions of p, moved to another mesh."""
+"""Layers' values on another mesh."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lightning_leaky.functional.step_sizes import check_step_sizes
 
-# Share of a gap below which middles differ only by rounding.
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # share of a gap
 
 
 class Interpolation(NamedTuple):
@@ -19,9 +18,9 @@ class Interpolation(NamedTuple):
     The value at new layer j is ``(1 − fraction_j) · value[left_j] + fraction_j · value[right_j]``.
 
     Attributes:
-        left: Old layer at or before each new one, counted from 0, shape (M,); never falls.
+        left: Old layer at or before each new one, from 0, shape (M,); never falls.
         right: Old layer after it, or `left`, shape (M,).
-        fraction: Position between them, in [0, 1), shape (M,), float64.
+        fraction: Place between them, in [0, 1), shape (M,), float64.
     """
 
     left: Tensor
@@ -38,7 +37,7 @@ def interpolation_of(step_sizes: Tensor, new_step_sizes: Tensor) -> Interpolatio
     """Find the layers of a new mesh among those of an old one [ours].
 
     A layer stands at the middle of its interval [p_{l−1}, p_l]. Values are linear in p between middles, and constant
-    outside. A layer of both meshes has a fraction of exactly 0.
+    outside.
 
     Args:
         step_sizes: Old ρ, shape (L,).
@@ -67,7 +66,7 @@ def interpolation_of(step_sizes: Tensor, new_step_sizes: Tensor) -> Interpolatio
 def interpolate_layers(values: Tensor, step_sizes: Tensor, new_step_sizes: Tensor) -> Tensor:
     """Interpolate values of layers to a new mesh; see `interpolation_of` [ours].
 
-    It is exact for values that are constant or, between middles, linear in p. Non-negative values stay so.
+    It is exact for values that are constant or, between middles, linear in p.
 
     Args:
         values: Values of the old layers, shape (L, ...), floating-point.
@@ -86,8 +85,8 @@ def interpolate_layers(values: Tensor, step_sizes: Tensor, new_step_sizes: Tenso
     """
     if not values.is_floating_point() or values.ndim == 0 or len(values) != len(step_sizes):
         raise ValueError(
-            f"`values` must be floating-point of shape ({len(step_sizes)}, ...), one a layer, got {values.dtype} of "
-            f"shape {tuple(values.shape)}; stack the layers."
+            f"`values` must be floating-point of shape ({len(step_sizes)}, ...), got {values.dtype} of "
+            f"shape {tuple(values.shape)}."
         )
     left, right, fraction = (part.to(values.device) for part in interpolation_of(step_sizes, new_step_sizes))
     weight = fraction.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))

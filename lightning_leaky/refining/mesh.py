@@ -1,4 +1,4 @@
-"""The error of each Euler step, and a mesh that keeps their sum below a tolerance."""
+"""Errors of Euler steps, and a mesh that bounds them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from lightning_leaky.functional._checks import check_layers, check_matrix, check
 from lightning_leaky.functional.moments import inner_product
 from lightning_leaky.functional.step_sizes import check_step_sizes
 
-# Neighbours merge below this part of a share. A split layer merges again only if the number of layers changes fourfold.
-_COMFORTABLE = 0.25
+_COMFORTABLE = 0.25  # part of a share
 
 
 def discretisation_errors(representations: Tensor, step_sizes: Tensor) -> Tensor:
     """Estimated local error of each Euler step, ``e_l = ½ ρ_l² ‖∂²_pA‖_F / ‖A_l‖_F`` [ours].
 
-    ``V_l = (A_l − A_{l−1})/ρ_l`` is the velocity at p_{l−1}, where the step evaluates it, so ``∂²_pA = (V_{l+1} −
-    V_l)/ρ_l`` even if step-sizes differ. The last step takes that of the one before. If the field is smooth in p, the
-    estimate is asymptotically exact: e_l is of second and Σ_l e_l of first order in ρ.
-
-    The error measures how much the path bends, also by changes of W. A straight path has none, however W and A change.
+    ``V_l = (A_l − A_{l−1})/ρ_l`` is the velocity at p_{l−1}, so ``∂²_pA = (V_{l+1} − V_l)/ρ_l`` even if step-sizes
+    differ. The last step takes that of the one before. If the field is smooth in p, the estimate is asymptotically
+    exact: e_l is of second and Σ_l e_l of first order in ρ. It is 0 on a straight path.
 
     Args:
-        representations: A_0, …, A_L, shape (L + 1, N, w), with L ≥ 2.
+        representations: A_0, …, A_L, shape (L + 1, N, w), L ≥ 2.
         step_sizes: ρ, shape (L,).
 
     Returns:
         e, shape (L,), no unit, float64. Their sum is the relative error of A_L if local errors add up unchanged.
 
     Raises:
-        ValueError: If the tensors are not as described.
+        ValueError: If the tensors do not fit.
 
     Example:
         >>> discretisation_errors(torch.tensor([[[1.0]], [[2.0]], [[4.0]]]), torch.tensor([0.5, 0.5]))
@@ -44,14 +41,10 @@ def discretisation_errors(representations: Tensor, step_sizes: Tensor) -> Tensor
 
 
 def discretisation_errors_of(squares: Tensor, step_sizes: Tensor) -> Tensor:
-    """`discretisation_errors` from sums over samples, shape (2, L): ‖V_l − V_{l−1}‖² (from l = 2) and ‖A_l‖².
-
-    An error is not finite if a representation is zero. ValueError if there is only one layer.
-    """
+    """`discretisation_errors` from sums over samples, shape (2, L): ‖V_l − V_{l−1}‖² (from l = 2) and ‖A_l‖²."""
     if len(step_sizes) < 2:
         raise ValueError(
-            "`step_sizes` must be of at least 2 layers, got 1: an error is estimated from the velocities of "
-            "neighbours; begin with two, as by LeakyResNet.remesh([0.5, 0.5])."
+            "`step_sizes` must be of at least 2 layers, got 1; begin with two, as by LeakyResNet.remesh([0.5, 0.5])."
         )
     changes, sizes = squares.sqrt()
     accelerations = changes[1:] / step_sizes[:-1]
@@ -71,12 +64,10 @@ def refined_step_sizes(
     """Split and merge layers until the estimated error, ``Σ_l e_l``, is below a tolerance [ours].
 
     A layer's share is tolerance/L. While the sum exceeds the tolerance, layers above their share are split into equal
-    halves, worst first. Neighbours merge if their merged error is at most a quarter of a share, so that a mesh does not
-    flip back and forth.
+    halves, worst first. Neighbours merge if their merged error is at most a quarter of a share.
 
-    Local errors go with ρ²: each half has a quarter of the whole's error, and merged neighbours have ``√e = √e_1 +
-    √e_2``. These are forecasts, so a layer changes once per call: call again with new errors. If errors go with ρ²
-    exactly, the mesh settles below the tolerance, unless `max_layers` prevents it.
+    Errors go with ρ²: each half has a quarter of the whole's error, and merged neighbours have ``√e = √e_1 + √e_2``.
+    These are forecasts, so a layer changes once per call: call again with new errors.
 
     Args:
         step_sizes: ρ, shape (L,).
@@ -90,8 +81,7 @@ def refined_step_sizes(
         New ρ, shape (M,), float64, with the same sum. Other layers keep theirs, bit for bit.
 
     Raises:
-        ValueError: If the step-sizes are no distribution, the errors are not finite or negative, or a number is out of
-            range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> refined_step_sizes(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.2, 1e-4, 1e-4]), 0.1, max_layers=10)
@@ -101,7 +91,7 @@ def refined_step_sizes(
     check_same_shape("errors", errors, "step_sizes", step_sizes)
     wide = errors.detach().to("cpu", torch.float64)
     if not (wide.isfinite() & (wide >= 0)).all():
-        raise ValueError(f"`errors` must be finite and not negative, got {wide.tolist()}; look for a diverged layer.")
+        raise ValueError(f"`errors` must be finite and not negative, got {wide.tolist()}.")
     check_refinement(tolerance, max_layers, min_layers)
     merged = _to_merge(rho, wide, _COMFORTABLE * tolerance / len(rho), len(rho) - min_layers, max_step_size)
     split = _to_split(wide, merged, tolerance, max_layers - len(rho) + len(merged))
@@ -124,13 +114,13 @@ def check_refinement(tolerance: float, max_layers: int, min_layers: int) -> None
 
 
 def merged_errors(errors: Tensor) -> Tensor:
-    """Forecast errors of each layer merged with the next, ``(√e_l + √e_{l+1})²``, shape (L − 1,)."""
+    """Forecast the errors of each layer merged with the next, shape (L − 1,)."""
     roots = errors.sqrt()
     return (roots[:-1] + roots[1:]).square()
 
 
 def _to_merge(rho: Tensor, errors: Tensor, bound: float, most: int, max_step_size: float) -> set[int]:
-    """First layers of disjoint pairs to merge, from left to right."""
+    """First layers of disjoint pairs to merge."""
     fits = (merged_errors(errors) <= bound) & (rho[:-1] + rho[1:] <= max_step_size * (1 + 1e-9))
     pairs: set[int] = set()
     for index in fits.nonzero().flatten().tolist():

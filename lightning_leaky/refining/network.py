@@ -1,4 +1,4 @@
-"""What a refinement found, and which networks can be refined."""
+"""Which networks can be refined."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refinement_of(
     max_layers: int,
     min_layers: int,
 ) -> Refinement:
-    """Estimate errors and refine; merged layers keep ρ_l L̃ ≤ 1, and at least two layers stay."""
+    """Estimate errors and refine, with ρ_l L̃ ≤ 1 in merged layers and at least two layers."""
     rho = normalise_step_sizes(step_sizes.cpu())
     errors = discretisation_errors(representations, rho)
     new = refined_step_sizes(rho, errors, tolerance, max_layers, max(2, min_layers), 1 / max(1.0, effective_depth))
@@ -74,19 +74,15 @@ def find_refinable_path(model: nn.Module, choice: PathChoice | None = None) -> R
     path = find_leaky_path(model, choice)
     if not implements(path, RefinablePath):
         raise ValueError(
-            f"`model` must contain a LeakyResNet to be refined, got {type(path).__name__} without `remesh`: blocks of "
-            "other networks cannot stand in for one another. Choose their number by hand."
+            f"`model` must contain a LeakyResNet to be refined, got {type(path).__name__} without `remesh`."
         )
     if len(path.layers) < 2:
-        raise ValueError(
-            "`num_layers` must be at least 2 to be refined, got 1: an error is estimated from the velocities of "
-            "neighbouring layers."
-        )
+        raise ValueError("`num_layers` must be at least 2 to be refined, got 1.")
     compiled = [module for module in model.modules() if hasattr(module, "_orig_mod") or module._compiled_call_impl]
     if compiled:
         raise ValueError(
-            f"`model` must not be compiled to be refined, got a compiled {type(compiled[0]).__name__}: its graph is of "
-            "as many layers as there were. Refine without torch.compile, and compile what comes out."
+            f"`model` must not be compiled to be refined, got a compiled {type(compiled[0]).__name__}; refine first, "
+            "then compile."
         )
     return cast("RefinablePath", path)
 
@@ -99,8 +95,7 @@ def optimizer_of(path: LeakyPath, optimizers: Sequence[Optimizer]) -> Optimizer:
     if len(having) != 1 or held[having[0]] != layers:
         raise ValueError(
             f"`optimizers` must be one that trains the parameters of all layers, got {len(having)} of "
-            f"{len(optimizers)} with some of them: new parameters join the one that they descend from. Give the layers "
-            "to one optimizer."
+            f"{len(optimizers)} with some of them."
         )
     check_optimizer(having[0], path.layers.parameters())
     return having[0]
@@ -111,11 +106,11 @@ def check_layers_can_change(layers: Iterable[nn.Module]) -> None:
     for layer in layers:
         if unwrapped(layer) is not layer or layer._compiled_call_impl is not None:
             raise ValueError(
-                f"`layers` must be plain modules to be split and merged, got {type(layer).__name__} around a compiled, "
-                "checkpointed or sharded one; refine first, then compile or wrap."
+                "`layers` must be plain modules to be split and merged, got a wrapped or compiled "
+                f"{type(layer).__name__}; refine first, then compile or wrap."
             )
         if any(map(is_sharded, layer.parameters())):
             raise ValueError(
-                "`layers` must be whole to be split and merged, got parameters sharded over processes, which no "
-                "copy can have; use a LayerRefiner or a RefinementHook with `shard`, or refine first and shard later."
+                "`layers` must be whole to be split and merged, got sharded parameters; use a LayerRefiner or a "
+                "RefinementHook with `shard`, or refine first and shard later."
             )

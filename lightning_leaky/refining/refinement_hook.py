@@ -11,24 +11,55 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_leaky.functional._checks import check_positive, working_dtype
-from lightning_leaky.paths.leaky_path import step_sizes_of
+from lightning_leaky.paths.leaky_path import PathChoice, step_sizes_of
 from lightning_leaky.refining.curvature import CurvatureRecorder
-from lightning_leaky.refining.mesh import discretisation_errors_of, refined_step_sizes
+from lightning_leaky.refining.mesh import check_refinement, discretisation_errors_of, refined_step_sizes
 from lightning_leaky.refining.network import find_refinable_path, optimizer_of
-from lightning_leaky.refining.settings import RefinementSettings
 from lightning_leaky.refining.sharded import Shard, are_sharded, check_shard, remesh_sharded
 from lightning_leaky.utilities.arguments import takes_first
 from lightning_leaky.utilities.harmless import harmless, warn_once
-from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, heard_optimizer, step_was_skipped
+from lightning_leaky.utilities.optimizer_steps import OptimizerSteps, Rhythm, heard_optimizer, step_was_skipped
 from lightning_leaky.utilities.processes import summed
 
 _TASK = "Refining the layers"
 
 
+@dataclass(frozen=True)
+class RefinementSettings(Rhythm):
+    """When and how layers change: arguments of `RefinementHook` and `LayerRefiner`.
+
+    Args:
+        tolerance: Bound on the estimated relative error, > 0, no unit.
+        every_n_steps: Optimizer steps between two refinements.
+        start_step: First optimizer step (counted from 1) after which to refine.
+        stop_step: Last one; ``None`` never stops.
+        max_layers: Splitting stops at this number of layers.
+        min_layers: Merging stops at this number of layers; at least 2.
+        path: Name or glob of one of several paths, see `find_leaky_path`; the trained one by default.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> RefinementSettings(0.3, every_n_steps=10, start_step=5).is_due(15)
+        True
+    """
+
+    tolerance: float
+    every_n_steps: int = 100
+    start_step: int = 100
+    stop_step: int | None = None
+    max_layers: int = 64
+    min_layers: int = 2
+    path: PathChoice | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_refinement(self.tolerance, self.max_layers, self.min_layers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Arguments(RefinementSettings):
-    """The hook's arguments, for type checkers."""
-
     max_leak: float = 1.0
 
 
@@ -37,19 +68,16 @@ class RefinementHook:
 
     Every `every_n_steps` optimizer steps it estimates the error of each Euler step from all forward passes in training
     mode since the last step, over all micro-batches and processes. Then it changes the mesh by `refined_step_sizes`.
-    Weights are functions of p; the optimizer's state moves with them. Layers that stay keep their parameters. If an
-    error is not finite, no layer changes, with one warning.
-
-    The network's state holds layers and step-sizes: load it before you build the optimizer.
+    Weights are functions of p; the optimizer's state moves with them. If an error is not finite, no layer changes, with
+    one warning. Load the network's state before you build the optimizer.
 
     Args:
         model: A `LeakyResNet`, a module with its interface, or a module that contains one.
         **settings: Arguments of `RefinementSettings`.
-        max_leak: Largest ρ_l L̃ of a merged layer. Give that of a `StepSizeHook` on the same path if it is below 1.
+        max_leak: Largest ρ_l L̃ of a merged layer, as of a `StepSizeHook` on the same path.
 
     Raises:
-        ValueError: If a number is out of range, or layers cannot change: the model has no `LeakyResNet`, only one
-            layer, or is compiled.
+        ValueError: If a number is out of range, or the model has no `LeakyResNet`, only one layer, or is compiled.
 
     Example:
         >>> from lightning_leaky import LeakyResNet
@@ -85,20 +113,20 @@ class RefinementHook:
         """Follow the steps of the optimizer that trains the layers.
 
         Args:
-            optimizers: One of them trains all layers. If it holds another, as SAM, Lookahead and the result of
-                ``accelerate.prepare`` do, the inner one's steps count.
+            optimizers: One of them trains all layers; of a wrapper (SAM, Lookahead, ``accelerate.prepare``) the inner
+                one's steps count.
             automatic: Whether to refine in the optimizer's step. If not, call `arm` before a step's forward passes and
                 `end_step` after it; optimizer steps in between count as one.
-            on_change: Called after layers have changed, to wrap the network in DDP or make a `StepSizeHook` again; the
-                latter not if `automatic`, because an optimizer's hooks cannot change in its step.
+            on_change: Called after layers have changed, to wrap the network in DDP or, if not `automatic`, make a
+                `StepSizeHook` again.
             shard: If `fully_shard` has wrapped each layer: what wraps a new one, with the same settings, in place.
 
         Returns:
             This hook.
 
         Raises:
-            ValueError: If it is attached already, or not exactly one optimizer trains the layers, or its state cannot
-                move, or its `step` calls no hooks, or layers are sharded and `shard` is missing or shards otherwise.
+            ValueError: If it is attached already, not exactly one optimizer trains the layers, its state cannot move,
+                its `step` calls no hooks, or `shard` does not fit the layers.
         """
         if self.is_attached:
             raise ValueError("`optimizers` must be the only ones, but this hook is attached already; detach it first.")
@@ -167,7 +195,7 @@ class RefinementHook:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the passes since the last step, as after fp16 skipped one."""
+        """Forget the passes since the last step."""
         with harmless(_TASK, self.said):
             self._recorder.clear()
 
@@ -187,8 +215,8 @@ class RefinementHook:
             self.arm()
 
     def _errors(self) -> Tensor:
-        """Errors over the samples of all processes, bit-identical on each; NaN on failure."""
-        device = self.path.step_sizes.device  # the backend needs it, even without a pass
+        """Errors over all processes, bit-identical on each; NaN on failure."""
+        device = self.path.step_sizes.device  # which the backend needs
         squares = torch.full((2, len(self.path.layers)), torch.nan, dtype=working_dtype(device), device=device)
         errors = torch.full_like(squares[0], torch.nan, dtype=torch.float64, device="cpu")
         with harmless(_TASK, self.said, is_own=True):  # a failure must not skip the collective

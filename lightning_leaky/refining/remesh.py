@@ -1,4 +1,4 @@
-"""Moving parameters and an optimizer's state from one mesh of step-sizes to another."""
+"""Moving parameters and an optimizer's state to other step-sizes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def move_parameters(
     """Move the parameters of L layers to new step-sizes, in place; the number of layers stays [ours].
 
     Parameters are functions of p, see `interpolation_of`. Tensors of the optimizer's state with a parameter's shape
-    (moments, momentum) move with it; the rest stays. Arithmetic is entrywise, so parameters sharded alike need no
-    collective. Memory holds only old values that later layers need: two if no layer moves past its neighbour.
+    (moments, momentum) move with it; the rest stays. Parameters sharded alike need no collective.
 
     Args:
         layers: L layers, with parameters of the same names and shapes.
@@ -58,16 +57,13 @@ def move_parameters(
     """
     old = _checked_parameters(layers, step_sizes)
     if len(new_step_sizes) != len(layers):
-        raise ValueError(
-            f"`new_step_sizes` must be {len(layers)}, one a layer, got {len(new_step_sizes)}; `remeshed_layers` "
-            "changes the number of layers."
-        )
+        raise ValueError(f"`new_step_sizes` must be {len(layers)}, got {len(new_step_sizes)}; see `remeshed_layers`.")
     check_optimizer(optimizer, _tensors(old))
     _interpolate(old, old, interpolation_of(step_sizes, new_step_sizes), optimizer)
 
 
 def copy_without_hooks(layer: nn.Module) -> nn.Module:
-    """Copy a layer; hooks would hold captures and other layers."""
+    """Copy a layer without its hooks."""
     hooks = [getattr(module, name) for module in layer.modules() for name in _HOOKS]
     return copy.deepcopy(layer, {id(one): type(one)() for one in hooks})
 
@@ -82,25 +78,24 @@ def remeshed_layers(
 ) -> list[nn.Module]:
     """Make M layers for new step-sizes from L layers [ours].
 
-    Each new layer descends from the nearest old one. The first descendant is that module, with the same parameter
-    objects; others are copies without hooks. Values move as in `move_parameters`.
+    Each new layer descends from the nearest old one. The first descendant is that module, with its parameters; others
+    are copies without hooks. Values move as in `move_parameters`.
 
-    In the optimizer a new parameter joins its ancestor's group. Its state moves too, and the rest (the step count) is
-    copied. Removed parameters leave groups and state. Groups keep the order in which a module lists its parameters, so
-    a state loads into a new optimizer.
+    In the optimizer a new parameter joins its ancestor's group, with its state. Removed parameters leave groups and
+    state. Groups keep the order in which a module lists its parameters, so a state loads into a new optimizer.
 
     Args:
         layers: L layers, with parameters of the same names and shapes.
         step_sizes: Old ρ, shape (L,).
         new_step_sizes: New ρ, shape (M,).
         optimizer: Optimizer of the layers.
-        copy_of: Makes a new layer like the given one; its values need not be.
+        copy_of: Makes a new layer like the given one, of any values.
 
     Returns:
         M layers, each on the device and in the mode of its ancestor.
 
     Raises:
-        ValueError: If the step-sizes do not fit, the layers' parameters differ, or the optimizer's state cannot move.
+        ValueError: As `move_parameters` does.
 
     Example:
         >>> layers = [torch.nn.Linear(1, 1) for _ in range(2)]
@@ -111,7 +106,7 @@ def remeshed_layers(
     old = _checked_parameters(layers, step_sizes)
     check_optimizer(optimizer, _tensors(old))
     interpolation = interpolation_of(step_sizes, new_step_sizes)
-    is_same_number = len(new_step_sizes) == len(layers)  # then each layer descends from itself
+    is_same_number = len(new_step_sizes) == len(layers)
     parents = list(range(len(layers))) if is_same_number else interpolation.nearest.tolist()
     modules = [
         layers[parent] if parents.index(parent) == index else copy_of(layers[parent])
@@ -137,9 +132,8 @@ def check_optimizer(optimizer: Optimizer | None, parameters: Iterable[Tensor]) -
         for name, value in _state_of(optimizer, parameter).items():
             if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() > 1:
                 raise ValueError(
-                    f"`optimizer` must keep tensors of a parameter's shape, {tuple(parameter.shape)}, or single "
-                    f"numbers, got {type(optimizer).__name__} with {name!r} of shape {tuple(value.shape)}; use "
-                    "Adam or SGD."
+                    f"`optimizer` must keep tensors of a parameter's shape, {tuple(parameter.shape)}, or numbers, got "
+                    f"{type(optimizer).__name__} with {name!r} of shape {tuple(value.shape)}; use Adam or SGD."
                 )
 
 
@@ -160,7 +154,7 @@ def _checked_parameters(layers: Sequence[nn.Module], step_sizes: Tensor) -> list
         if shapes != first:
             raise ValueError(
                 f"`layers` must have parameters of the same names and shapes, but layer {number} has {shapes} and "
-                f"layer 1 {first}; only layers of one kind can stand in for one another."
+                f"layer 1 {first}."
             )
     tensors = _tensors(found)
     if len(set(map(id, tensors))) < len(tensors):
@@ -183,7 +177,7 @@ def _interpolate(
 
 def _interpolate_into(targets: Sequence[Tensor], sources: Sequence[Tensor], interpolation: Interpolation) -> None:
     """Write M interpolated tensors, some of which may be among the L sources, in the same order."""
-    # `left` never falls, so only overwritten sources that a later target reads are kept.
+    # `left` never falls: only overwritten sources that a later target reads are kept.
     position = {id(source): index for index, source in enumerate(sources)}
     rows = list(zip(*(part.tolist() for part in interpolation), strict=True))
     kept: dict[int, Tensor] = {}
@@ -205,11 +199,10 @@ def _state_of(optimizer: Optimizer | None, parameter: Tensor) -> dict[str, Any]:
 
 
 def _regroup(optimizer: Optimizer, old: list[Parameters], new: list[Parameters], parents: Sequence[int]) -> None:
-    """Replace parameters in their groups by their descendants, layer by layer, so that the order stays."""
     layer_of = {tensor: index for index, layer in enumerate(old) for tensor in layer.values()}
     name_of = {tensor: name for layer in old for name, tensor in layer.items()}
     for group in optimizer.param_groups:
-        labels = group.get("param_names")  # if made from `named_parameters`
+        labels = group.get("param_names")
         pairs: list[tuple[Tensor, str]] = []
         members = zip(group["params"], labels or repeat(""), strict=False)
         for index, run in groupby(members, lambda pair: layer_of.get(pair[0])):

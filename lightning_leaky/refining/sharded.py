@@ -1,7 +1,6 @@
 """New layers of a network that `fully_shard` (FSDP2) spreads over processes.
 
-It needs public parts of torch only. A layer that joins after the first forward pass is a root of its own: it gathers
-parameters and reduces gradients as its neighbours do, but nothing prefetches them.
+A layer that joins after the first forward pass is a root of its own, without prefetching.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ def check_shard(layers: Sequence[nn.Module], shard: Shard | None) -> None:
         return
     if shard is None:
         raise ValueError(
-            "`shard` must say how a new layer is sharded, because these layers are, got None; pass a function that "
-            "calls fully_shard on a layer, or give a LightningModule a method shard_layer(layer)."
+            "`shard` must say how a new layer is sharded, as these are, got None; pass a function that calls "
+            "fully_shard on a layer, or give a LightningModule a method shard_layer(layer)."
         )
     for layer in layers:
         cls = _plain_class(layer)
         if not _is_wrapped(type(layer)) or f"{cls.__module__}.{cls.__qualname__}" != _KIND:
             raise ValueError(
-                f"`layers` must be LeakyLayers, each wrapped by fully_shard alone, to be split and merged, got "
-                f"{type(layer).__name__}; call fully_shard on each layer, before the network."
+                f"`layers` must be LeakyLayers, each wrapped by fully_shard alone, got {type(layer).__name__}; call "
+                "fully_shard on each layer, before the network."
             )
     _meta_copy(layers[0], shard)
 
@@ -65,13 +64,16 @@ def remesh_sharded(
     old: list[Any] = [*path.layers]
     for layer in old:
         layer.reshard()  # the optimizer has the sharded parameters
-    layers = remeshed_layers(old, step_sizes_of(path), step_sizes, optimizer, partial(_sharded_copy, shard=shard))
-    _reshard_alike({*layers}.difference(old), mesh_between)
+    copy_of = partial(_sharded_copy, shard=shard)
+    layers: list[Any] = [*remeshed_layers(old, step_sizes_of(path), step_sizes, optimizer, copy_of)]
+    for layer in {*layers}.difference(old):
+        if mesh_between is not None and mesh_between == mesh_of(layer):
+            layer.set_reshard_after_forward(True)  # a root would keep whole parameters
     del path.layers[:]
     path.layers.extend(layers)
     path.step_sizes = step_sizes.to(path.step_sizes)
     for layer in {*old}.difference(layers):
-        layer.zero_grad()  # FSDP keeps layers that it began with, and no optimizer clears these
+        layer.zero_grad()  # FSDP keeps them, and no optimizer clears them
 
 
 def mesh_of(layer: nn.Module) -> DeviceMesh | None:
@@ -79,15 +81,7 @@ def mesh_of(layer: nn.Module) -> DeviceMesh | None:
     return next((getattr(parameter, "device_mesh", None) for parameter in layer.parameters()), None)
 
 
-def _reshard_alike(layers: Iterable[Any], mesh_between: DeviceMesh | None) -> None:
-    """Free new layers' whole parameters after a forward pass if others do; a new layer is a root, which keeps them."""
-    for layer in layers:
-        if mesh_between is not None and mesh_between == mesh_of(layer):
-            layer.set_reshard_after_forward(True)
-
-
 def _sharded_copy(layer: nn.Module, shard: Shard) -> nn.Module:
-    """A sharded layer of its kind, with values yet to be written."""
     device = next(layer.parameters()).device
     return _meta_copy(layer, shard).to_empty(device=device).train(layer.training)
 
@@ -105,13 +99,13 @@ def _meta_copy(layer: Any, shard: Shard) -> nn.Module:
             got = f"{one.placements} on {one.device_mesh}" if is_sharded(one) else "a whole parameter"
             raise ValueError(
                 f"`shard` must shard a new layer as its neighbours are, {other.placements} on {other.device_mesh}, got "
-                f"{got}; call fully_shard with the same mesh as in configure_model."
+                f"{got}."
             )
     return new
 
 
 def _is_wrapped(cls: type) -> bool:
-    # By name, because some builds of torch lack it.
+    # Some builds of torch lack it.
     return any(one.__name__ == "FSDPModule" for one in cls.__mro__)
 
 

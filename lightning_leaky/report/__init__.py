@@ -1,4 +1,4 @@
-"""What `lightning-leaky report` and `compare` write: a network on one page, and runs side by side."""
+"""What `lightning-leaky report` and `compare` write."""
 
 from lightning_leaky.report.comparison import Run, compare, read_run
 from lightning_leaky.report.page import Report, as_html, as_json, report_on

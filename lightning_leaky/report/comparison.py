@@ -1,4 +1,4 @@
-"""Runs side by side, from logs or reports."""
+"""Runs side by side."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from lightning_leaky.report.page import render
 _LOADER = r"(/dataloader_idx_\d+|)$"
 _LAYER = re.compile(rf"(.+)/layer_(\d+){_LOADER}")
 _RECORDS = {**QUANTITIES, STEP_SIZE.key: STEP_SIZE}
-# A monitor's `prefix` ends in no letter, as "decoder/".
+# A monitor's `prefix` ends in no letter.
 _QUANTITY = re.compile(rf"(?<!\w)(val_|test_|)({'|'.join(_RECORDS)}){_LOADER}")
 _WHERE = {"": "", "val_": ", validation data", "test_": ", test data"}
-# A logger's own keys, and the last readings beside its hyper-parameters.
 _NO_RESULT = re.compile(r"(epoch|step|hp_metric)$|(.*\W)?final_")
 
 
@@ -37,7 +36,7 @@ class Run:
     Attributes:
         name: Its folder or file.
         numbers: Last value by key: summaries, losses, metrics.
-        layers: One number per layer by quantity, including the user's own.
+        layers: One number per layer by quantity.
         report: A report's content; ``None`` for a log.
     """
 
@@ -117,7 +116,7 @@ def _of_numbers(name: str, last: dict[str, tuple[float, float]]) -> Run:
 
 
 def compare(runs: Sequence[Run]) -> str:
-    """Show runs side by side on one HTML page: last numbers, curves over layers, then the reports' words.
+    """Show runs side by side on one HTML page: last numbers, curves over layers, the reports' words.
 
     Args:
         runs: At least one run.

@@ -23,13 +23,11 @@ from lightning_leaky.reading.measure import measure_path, sample_path
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.report.removal import BlockRemoval, measure_removal, plot_removal
 
-# True with and without a leak.
 _CAPTIONS = {
     "energies": "Energies along the path: kinetic energy is how much a layer works.",
-    "singular_values_of_A": "Singular values of the representations of a few samples: which directions grow, and which "
-    "are given up.",
+    "singular_values_of_A": "Singular values of the representations of a few samples: which directions grow or fade.",
     "path": "The way of a few samples through the layers, in the two leading directions of the path: a dot for each "
-    "layer where there are at most 29, and a black one for the last.",
+    "layer if there are at most 29, and a black one for the last.",
 }
 _OF_PATH = ("layers", "effective_depth", "layout", "padding_mask", "state")
 
@@ -42,7 +40,7 @@ class Report:
         title: Name of the network.
         readings: Readings of every layer over the whole data.
         samples: A few samples, one entry per segment.
-        facts: Other facts by name: class, data, sizes.
+        facts: Other facts by name.
         removal: What leaving blocks out costs, if measured.
     """
 
@@ -65,12 +63,11 @@ def report_on(
 
     Args:
         model: Any network.
-        batches: As of `measure_path`, read once; samples come from the first one.
+        batches: As of `measure_path`, read once.
         title: Name of the network.
         facts: Other facts by name.
-        removal_batches: Number of first batches to measure removal of blocks on; this needs `cost`.
-        **settings: As of `measure_path`: `cost` and `weight_decay` for the momentum readings, `layers` if the network
-            has no leaky path.
+        removal_batches: Number of first batches to measure removal of blocks on, if there is a `cost`.
+        **settings: As of `measure_path`.
 
     Raises:
         ValueError: As `measure_path` does.
@@ -135,7 +132,7 @@ def content_of(report: Report) -> dict[str, Any]:
 
 
 def as_json(report: Report) -> str:
-    """Return a report as JSON, without figures and with null for non-finite numbers."""
+    """Return a report as JSON, without figures."""
     return json.dumps(content_of(report), ensure_ascii=False, indent=1, allow_nan=False)
 
 

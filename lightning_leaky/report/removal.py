@@ -1,4 +1,4 @@
-"""What leaving blocks out costs, and how well scores predict it."""
+"""What leaving blocks out costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from lightning_leaky.functional.rank_correlation import rank_correlation
+from lightning_leaky.functional.path_median import rank_correlation
 from lightning_leaky.metrics.readings import Readings
 from lightning_leaky.metrics.records import QUANTITIES
 from lightning_leaky.plotting.style import COLOURS, new_figure
@@ -21,7 +21,7 @@ SCORES = ("block_influence", "relative_distance", "relative_speed", "first_order
 _MEASURED, _RANDOM = "measured", "at random"
 
 
-@dataclass(frozen=True, eq=False)  # tensors do not compare to one bool
+@dataclass(frozen=True, eq=False)
 class BlockRemoval:
     """What leaving blocks out costs, one by one and together.
 
@@ -30,8 +30,7 @@ class BlockRemoval:
         baseline: Cost of the whole network.
         increases: What leaving out each block alone adds, shape (L,).
         correlations: Rank correlation of each score with `increases`, by title.
-        curves: Cost without the first k blocks of an order, k = 0, …, K, by its source: a score, the measured costs of
-            single blocks, or chance.
+        curves: Cost without the first k blocks of an order, k = 0, …, K, by its source.
     """
 
     names: tuple[str, ...]
@@ -64,10 +63,7 @@ class BlockRemoval:
 def measure_removal(
     model: nn.Module, batches: Sequence[Any], cost: Cost, readings: Readings, layers: Any = None, **settings: Any
 ) -> BlockRemoval:
-    """Leave blocks out one by one, and together in the order of each score.
-
-    It takes L + 1 passes over the batches, and up to L/2 more for each score and each of three random orders.
-    """
+    """Leave blocks out one by one, and together in the order of each score, of single costs, and of chance."""
     scores = _scores(readings)
     with Removal(model, batches, cost, layers, settings) as removal:
         alone = removal.sign * torch.tensor([removal.cost_without([index]) for index in range(len(removal.names))])

@@ -12,7 +12,7 @@ from lightning_leaky import EnergyMonitor, Layout
 from lightning_leaky.metrics.path_reader import NUM_LEVELS
 from lightning_leaky.reading.measure import measure_path
 from lightning_leaky.reading.observer import PathObserver
-from lightning_leaky.reading.thinning import sample_levels
+from lightning_leaky.reading.sample_count import sample_levels
 from tests.blocks import Block
 
 WIDTH, MAX_ROWS, NUM_SAMPLES = 5, 40, 500

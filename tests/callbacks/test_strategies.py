@@ -85,7 +85,13 @@ def test_a_state_is_one_of_three():
 
 @pytest.mark.parametrize(
     ("told", "expected"),
-    [(None, None), ({"num_replicas": 4, "rank": 3}, None), ({"num_replicas": 2, "rank": 1}, (1, 2))],
+    [
+        (None, None),
+        ({"num_replicas": 4, "rank": 3}, None),
+        ({"num_replicas": 2, "rank": 1}, (1, 2)),
+        ({"num_replicas": 0, "rank": 3}, None),  # a strategy that does not know its devices
+        ({"shuffle": False}, None),
+    ],
 )
 def test_samplers_are_told_which_processes_have_the_same_samples(told, expected, monkeypatch):
     monkeypatch.setattr("lightning_leaky.utilities.data_parallel.num_processes", lambda: 4)

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from lightning_leaky import Readings
-from lightning_leaky.explain.charts import custom_charts, merged_charts, summary_keys
 from lightning_leaky.explain.diagnosis import rank_scalars
-from lightning_leaky.explain.guide import TAGS_OF, guide_page, key_table
+from lightning_leaky.explain.guide import TAGS_OF, custom_charts, guide_page, key_table, merged_charts, summary_keys
 from lightning_leaky.metrics.records import QUANTITIES, STEP_SIZE
 
 ALL = tuple(QUANTITIES.values())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_leaky.metrics import PathReader, Recipe, path_reader
-from lightning_leaky.metrics.choice import resolve_quantities
+from lightning_leaky.metrics.recipe import resolve_quantities
 from tests.metrics.own_records import EFFECTIVE_RANK, GROWTH, OWN
 from tests.metrics.paths import (
     EVERYTHING,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_leaky.metrics import QUANTITIES, Quantity, Sums, records
-from lightning_leaky.metrics.choice import resolve_quantities
+from lightning_leaky.metrics.recipe import resolve_quantities
 from lightning_leaky.metrics.records import STEP_SIZE
 from tests.metrics.own_records import EFFECTIVE_RANK, GROWTH, OWN, growth_of, squares
 

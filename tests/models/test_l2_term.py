@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from lightning_leaky.functional.leak import leak_scale
+from lightning_leaky.functional.leaky_step import leak_scale
 
 INPUTS, FACTOR = torch.randn(7, 3, generator=torch.Generator().manual_seed(1)), 0.3
 

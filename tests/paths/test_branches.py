@@ -27,7 +27,7 @@ from transformers import (
 from lightning_leaky.hooks.branch_capture import BranchCapture
 from lightning_leaky.hooks.capture import PathCapture
 from lightning_leaky.hooks.skipped import SkippedBlocks
-from lightning_leaky.hooks.steps import Step
+from lightning_leaky.hooks.state import Step
 from lightning_leaky.paths.block_path import path_of
 from lightning_leaky.paths.branches import path_or_finder
 from tests.blocks import Block

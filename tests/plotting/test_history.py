@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_leaky.plotting.history import History
+from lightning_leaky.plotting.heat_map import History
 
 
 @given(st.integers(2, 9), st.integers(1, 100))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_leaky import Layout
-from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.passed_batch import Segmentation
 
 
 def seen(*widths, tokens=3, dtype=torch.float32):

@@ -4,7 +4,7 @@ import torch
 
 from lightning_leaky import Layout
 from lightning_leaky.reading.checks import segments_note
-from lightning_leaky.reading.segmentation import Segmentation
+from lightning_leaky.reading.passed_batch import Segmentation
 
 
 def note(*widths: int) -> str | None:

@@ -10,9 +10,8 @@ from lightning_leaky.metrics import PathReader, Recipe
 from lightning_leaky.metrics.layer_store import LayerStore
 from lightning_leaky.metrics.path_reader import NUM_LEVELS
 from lightning_leaky.reading.passed_batch import Batch
-from lightning_leaky.reading.sample_count import SampleCount
+from lightning_leaky.reading.sample_count import FIRST_LEVEL, SampleCount, row_levels, sample_levels
 from lightning_leaky.reading.settings import ReadingSettings
-from lightning_leaky.reading.thinning import FIRST_LEVEL, row_levels, sample_levels
 from lightning_leaky.utilities import data_parallel
 from tests.metrics.paths import random_path
 
