@@ -17,7 +17,7 @@ RATES = {"gpt 8": (4.0, 8.0, 16.0), "gpt 16": (2.0, 4.0, 8.0), "vit": (1.0, 2.0,
 """Learning rates that every scheme of a kind tries; the middle one was good for equidistant steps, and screens."""
 SCREENED = "gpt 8"
 TUNING_SEEDS, JUDGING_SEEDS = (100, 101), (0, 1, 2, 3, 4)
-NUM_SURVIVORS = 4
+NUM_SURVIVORS = 3
 """How many schemes go on besides equidistant steps and the paper's rule."""
 _RESULTS = ROOT / "examples" / "adapting" / "results"
 _REDUCED = (EQUIDISTANT, PAPER, "upside down, kept", "rates")
