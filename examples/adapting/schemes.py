@@ -15,8 +15,8 @@ from lightning_leaky import StepSizeHook, equidistant_step_sizes
 from lightning_leaky.functional import RelativeDistanceRule, StepSizeRule, SwitchesRule
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
 
-STOP = 0.7
-"""Share of the training after which nothing adapts."""
+STOP, WARMED_UP = 0.7, 0.05
+"""Shares of the training after which nothing adapts: by default, and for what adapts in the warm-up only."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Scheme:
         sets_rates: Whether a block's ρ_l L multiplies its learning rate, and not what it adds.
         keeps_function: Whether a block's last maps make up for a change of its step-size.
         start: Share of the training before the first adaptation.
+        stop: Share of the training after the last one.
+        every_n_steps: Optimizer steps between two of them.
         first: ρ_1 L from the start, where it is not 1; the other blocks share the rest.
     """
 
@@ -89,6 +91,8 @@ class Scheme:
     sets_rates: bool = False
     keeps_function: bool = False
     start: float = 0.0
+    stop: float = STOP
+    every_n_steps: int = 10
     first: float = 1.0
 
     def begin(self, network: Network) -> LeakyPath:
@@ -122,8 +126,9 @@ class Scheme:
             return
         if self.sets_rates:
             set_rates(path, optimizer)
-        start, stop = (max(1, round(share * num_steps)) for share in (self.start, STOP))
-        StepSizeHook(path, rule=self.rule, start_step=start, stop_step=stop).attach(optimizer)  # type: ignore[arg-type]
+        start, stop = (max(1, round(share * num_steps)) for share in (self.start, self.stop))
+        settings = {"every_n_steps": self.every_n_steps, "start_step": start, "stop_step": stop, "rule": self.rule}
+        StepSizeHook(path, **settings).attach(optimizer)  # type: ignore[arg-type]
         if self.keeps_function:
             _keep_function_after_steps(path, optimizer)
 
@@ -219,6 +224,8 @@ SCHEMES = {
     "rates, upside down": Scheme(UpsideDown(AtEqualSteps(_DISTANCE)), sets_rates=True),
     "late": Scheme(_DISTANCE, start=0.5),
     "late, kept": Scheme(_DISTANCE, start=0.5, keeps_function=True),
+    "early": Scheme(_DISTANCE, every_n_steps=1, stop=WARMED_UP),
+    "early, upside down": Scheme(_UPSIDE_DOWN, every_n_steps=1, stop=WARMED_UP),
     "first small": Scheme(first=0.1),
     "first small, kept": Scheme(first=0.1, keeps_function=True),
 }

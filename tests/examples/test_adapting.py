@@ -162,7 +162,7 @@ def test_each_scheme_trains_and_is_measured(monkeypatch, task, name):
     gains = pd.DataFrame(found["blocks"]).pivot(index="step", columns="layer", values="gain")
     assert gains.sum(axis=1).to_numpy() == pytest.approx(3)
     adapts = SCHEMES[name].rule is not None
-    assert bool((gains.iloc[0] != gains.iloc[-1]).any()) == adapts
+    assert bool((gains.iloc[-1] != (1 if SCHEMES[name].first == 1 else gains.iloc[0])).any()) == adapts
     assert (gains.loc[28] == gains.loc[40]).all()  # it has stopped
     assert [row["removed"] for row in found["removals"]] == [0, 1]
     assert found["curves"][-1]["share"] == 1
@@ -174,6 +174,14 @@ def test_a_late_scheme_begins_late(monkeypatch, task):
     gains = pd.DataFrame(measure(Setting("mlp", "late", 0, 1.0, shrink=4))["blocks"]).set_index("step")["gain"]
     assert (gains.loc[[4, 16]] == 1).all()
     assert (gains.loc[28] != 1).all()
+
+
+def test_an_early_scheme_ends_early(monkeypatch, task):
+    monkeypatch.setattr(runs, "task_of", lambda name, seed: task)
+    monkeypatch.setitem(runs.NUM_STEPS, "mlp", 40 * 16)
+    gains = pd.DataFrame(measure(Setting("mlp", "early", 0, 1.0, shrink=4))["blocks"]).set_index("step")["gain"]
+    assert (gains.loc[4] != 1).all()
+    assert (gains.loc[4].to_numpy() == gains.loc[40].to_numpy()).all()
 
 
 def test_a_goal_is_reached_between_points():
