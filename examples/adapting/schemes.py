@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from examples.layers.networks import ConvolutionBlock, DenseBlock, MixerBlock, Network, TransformerBlock
 from examples.layers.training import adapted
 from lightning_leaky import StepSizeHook, equidistant_step_sizes
-from lightning_leaky.functional import RelativeDistanceRule, StepSizeRule, SwitchesRule
+from lightning_leaky.functional import RelativeDistanceRule, StepSizeRule, SwitchesRule, normalise_step_sizes
 from lightning_leaky.paths.leaky_path import LeakyPath, find_leaky_path
 
 STOP, WARMED_UP = 0.7, 0.05
@@ -84,7 +85,7 @@ class Scheme:
         start: Share of the training before the first adaptation.
         stop: Share of the training after the last one.
         every_n_steps: Optimizer steps between two of them.
-        first: ρ_1 L from the start, where it is not 1; the other blocks share the rest.
+        mesh: Step-sizes from the start, from the number of blocks; equidistant by default.
     """
 
     rule: StepSizeRule | None = None
@@ -93,7 +94,7 @@ class Scheme:
     start: float = 0.0
     stop: float = STOP
     every_n_steps: int = 10
-    first: float = 1.0
+    mesh: Callable[[int], Tensor] = equidistant_step_sizes
 
     def begin(self, network: Network) -> LeakyPath:
         """Give a new network its steps.
@@ -104,14 +105,13 @@ class Scheme:
         Returns:
             The path with its step-sizes.
         """
-        if self.sets_rates or (self.rule is None and self.first == 1):
+        if self.sets_rates or self == Scheme():
             return WatchedBlocks(network.blocks)
         steps = find_leaky_path(adapted(network))
-        if self.first != 1:
-            before = steps.step_sizes.clone()
-            steps.step_sizes.copy_(uneven_step_sizes(len(before), self.first))
-            if self.keeps_function:
-                keep_function(steps, before)
+        before = steps.step_sizes.clone()
+        steps.step_sizes.copy_(self.mesh(len(before)))
+        if self.keeps_function:
+            keep_function(steps, before)
         return steps
 
     def attach(self, path: LeakyPath, optimizer: Optimizer, num_steps: int) -> None:
@@ -133,11 +133,16 @@ class Scheme:
             _keep_function_after_steps(path, optimizer)
 
 
-def uneven_step_sizes(num_layers: int, first: float) -> Tensor:
+def first_differs(gain: float, num_layers: int) -> Tensor:
     """Step-sizes with ρ_1 L as given, and the others equal."""
-    step_sizes = torch.full((num_layers,), (1 - first / num_layers) / (num_layers - 1), dtype=torch.float64)
-    step_sizes[0] = first / num_layers
+    step_sizes = torch.full((num_layers,), (1 - gain / num_layers) / (num_layers - 1), dtype=torch.float64)
+    step_sizes[0] = gain / num_layers
     return step_sizes
+
+
+def falling(num_layers: int) -> Tensor:
+    """ρ_l ∝ 1/√l."""
+    return normalise_step_sizes(torch.arange(1, num_layers + 1, dtype=torch.float64).rsqrt())
 
 
 def last_maps(block: nn.Module) -> Sequence[nn.Module]:
@@ -211,7 +216,7 @@ def set_rates(path: LeakyPath, optimizer: Optimizer) -> None:
 _DISTANCE, _SWITCHES = RelativeDistanceRule(), SwitchesRule()
 _UPSIDE_DOWN = UpsideDown(_DISTANCE)
 
-EQUIDISTANT, PAPER = "equidistant", "relative distance"
+EQUIDISTANT, PAPER, FALLING = "equidistant", "relative distance", "falling"
 SCHEMES = {
     EQUIDISTANT: Scheme(),
     PAPER: Scheme(_DISTANCE),
@@ -226,10 +231,12 @@ SCHEMES = {
     "late, kept": Scheme(_DISTANCE, start=0.5, keeps_function=True),
     "early": Scheme(_DISTANCE, every_n_steps=1, stop=WARMED_UP),
     "early, upside down": Scheme(_UPSIDE_DOWN, every_n_steps=1, stop=WARMED_UP),
-    "first small": Scheme(first=0.1),
-    "first small, kept": Scheme(first=0.1, keeps_function=True),
+    "first small": Scheme(mesh=partial(first_differs, 0.1)),
+    "first small, kept": Scheme(mesh=partial(first_differs, 0.1), keeps_function=True),
+    FALLING: Scheme(mesh=falling),
 }
 """Every scheme by name. *kept* is with a change of mesh that keeps the function."""
 
-PROBES = ("first small", "first small, kept")
-"""They adapt nothing: they begin with the mesh at which the paper's rule ends, and ask what is wrong with it."""
+FIXED = ("first small", "first small, kept", FALLING)
+"""They adapt nothing. The first ones begin with what the paper's rule does to the first block, to ask what is wrong
+with it; the last one is a mesh such as the rule finds upside down, the same for every network."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from examples.adapting.figures import all_figures
 from examples.adapting.runs import NUM_STEPS, Setting, measure
-from examples.adapting.schemes import EQUIDISTANT, PAPER, PROBES, SCHEMES
+from examples.adapting.schemes import EQUIDISTANT, FALLING, FIXED, PAPER, SCHEMES
 from examples.adapting.tables import Tables, chosen_rates, judging_tables, screening_tables, tuning_tables
 from examples.paper.__main__ import ROOT
 from examples.paper.study import RUNS, Results, Study
@@ -18,7 +18,7 @@ RATES = {"gpt 8": (4.0, 8.0, 16.0), "gpt 16": (2.0, 4.0, 8.0), "vit": (1.0, 2.0,
 SCREENED = "gpt 8"
 TUNING_SEEDS, JUDGING_SEEDS = (100, 101), (0, 1, 2, 3, 4)
 NUM_SURVIVORS = 3
-"""How many schemes go on besides equidistant steps and the paper's rule."""
+"""How many schemes that adapt go on besides the paper's rule."""
 _RESULTS = ROOT / "examples" / "adapting" / "results"
 _REDUCED = (EQUIDISTANT, PAPER, "upside down, kept", "rates")
 
@@ -61,15 +61,17 @@ def judging_settings(reduced: bool) -> list[Setting]:
 
 
 def survivors(screened: pd.DataFrame) -> Sequence[str]:
-    """Equidistant steps, the paper's rule and the best of the others by their mean loss; none before all are screened.
+    """Equidistant and falling steps, the paper's rule and the best of the others that adapt, by their mean loss.
+
+    None before all are screened.
 
     Args:
         screened: Runs of the screening.
     """
     if len(screened) < len(TUNING_SEEDS) * len(SCHEMES):
         return []
-    means = screened.groupby("scheme")["loss"].mean().drop([EQUIDISTANT, PAPER, *PROBES]).sort_values()
-    return [EQUIDISTANT, PAPER, *means.index[:NUM_SURVIVORS]]
+    means = screened.groupby("scheme")["loss"].mean().drop([EQUIDISTANT, PAPER, *FIXED]).sort_values()
+    return [EQUIDISTANT, PAPER, FALLING, *means.index[:NUM_SURVIVORS]]
 
 
 def _is_tuned(trials: pd.DataFrame, kind: str) -> bool:
