@@ -86,6 +86,7 @@ class Scheme:
         stop: Share of the training after the last one.
         every_n_steps: Optimizer steps between two of them.
         mesh: Step-sizes from the start, from the number of blocks; equidistant by default.
+        factors: Of each block's last maps at the start, likewise; 1 by default.
     """
 
     rule: StepSizeRule | None = None
@@ -95,6 +96,7 @@ class Scheme:
     stop: float = STOP
     every_n_steps: int = 10
     mesh: Callable[[int], Tensor] = equidistant_step_sizes
+    factors: Callable[[int], Tensor] = torch.ones
 
     def begin(self, network: Network) -> LeakyPath:
         """Give a new network its steps.
@@ -105,7 +107,8 @@ class Scheme:
         Returns:
             The path with its step-sizes.
         """
-        if self.sets_rates or self == Scheme():
+        scale_last_maps(network.blocks, self.factors(len(network.blocks)))
+        if self.sets_rates or (self.rule is None and self.mesh == equidistant_step_sizes):
             return WatchedBlocks(network.blocks)
         steps = find_leaky_path(adapted(network))
         before = steps.step_sizes.clone()
@@ -145,6 +148,16 @@ def falling(num_layers: int) -> Tensor:
     return normalise_step_sizes(torch.arange(1, num_layers + 1, dtype=torch.float64).rsqrt())
 
 
+def falling_gains(num_layers: int) -> Tensor:
+    """The gains ρ_l L of steps that fall."""
+    return num_layers * falling(num_layers)
+
+
+def small(num_layers: int) -> Tensor:
+    """1/√(2L), as GPT-2 begins: two branches a block, and in the end a sum of length about one."""
+    return torch.full((num_layers,), (2 * num_layers) ** -0.5)
+
+
 def last_maps(block: nn.Module) -> Sequence[nn.Module]:
     """The maps at the ends of a block's branches: all that it adds is linear in them.
 
@@ -162,21 +175,26 @@ def last_maps(block: nn.Module) -> Sequence[nn.Module]:
 
 
 @torch.no_grad()
-def keep_function(path: LeakyPath, before: Tensor, optimizer: Optimizer | None = None) -> None:
-    """Multiply the last maps of each block by ρ before over ρ now, and Adam's moments as the gradients change.
+def scale_last_maps(blocks: Iterable[nn.Module], factors: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Multiply the last maps of each block by a factor, and Adam's moments as the gradients change.
 
     Args:
-        path: The path with its new step-sizes.
-        before: The ones before.
+        blocks: The blocks.
+        factors: One for each.
         optimizer: Adam, if there is one.
     """
-    for block, factor in zip(path.layers, (before / path.step_sizes).tolist(), strict=True):
+    for block, factor in zip(blocks, factors.tolist(), strict=True):
         for parameter in (one for last in last_maps(block) for one in last.parameters()):
             parameter.mul_(factor)
             moments = {} if optimizer is None else optimizer.state.get(parameter, {})
             if moments:
                 moments["exp_avg"].div_(factor)
                 moments["exp_avg_sq"].div_(factor**2)
+
+
+def keep_function(path: LeakyPath, before: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Let the last maps of each block make up for a change of step-sizes, from those before to those of the path."""
+    scale_last_maps(path.layers, before / path.step_sizes, optimizer)
 
 
 def _keep_function_after_steps(path: LeakyPath, optimizer: Optimizer) -> None:
@@ -216,7 +234,7 @@ def set_rates(path: LeakyPath, optimizer: Optimizer) -> None:
 _DISTANCE, _SWITCHES = RelativeDistanceRule(), SwitchesRule()
 _UPSIDE_DOWN = UpsideDown(_DISTANCE)
 
-EQUIDISTANT, PAPER, FALLING = "equidistant", "relative distance", "falling"
+EQUIDISTANT, PAPER, FALLING, SMALL = "equidistant", "relative distance", "falling", "small start"
 SCHEMES = {
     EQUIDISTANT: Scheme(),
     PAPER: Scheme(_DISTANCE),
@@ -234,9 +252,15 @@ SCHEMES = {
     "first small": Scheme(mesh=partial(first_differs, 0.1)),
     "first small, kept": Scheme(mesh=partial(first_differs, 0.1), keeps_function=True),
     FALLING: Scheme(mesh=falling),
+    "falling start": Scheme(factors=falling_gains),
+    SMALL: Scheme(factors=small),
+    f"{SMALL}, early, upside down": Scheme(_UPSIDE_DOWN, every_n_steps=1, stop=WARMED_UP, factors=small),
 }
 """Every scheme by name. *kept* is with a change of mesh that keeps the function."""
 
-FIXED = ("first small", "first small, kept", FALLING)
+STARTED_SMALL = (SMALL, f"{SMALL}, early, upside down")
+"""Whether what adapting does is what a good start does."""
+FIXED = ("first small", "first small, kept", FALLING, "falling start", SMALL)
 """They adapt nothing. The first ones begin with what the paper's rule does to the first block, to ask what is wrong
-with it; the last one is a mesh such as the rule finds upside down, the same for every network."""
+with it; falling steps are a mesh such as the rule finds upside down, the same for every network; a start is one of the
+last maps alone, at equal steps."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from examples.adapting.figures import all_figures
 from examples.adapting.runs import NUM_STEPS, Setting, measure
-from examples.adapting.schemes import EQUIDISTANT, FALLING, FIXED, PAPER, SCHEMES
+from examples.adapting.schemes import EQUIDISTANT, FALLING, FIXED, PAPER, SCHEMES, STARTED_SMALL
 from examples.adapting.tables import Tables, chosen_rates, judging_tables, screening_tables, tuning_tables
 from examples.paper.__main__ import ROOT
 from examples.paper.study import RUNS, Results, Study
@@ -17,8 +17,8 @@ RATES = {"gpt 8": (4.0, 8.0, 16.0), "gpt 16": (2.0, 4.0, 8.0), "vit": (1.0, 2.0,
 """Learning rates that every scheme of a kind tries; the middle one was good for equidistant steps, and screens."""
 SCREENED = "gpt 8"
 TUNING_SEEDS, JUDGING_SEEDS = (100, 101), (0, 1, 2, 3, 4)
-NUM_SURVIVORS = 3
-"""How many schemes that adapt go on besides the paper's rule."""
+NUM_SURVIVORS, NUM_ELSEWHERE = 3, 1
+"""How many schemes that adapt go on besides the paper's rule: on the kind that screens, and on the others."""
 _RESULTS = ROOT / "examples" / "adapting" / "results"
 _REDUCED = (EQUIDISTANT, PAPER, "upside down, kept", "rates")
 
@@ -39,7 +39,7 @@ def tuning_settings(reduced: bool) -> list[Setting]:
         Setting(kind, scheme, seed, rate)
         for kind in NUM_STEPS
         for seed in TUNING_SEEDS
-        for scheme in survivors(_runs("screening"))
+        for scheme in survivors(_runs("screening"), kind)
         for rate in RATES[kind]
         if (kind, rate) != (SCREENED, RATES[SCREENED][1])
     ]
@@ -56,27 +56,32 @@ def judging_settings(reduced: bool) -> list[Setting]:
         Setting(kind, scheme, seed, best[kind, scheme], judges=True)
         for kind in finished
         for seed in JUDGING_SEEDS
-        for scheme in survivors(_runs("screening"))
+        for scheme in survivors(_runs("screening"), kind)
     ]
 
 
-def survivors(screened: pd.DataFrame) -> Sequence[str]:
-    """Equidistant and falling steps, the paper's rule and the best of the others that adapt, by their mean loss.
+def survivors(screened: pd.DataFrame, kind: str) -> Sequence[str]:
+    """Schemes that go on for a kind, none before all are screened.
 
-    None before all are screened.
+    Equidistant and falling steps, the paper's rule, the best of the others that adapt, by their mean loss, and those
+    that ask whether a good start is enough.
 
     Args:
         screened: Runs of the screening.
+        kind: The kind.
     """
     if len(screened) < len(TUNING_SEEDS) * len(SCHEMES):
         return []
-    means = screened.groupby("scheme")["loss"].mean().drop([EQUIDISTANT, PAPER, *FIXED]).sort_values()
-    return [EQUIDISTANT, PAPER, FALLING, *means.index[:NUM_SURVIVORS]]
+    number = NUM_SURVIVORS if kind == SCREENED else NUM_ELSEWHERE
+    always = [EQUIDISTANT, PAPER, FALLING]
+    others = screened[~screened["scheme"].isin([*always, *FIXED, *STARTED_SMALL])]
+    best = others.groupby("scheme")["loss"].mean().sort_values().index
+    return [*always, *best[:number], *STARTED_SMALL]
 
 
 def _is_tuned(trials: pd.DataFrame, kind: str) -> bool:
     found = set(zip(trials["kind"], trials["scheme"], trials["seed"], trials["rate"], strict=True))
-    chosen = survivors(_runs("screening"))
+    chosen = survivors(_runs("screening"), kind)
     wanted = {(kind, scheme, seed, rate) for scheme in chosen for seed in TUNING_SEEDS for rate in RATES[kind]}
     return len(wanted) > 0 and wanted <= found
 

@@ -16,6 +16,8 @@ from examples.adapting.schemes import (
     FIXED,
     PAPER,
     SCHEMES,
+    SMALL,
+    STARTED_SMALL,
     AtEqualSteps,
     Scheme,
     UpsideDown,
@@ -96,6 +98,20 @@ def test_with_the_function_kept_a_step_size_is_a_learning_rate(network, batch):
         for one, optimizer in zip((equal, network), optimizers, strict=True):
             gradient_step(one, optimizer, batch)
         assert torch.allclose(equal(batch[0]), network(batch[0]), rtol=0, atol=1e-9)
+
+
+def test_falling_steps_sum_to_one_and_fall_as_they_say():
+    step_sizes = SCHEMES[FALLING].mesh(4)
+    assert step_sizes.sum() == pytest.approx(1)
+    assert (step_sizes[0] / step_sizes).tolist() == pytest.approx([1, 2**0.5, 3**0.5, 2])
+
+
+def test_a_small_start_is_of_what_blocks_add(network, batch):
+    plain = copy.deepcopy(network)
+    SCHEMES[SMALL].begin(network)
+    hidden = network.first(batch[0])
+    for ours, theirs in zip(network.blocks, plain.blocks, strict=True):
+        assert torch.allclose(ours(hidden) - hidden, (theirs(hidden) - hidden) / 8**0.5)
 
 
 def test_upside_down_the_fixed_point_is_the_reciprocal():
@@ -196,9 +212,11 @@ def test_a_goal_is_reached_between_points():
 def test_schemes_go_on_by_their_losses_once_all_are_screened():
     losses = {name: float(place) for place, name in enumerate(SCHEMES)}
     rows = [{"scheme": name, "loss": loss, "seed": seed} for seed in TUNING_SEEDS for name, loss in losses.items()]
-    others = [name for name in SCHEMES if name not in (EQUIDISTANT, PAPER, *FIXED)]
-    assert survivors(pd.DataFrame(rows)) == [EQUIDISTANT, PAPER, FALLING, *others[:3]]
-    assert survivors(pd.DataFrame(rows[:-1])) == []
+    others = [name for name in SCHEMES if name not in (EQUIDISTANT, PAPER, *FIXED, *STARTED_SMALL)]
+    first, last = [EQUIDISTANT, PAPER, FALLING], list(STARTED_SMALL)
+    assert survivors(pd.DataFrame(rows), "gpt 8") == [*first, *others[:3], *last]
+    assert survivors(pd.DataFrame(rows), "vit") == [*first, *others[:1], *last]
+    assert survivors(pd.DataFrame(rows[:-1]), "gpt 8") == []
 
 
 def test_the_rate_with_the_least_mean_loss_is_chosen():
