@@ -50,6 +50,27 @@ class Setting:
     judges: bool = False
     shrink: int = 1
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return NUM_STEPS[self.kind] // self.shrink**2
+
+
+@dataclass(frozen=True)
+class ShorterSetting(Setting):
+    """A training of fewer steps, with a schedule of its own.
+
+    Args:
+        share: Of the steps.
+    """
+
+    share: float = 0.9
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps."""
+        return round(self.share * super().num_steps)
+
 
 def measure(setting: Setting) -> dict[str, Rows]:
     """Train, and follow the loss and the blocks."""
@@ -59,7 +80,7 @@ def measure(setting: Setting) -> dict[str, Rows]:
     network = kind.network(task, kind.num_blocks // setting.shrink)
     scheme = SCHEMES[setting.scheme]
     path = scheme.begin(network)
-    num_steps, size = NUM_STEPS[setting.kind] // setting.shrink**2, kind.batch_size // (2 * setting.shrink)
+    num_steps, size = setting.num_steps, kind.batch_size // (2 * setting.shrink)
     batches = batches_of_size(task.test if setting.judges else task.score, size, _FOR_LOSSES // setting.shrink)
     curve: Rows = []
     looks: Rows = []

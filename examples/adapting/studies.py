@@ -1,4 +1,4 @@
-"""Three studies: all schemes at one learning rate, learning rates for the best of them, and seeds that judge."""
+"""Studies: all schemes at one learning rate, learning rates of the best, seeds that judge, and fewer steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from collections.abc import Sequence
 import pandas as pd
 
 from examples.adapting.figures import all_figures
-from examples.adapting.runs import NUM_STEPS, Setting, measure
+from examples.adapting.runs import NUM_STEPS, Setting, ShorterSetting, measure
 from examples.adapting.schemes import EQUIDISTANT, FALLING, FIXED, PAPER, SCHEMES, STARTED_SMALL
-from examples.adapting.tables import Tables, chosen_rates, judging_tables, screening_tables, tuning_tables
+from examples.adapting.tables import (
+    Tables,
+    chosen_rates,
+    judging_tables,
+    screening_tables,
+    shorter_tables,
+    tuning_tables,
+)
 from examples.paper.__main__ import ROOT
 from examples.paper.study import RUNS, Results, Study
 
@@ -60,6 +67,13 @@ def judging_settings(reduced: bool) -> list[Setting]:
     ]
 
 
+def shorter_settings(reduced: bool) -> list[ShorterSetting]:
+    """Fewer steps, with a schedule of their own, at the learning rates and for the seeds that judge."""
+    chosen = [one for one in judging_settings(reduced) if one.scheme != PAPER]
+    few = ["rates"] if reduced else survivors(_runs("screening"), "")
+    return [ShorterSetting(**vars(one)) for one in chosen if one.scheme in few]
+
+
 def survivors(screened: pd.DataFrame, kind: str) -> Sequence[str]:
     """Schemes that go on for a kind, none before all are screened.
 
@@ -96,8 +110,13 @@ def _tuning_tables(tables: Tables) -> dict[str, pd.DataFrame]:
     return tuning_tables(pd.concat([_runs("screening"), tables[RUNS]]))
 
 
+def _shorter_tables(tables: Tables) -> dict[str, pd.DataFrame]:
+    return shorter_tables(tables, _runs("judging"))
+
+
 STUDIES = (
     Study("screening", screening_settings, measure, all_figures, screening_tables),
     Study("tuning", tuning_settings, measure, lambda _: {}, _tuning_tables),
     Study("judging", judging_settings, measure, all_figures, judging_tables),
+    Study("shorter", shorter_settings, measure, lambda _: {}, _shorter_tables),
 )

@@ -29,6 +29,11 @@ def cell(values: Sequence[float] | np.ndarray, digits: int = 3) -> str:
     return f"{mean:.{digits}f}" if half != half else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def signed(mean: float, half: float) -> str:
+    """A mean of paired differences and its 95 % interval; a star where that leaves 0 out."""
+    return f"{mean:+.3f} ± {half:.3f}{'*' if abs(mean) > half else ''}"
+
+
 def chosen_rates(trials: pd.DataFrame) -> dict[tuple[str, str], float]:
     """The learning rate with the least mean loss over seeds, for each kind and scheme."""
     means = trials.groupby(["kind", "scheme", "rate"])["loss"].mean().reset_index().sort_values("loss")
@@ -49,7 +54,7 @@ def loss_table(tables: Tables) -> pd.DataFrame:
             row |= {"loss": cell(part["loss"].to_numpy()), "metric": cell(part["metric"].to_numpy())}
             if scheme != EQUIDISTANT:
                 shares = needed[(needed["kind"] == kind) & (needed["scheme"] == scheme)]["share"]
-                row["minus equidistant"] = f"{mean:+.3f} ± {half:.3f}{'*' if abs(mean) > half else ''}"
+                row["minus equidistant"] = signed(mean, half)
                 row["share of the steps"] = cell(shares.dropna().to_numpy()) if shares.notna().any() else ""
                 row["seeds that reach it"] = f"{shares.notna().sum()} of {len(shares)}"
             rows.append(row)
@@ -111,7 +116,7 @@ def removal_table(tables: Tables) -> pd.DataFrame:
         if scheme != EQUIDISTANT:
             for name, value in {"increase": "increase", "loss": "loss"}.items():
                 _, mean, half = paired(part, baseline, ["seed"], value)
-                row[f"{name}, minus equidistant"] = f"{mean:+.3f} ± {half:.3f}{'*' if abs(mean) > half else ''}"
+                row[f"{name}, minus equidistant"] = signed(mean, half)
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -124,6 +129,19 @@ def screening_tables(tables: Tables) -> dict[str, pd.DataFrame]:
 def judging_tables(tables: Tables) -> dict[str, pd.DataFrame]:
     """Tables of the seeds that judge."""
     return {"losses": loss_table(tables), "removals": removal_table(tables), "blocks": block_table(tables)}
+
+
+def shorter_tables(tables: Tables, judged: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Final loss after fewer steps, less that of equidistant steps after all of theirs, for the same seeds."""
+    if "runs" not in tables:
+        return {}
+    rows = []
+    for (kind, scheme, share), part in tables["runs"].groupby(["kind", "scheme", "share"], sort=False):
+        baseline = judged[(judged["kind"] == kind) & (judged["scheme"] == EQUIDISTANT)]
+        count, mean, half = paired(part, baseline, ["seed"], "loss")
+        row = {"kind": kind, "scheme": scheme, "share of the steps": share, "seeds": count}
+        rows.append(row | {"loss": cell(part["loss"].to_numpy()), "minus equidistant, all steps": signed(mean, half)})
+    return {"losses": pd.DataFrame(rows)}
 
 
 def tuning_tables(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from examples.adapting import runs
-from examples.adapting.runs import Setting, block_rows, measure
+from examples.adapting.runs import Setting, ShorterSetting, block_rows, measure
 from examples.adapting.schemes import (
     EQUIDISTANT,
     FALLING,
@@ -26,7 +26,7 @@ from examples.adapting.schemes import (
     set_rates,
 )
 from examples.adapting.studies import TUNING_SEEDS, survivors
-from examples.adapting.tables import chosen_rates, first_below, judging_tables, steps_needed
+from examples.adapting.tables import chosen_rates, first_below, judging_tables, shorter_tables, steps_needed
 from examples.layers.kinds import KINDS
 from examples.layers.tasks import Task
 from examples.layers.training import adapted
@@ -202,6 +202,13 @@ def test_an_early_scheme_ends_early(monkeypatch, task):
     assert (gains.loc[4].to_numpy() == gains.loc[40].to_numpy()).all()
 
 
+def test_a_shorter_training_has_fewer_steps_and_ends_with_its_schedule(monkeypatch, task):
+    monkeypatch.setattr(runs, "task_of", lambda name, seed: task)
+    monkeypatch.setitem(runs.NUM_STEPS, "mlp", 40 * 16)
+    found = measure(ShorterSetting("mlp", EQUIDISTANT, 0, 1.0, shrink=4))
+    assert found["runs"][0]["num_steps"] == found["curves"][-1]["step"] == 36
+
+
 def test_a_goal_is_reached_between_points():
     places, losses = np.array([0.5, 0.75, 1.0]), np.array([3.0, 1.0, 2.0])
     assert first_below(places, losses, 2.0) == 0.625
@@ -243,6 +250,8 @@ def test_tables_compare_seed_by_seed():
     needed = steps_needed(tables).groupby("scheme")["share"].unique()
     assert needed[EQUIDISTANT].tolist() == [1]
     assert needed[PAPER].tolist() == [0.75]
+    shorter = shorter_tables({"runs": tables["runs"].assign(share=0.9)}, tables["runs"])["losses"]
+    assert shorter.set_index("scheme").loc[PAPER, "minus equidistant, all steps"] == "-1.000 ± 0.000*"
     found = judging_tables(tables)
     assert found["losses"].set_index("scheme").loc[PAPER, "minus equidistant"] == "-1.000 ± 0.000*"
     assert found["removals"].set_index("scheme").loc[PAPER, "increase, minus equidistant"] == "-1.000 ± 0.000*"
