@@ -64,7 +64,9 @@ def loss_table(tables: Tables) -> pd.DataFrame:
 def steps_needed(tables: Tables) -> pd.DataFrame:
     """After which share of the steps a run's loss is first that of equidistant steps at their end; NaN where never.
 
-    Linear between the points of a curve, on the same batches and for the same seed.
+    Linear between the points of a curve, on the same batches and for the same seed. The learning rate falls to zero, so
+    curves are flat at their end, and a small difference in loss looks like many steps: the study of fewer steps, each
+    with a schedule of its own, says what is saved.
     """
     curves = with_runs(tables, "curves").sort_values("share")
     rows = []
