@@ -10,8 +10,8 @@ STAMP := $(VENV)/.dev
 # Threads that wait by spinning make small networks several times slower as soon as anything else uses a core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all matrix audit lint types docs check examples pictures paper layers faults long-run gpu bench bench-quick package \
-    release-check clean
+.PHONY: demo test test-all matrix audit lint types docs check examples pictures paper layers adapting faults long-run gpu bench bench-quick \
+    package release-check clean
 
 demo: $(TEST)
 	$(BIN)/python examples/digits.py
@@ -91,6 +91,10 @@ paper: $(STAMP)
 layers: $(STAMP)
 	$(BIN)/python -W ignore -m examples.layers
 
+# The study of adapting without a leak, likewise.
+adapting: $(STAMP)
+	$(BIN)/python -W ignore -m examples.adapting
+
 # Every example on reduced settings: that it runs, not what it finds.
 REDUCED := runs/reduced
 ONE_EPOCH := --trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --trainer.default_root_dir ../$(REDUCED)
@@ -104,9 +108,10 @@ examples: $(STAMP)
 	$(BIN)/python examples/hugging_face_trainer.py --max-steps 20
 	$(BIN)/python examples/subclass.py --max-epochs 1 --width 32 --num-layers 8
 	$(BIN)/python examples/gallery.py --max-epochs 20 --width 16 --root $(REDUCED)/gallery --pictures $(REDUCED)/pictures
-	rm -rf $(REDUCED)/paper $(REDUCED)/layers
+	rm -rf $(REDUCED)/paper $(REDUCED)/layers $(REDUCED)/adapting
 	$(BIN)/python -W ignore -m examples.paper --reduced
 	$(BIN)/python -W ignore -m examples.layers --reduced
+	$(BIN)/python -W ignore -m examples.adapting --reduced
 	cd examples && for name in subclass leaky_transformer; do \
 	    $(abspath $(BIN))/lightning-leaky fit --config $$name.yaml $(ONE_EPOCH) || exit 1; done
 

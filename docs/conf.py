@@ -14,7 +14,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lightning-leaky"
-exclude_patterns = ["_build", "paper/**/*.md", "layers/**/*.md"]  # tables, which pages include
+exclude_patterns = ["_build", "paper/**/*.md", "layers/**/*.md", "adapting/**/*.md"]  # tables, which pages include
 
 # Single backticks in docstrings are code: they name arguments, quantities and classes alike.
 default_role = "code"

@@ -1,0 +1,1 @@
+"""Does it help to adapt step-sizes where nothing leaks? Networks that people have, and ways of adapting them."""
