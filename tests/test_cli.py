@@ -66,6 +66,7 @@ MONITOR = {
     "form": "samples",
     "print_layers": True,
     "prefix": "net/",
+    "allow_untested": True,
     "pool_loaders": True,
 }
 ADAPTER = {
@@ -82,6 +83,7 @@ ADAPTER = {
     "padding_mask": "mask",
     "path": "net*",
     "prefix": "net/",
+    "allow_untested": True,
 }
 TEACHER = {
     "dims": [4, 2, 3],
