@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -24,7 +27,16 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_leaky import EnergyMonitor, LeakyResNetModule, StepSizeAdapter, find_leaky_path, make_leaky
+from lightning_leaky import (
+    DataParallelRank,
+    EnergyMonitor,
+    LeakyResNetModule,
+    Readings,
+    StepSizeAdapter,
+    find_leaky_path,
+    make_leaky,
+    measure_path,
+)
 from tests.distributed.fits import GLOBAL_BATCH, NUM_TRAIN, NUM_VAL, Recorder, make_module, make_trainer, samples
 
 Found = dict[str, Any]
@@ -149,6 +161,43 @@ class Ranked(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.samples(NUM_VAL, 2), batch_size=2)
+
+
+class Told(Block):
+    """A block that is told which tokens are real."""
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return what the block does to each token."""
+        return super().forward(hidden)
+
+
+def masked(mesh: DeviceMesh | None, stream: str) -> Readings:
+    """Readings of padded sequences, whose mask every process has for all tokens."""
+    model = Tokens()
+    model.blocks = nn.ModuleList(Told() for _ in range(NUM_BLOCKS)).double()
+    if mesh is not None:
+        split(model, mesh["tensor_parallel"], stream)
+    mask = torch.arange(TOKENS) < torch.arange(1, NUM_VAL + 1)[:, None] % TOKENS + 1
+
+    def run(inputs: Tensor) -> Tensor:
+        hidden = model.first(inputs)
+        for block in model.blocks:
+            hidden = block(hidden, attention_mask=mask)
+        return hidden
+
+    model.forward = run
+    ranks = None if mesh is None else DataParallelRank.of_mesh(mesh["data_parallel"])
+    (inputs, _), quantities = sequences(NUM_VAL, 2).tensors, ["cost_of_identity", "kinetic_energy"]
+    return measure_path(model, [inputs], quantities, layers=Told, data_parallel=ranks)
+
+
+def masks(rank: int, size: int, folder: Path) -> tuple[Readings, str]:
+    """Readings beside whole sequences, and what is said beside pieces of them."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    with pytest.raises(ValueError, match="`padding_mask`") as error:
+        masked(mesh, "pieces")
+    return masked(mesh, "whole"), str(error.value)
 
 
 class SplitNeurons(ParallelStyle):

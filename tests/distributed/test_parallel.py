@@ -45,3 +45,13 @@ def test_step_sizes_are_the_same_bits_on_all_processes(split, alone, case):
 def test_losses_are_those_of_one_process(split, alone, case):
     for found in split:
         torch.testing.assert_close(found[case]["losses"], alone[case]["losses"], rtol=1e-9, atol=0)
+
+
+def test_a_mask_of_whole_sequences_is_not_taken_for_one_of_pieces(tmp_path):
+    alone = parallel.masked(None, "whole")
+    assert 0 < alone.num_samples[0] < parallel.NUM_VAL * parallel.TOKENS
+    for found, said in launch(parallel.masks, 2, tmp_path):
+        assert found.num_samples == alone.num_samples
+        for key, values in alone.quantities.items():
+            torch.testing.assert_close(found[key], values, rtol=1e-9, atol=0)
+        assert "must have shape (10, 2), one entry for each position, got (10, 4)" in said
