@@ -45,7 +45,7 @@ class PathMonitor:
     """Reads a path in a training loop of your own, as `EnergyMonitor` does under a trainer.
 
     Call `batch` around the passes of each (micro-)batch, `read` before each optimizer step, and `detach` at the end.
-    The readings are those of `EnergyMonitor`, bit for bit, and losses stay bit-equal. Of several processes each must
+    The readings are those of `EnergyMonitor`, bit for bit, and losses stay bit-equal. Each of several processes must
     call `read` equally often. Make the monitor after the process group, and before the first pass of a compiled model.
 
     A reading that fails is a warning, once; only a lost process stops the loop.
