@@ -61,7 +61,7 @@ class ShorterSetting(Setting):
     """A training of fewer steps, with a schedule of its own.
 
     Args:
-        share: Of the steps.
+        share: The share of the steps after which it is taken.
     """
 
     share: float = 0.9

@@ -21,37 +21,30 @@ STOP, WARMED_UP = 0.7, 0.05
 
 
 @dataclass(frozen=True)
-class UpsideDown:
-    """A rule's reciprocal: what changes most gets the largest step-size.
+class OfRule:
+    """A rule made from another one.
 
     Args:
-        rule: The rule.
+        rule: The other rule.
     """
 
     rule: StepSizeRule
 
     def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Sums of the rule."""
+        """Sums of the other rule."""
         return self.rule.sums(previous, current)
+
+
+class UpsideDown(OfRule):
+    """A rule's reciprocal: what changes most gets the largest step-size."""
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
         """1/c_l."""
         return 1 / self.rule.distances(sums, step_sizes, effective_depth)
 
 
-@dataclass(frozen=True)
-class AtEqualSteps:
-    """A rule for step-sizes that no block runs with: it takes those of the network, which are equal.
-
-    Args:
-        rule: The rule.
-    """
-
-    rule: StepSizeRule
-
-    def sums(self, previous: Tensor, current: Tensor) -> Tensor:
-        """Sums of the rule."""
-        return self.rule.sums(previous, current)
+class AtEqualSteps(OfRule):
+    """A rule for step-sizes that no block runs with: it takes those of the network, which are equal."""
 
     def distances(self, sums: Tensor, step_sizes: Tensor, effective_depth: float) -> Tensor:
         """c_l at ρ = 1/L."""

@@ -5,12 +5,10 @@ features σ(A) once with `features` and pass them on. All functions compute in f
 differentiable wherever the mathematics is. `second_moments` and `momentum_moments` add up over batches and processes.
 """
 
-from lightning_leaky.functional.block_influence import block_influence
 from lightning_leaky.functional.bounds import Bounds, rank_gap_bounds, speed_bounds
 from lightning_leaky.functional.cost_of_identity import cost_of_identity, potential_energy
 from lightning_leaky.functional.criticality import balancedness_defect, criticality_residual
 from lightning_leaky.functional.features import Activation, features, resolve_activation, resolve_features
-from lightning_leaky.functional.first_order import first_order
 from lightning_leaky.functional.hamiltonian import bottleneck_rank, energy_hamiltonian, hamiltonian, hamiltonian_spread
 from lightning_leaky.functional.k_norm import (
     KNorm,
@@ -23,10 +21,10 @@ from lightning_leaky.functional.kinetic_energy import kinetic_energy, path_lengt
 from lightning_leaky.functional.lagrangian import cross_term, lagrangian
 from lightning_leaky.functional.leaky_step import leak_scale, leaky_step, objective_weight_decay
 from lightning_leaky.functional.moments import MomentumMoments, SecondMoments, momentum_moments, second_moments
+from lightning_leaky.functional.movement import block_influence, first_order, relative_distance, relative_speed
 from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian, pontryagin_residual
 from lightning_leaky.functional.projection import path_projection, principal_coordinate
-from lightning_leaky.functional.relative_speed import relative_distance, relative_speed
 from lightning_leaky.functional.shares import LayerShares, fewest_layers, layer_shares
 from lightning_leaky.functional.spectrum import singular_values, singular_values_from_moments, stable_rank
 from lightning_leaky.functional.step_size_rules import (

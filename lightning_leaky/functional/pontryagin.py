@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional._checks import check_matrices, widen
-from lightning_leaky.functional.first_order import first_order_sums
+from lightning_leaky.functional.movement import first_order_sums
 
 
 def pontryagin_hamiltonian(

@@ -12,7 +12,7 @@ from lightning_leaky.functional._checks import check_non_negative, check_positiv
 from lightning_leaky.functional.features import Activation, features, resolve_features
 from lightning_leaky.functional.k_norm import KNorm, k_inner_products_from_moments
 from lightning_leaky.functional.moments import feature_products, inner_products, split_moments
-from lightning_leaky.functional.relative_speed import relative_speed_of
+from lightning_leaky.functional.movement import relative_speed_of
 from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lightning_leaky.functional._checks import working_dtype
 from lightning_leaky.functional.criticality import criticality_residual_of
-from lightning_leaky.functional.first_order import first_order_sums
 from lightning_leaky.functional.k_norm import k_inner_products_from_moments
 from lightning_leaky.functional.moments import MomentumMoments, feature_products, momentum_moments_of, split_moments
+from lightning_leaky.functional.movement import first_order_sums
 from lightning_leaky.functional.spectrum import singular_values_from_moments
 from lightning_leaky.metrics.base import SumMetric
 from lightning_leaky.metrics.layer_batch import (

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_leaky.functional.block_influence import turn_sums
 from lightning_leaky.functional.moments import MomentumMoments, inner_product, row_product, summed_rows
+from lightning_leaky.functional.movement import turn_sums
 
 FeatureMap: TypeAlias = Callable[[Tensor], Tensor]
 """From A, shape (N, w), to its features σ(A), shape (N, d)."""

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from lightning_leaky.functional.block_influence import block_influence_of
 from lightning_leaky.functional.cost_of_identity import potential_energy_of
 from lightning_leaky.functional.hamiltonian import energy_hamiltonian_of, hamiltonian_of, hamiltonian_spread, rank_of
 from lightning_leaky.functional.kinetic_energy import kinetic_energy_of, path_length_of, speed_of
 from lightning_leaky.functional.lagrangian import lagrangian_of
+from lightning_leaky.functional.movement import block_influence_of, relative_speed_of
 from lightning_leaky.functional.path_median import path_median
 from lightning_leaky.functional.pontryagin import pontryagin_hamiltonian_of, pontryagin_residual_of
-from lightning_leaky.functional.relative_speed import relative_speed_of
 from lightning_leaky.functional.spectrum import stable_rank_of
 from lightning_leaky.functional.step_sizes import distance_squares, relative_distances_of
 from lightning_leaky.metrics.quantity import Quantity, Summary

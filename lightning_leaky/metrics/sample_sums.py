@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_leaky.functional.criticality import criticality_residual_of
-from lightning_leaky.functional.first_order import first_order_sums
 from lightning_leaky.functional.k_norm import (
     KNorm,
     has_smaller_kernel,
@@ -25,6 +24,7 @@ from lightning_leaky.functional.moments import (
     momentum_moments_of,
     split_moments,
 )
+from lightning_leaky.functional.movement import first_order_sums
 from lightning_leaky.functional.single_precision import products_in_float32
 from lightning_leaky.functional.spectrum import singular_values_by_smaller_side
 from lightning_leaky.metrics.layer_batch import MOMENTUM_SUMS, LayerBatch, momentum_sums, velocity_scales

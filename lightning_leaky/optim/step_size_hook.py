@@ -157,7 +157,7 @@ class StepSizeHook:
 
     def end_step(self) -> None:
         """Tell the hook that a step has moved the weights, if it is not `automatic`."""
-        if self._steps is not None:
+        if self._steps is not None and not self._steps.hears:
             self._steps.end_step()
 
     def forget(self) -> None:

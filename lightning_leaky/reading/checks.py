@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lightning_leaky.hooks.capture import Passage, PathCapture
 from lightning_leaky.reading.layout import Layout, axes_told, default_axes, keys_of, other_axes
 from lightning_leaky.reading.passed_batch import Segmentation
+from lightning_leaky.utilities.data_parallel import DataParallelRank
+from lightning_leaky.utilities.processes import num_processes
 
 
 def check_passes(capture: PathCapture, names: Sequence[str]) -> None:
@@ -100,6 +102,27 @@ def layout_told(
         f"The modules in {names[0]!r} do not tell which axis of {shape} is the width. Its "
         f"{shape[taken.index('c')]} neurons are taken, Layout({taken!r}); say `layout` if that is wrong, as {other!r}."
     )
+
+
+def ranks_doubt(model: nn.Module, ranks: DataParallelRank | None) -> str | None:
+    """Say if a model's wrappers and parameters tell otherwise which processes have the same samples."""
+    if num_processes() == 1:
+        return None
+    kinds = [(module, {cls.__name__ for cls in type(module).__mro__}) for module in model.modules()]
+    placements: list[Any] = [getattr(one, "placements", ()) for one in model.parameters()]
+    splits = max(sum(not one.is_replicate() for one in each) for each in [(), *placements])
+    if ranks is None and splits > any("FSDPModule" in names for _, names in kinds):
+        return (
+            "Tensors are split over processes beside data parallelism, and `data_parallel` is None: each process "
+            "counts samples as its own, and momenta may be wrong. Pass DataParallelRank.of_mesh(mesh[...])."
+        )
+    groups: list[Any] = [module for module, names in kinds if "DistributedDataParallel" in names]
+    if ranks is not None and any(one.process_group.size() > ranks.size for one in groups):
+        return (
+            f"`data_parallel` has {ranks.size} ranks, and DDP gives other samples to more processes: momenta are "
+            "wrong. Leave it out, or pass the dimension of the mesh that DDP has."
+        )
+    return None
 
 
 def unused_mask(data: Any) -> str | None:

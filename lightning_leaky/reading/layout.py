@@ -185,8 +185,8 @@ def real_positions(batch: Any, padding_mask: PaddingMask) -> Tensor | None:
 
 
 def keys_of(batch: Any) -> list[str]:
-    """Return all names in a batch."""
-    return list(dict.fromkeys(key for key, _ in _named_parts(batch)))
+    """Return all names in a batch of what is not ``None``."""
+    return list(dict.fromkeys(key for key, part in _named_parts(batch) if part is not None))
 
 
 def _mask_named(batch: Any, name: str) -> Tensor | None:

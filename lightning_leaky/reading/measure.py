@@ -48,7 +48,8 @@ def measure_path(
         layers: Which layers, as of `EnergyMonitor`.
         progress: Whether to show a progress bar in a terminal.
         data_parallel: Which processes have the same samples, as in tensor parallelism; ``None`` if each has its own.
-        **settings: As of `ReadingSettings`; by default `halves` and `exact` are true and `precision` is ``"high"``.
+        **settings: As of `ReadingSettings`; by default `halves` is true and `precision` is ``"high"``, and
+            `exact` is true unless `max_rows` is given.
 
     Returns:
         The readings.
@@ -65,7 +66,7 @@ def measure_path(
         >>> readings["hamiltonian"].shape
         torch.Size([4])
     """
-    usual = {"halves": True, "precision": "high", "exact": True}
+    usual = {"halves": True, "precision": "high", "exact": settings.get("max_rows") is None}
     chosen = ReadingSettings(quantities, weight_decay=weight_decay or None, **{**usual, **settings})
     path = path_of(model, layers, chosen.effective_depth)
     if quantities is None:

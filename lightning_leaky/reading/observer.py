@@ -19,7 +19,7 @@ from lightning_leaky.paths.block_path import BlockPath
 from lightning_leaky.paths.branches import path_or_finder
 from lightning_leaky.paths.leaky_path import LayerWeights, LeakyPath, knows_weights, step_sizes_of
 from lightning_leaky.reading.block_parameters import ParameterReader
-from lightning_leaky.reading.checks import no_room
+from lightning_leaky.reading.checks import no_room, ranks_doubt
 from lightning_leaky.reading.passed_batch import Batch, PassedBatch, Segmentation
 from lightning_leaky.reading.sample import PathSample
 from lightning_leaky.reading.sample_count import SampleCount
@@ -268,6 +268,7 @@ class PathObserver:
 
     def _reader_of(self, path: LeakyPath) -> PathReader:
         if self._reader is None:
+            self._warn(ranks_doubt(self._model, self._count.given))
             recipe = self.settings.recipe(path, self._weight_decay(path))
             self._reader, note = reader_of(self.settings, recipe, self._watched.segmentation.widths)
             self.notes += filter(None, [note])

@@ -36,13 +36,13 @@ class SampleCount:
     """
 
     def __init__(self, data_parallel: DataParallelRank | None = None) -> None:
-        self._data_parallel = data_parallel
+        self.given = data_parallel
         self.reset()
 
     @property
     def data_parallel(self) -> DataParallelRank:
         """Which processes have the same samples; asked anew, because processes may join after this object is made."""
-        return self._data_parallel or DataParallelRank.own()
+        return self.given or DataParallelRank.own()
 
     def reset(self) -> None:
         """Forget every sample."""

@@ -51,7 +51,7 @@ class OptimizerSteps:
         self, optimizer: Optimizer, act: Callable[[Optimizer], None], said: set[str], hears: bool = True
     ) -> None:
         self.optimizer, self._act, self._said = optimizer, act, said
-        self.num_passes, self._is_in_step = 0, False
+        self.num_passes, self._is_in_step, self.hears = 0, False, hears
         hooks = [(optimizer.register_step_pre_hook, self._enter), (optimizer.register_step_post_hook, self._leave)]
         self._handles = [register(hook) for register, hook in hooks] if hears else []
 

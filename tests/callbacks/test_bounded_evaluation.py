@@ -219,3 +219,17 @@ def test_only_samples_that_have_rows_count_as_read(make_trainer):
     """Here each sample is a row, and a layout has left out most of them."""
     readings = evaluate(make_trainer, 50, 5000, max_rows=MAX_ROWS, layout=Layout(max_samples=10))
     assert readings.samples_read == (readings.num_samples[0], 5000)
+
+
+def test_a_bound_makes_a_measurement_one_of_a_part():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(*(torch.nn.Linear(6, 6) for _ in range(3)))
+    batches = list(torch.randn(400, 6).split(50))
+    found, expected, whole = (
+        measure_path(network, batches, ["cost_of_identity"], layers="*", **settings)
+        for settings in ({"max_rows": 40}, {"max_rows": 40, "exact": False}, {})
+    )
+    assert found.is_part
+    assert torch.equal(found["cost_of_identity"], expected["cost_of_identity"])
+    assert not whole.is_part
+    assert not measure_path(network, batches, ["cost_of_identity"], layers="*", max_rows=40, exact=True).is_part

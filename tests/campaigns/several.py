@@ -123,7 +123,7 @@ def draw_told(rng: random.Random, references: References, with_callbacks: bool) 
 
 
 def draw_killed_inside(rng: random.Random, references: References, with_callbacks: bool) -> Disturbance:
-    """Without our callbacks there is no collective of ours: a step is late by nothing, then."""
+    """Without our callbacks no collective is ours, and no step is late."""
     setting, rank = draw_two(rng, with_callbacks), rng.randrange(2)
     number = references(setting).end(0)["calls"].get("processes.collective", 0)
     if not number:

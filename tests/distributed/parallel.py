@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -171,8 +172,8 @@ class Told(Block):
         return super().forward(hidden)
 
 
-def masked(mesh: DeviceMesh | None, stream: str) -> Readings:
-    """Readings of padded sequences, whose mask every process has for all tokens."""
+def masked(mesh: DeviceMesh | None, stream: str, is_told: bool = True) -> Readings:
+    """Readings of padded sequences, whose mask every process has for all tokens; told which samples it has or not."""
     model = Tokens()
     model.blocks = nn.ModuleList(Told() for _ in range(NUM_BLOCKS)).double()
     if mesh is not None:
@@ -186,18 +187,24 @@ def masked(mesh: DeviceMesh | None, stream: str) -> Readings:
         return hidden
 
     model.forward = run
-    ranks = None if mesh is None else DataParallelRank.of_mesh(mesh["data_parallel"])
+    ranks = None if mesh is None or not is_told else DataParallelRank.of_mesh(mesh["data_parallel"])
     (inputs, _), quantities = sequences(NUM_VAL, 2).tensors, ["cost_of_identity", "kinetic_energy"]
     return measure_path(model, [inputs], quantities, layers=Told, data_parallel=ranks)
 
 
-def masks(rank: int, size: int, folder: Path) -> tuple[Readings, str]:
-    """Readings beside whole sequences, and what is said beside pieces of them."""
+def masks(rank: int, size: int, folder: Path) -> tuple[Readings, str, list[list[str]]]:
+    """Readings beside whole sequences, what is said beside pieces, and of `data_parallel`, forgotten or not."""
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (1, size), mesh_dim_names=("data_parallel", "tensor_parallel"))
     with pytest.raises(ValueError, match="`padding_mask`") as error:
         masked(mesh, "pieces")
-    return masked(mesh, "whole"), str(error.value)
+    said = []
+    for is_told in (False, True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = masked(mesh, "whole", is_told)
+        said.append([str(one.message) for one in caught if "`data_parallel`" in str(one.message)])
+    return found, str(error.value), said
 
 
 class SplitNeurons(ParallelStyle):

@@ -50,8 +50,10 @@ def test_losses_are_those_of_one_process(split, alone, case):
 def test_a_mask_of_whole_sequences_is_not_taken_for_one_of_pieces(tmp_path):
     alone = parallel.masked(None, "whole")
     assert 0 < alone.num_samples[0] < parallel.NUM_VAL * parallel.TOKENS
-    for found, said in launch(parallel.masks, 2, tmp_path):
+    for rank, (found, said, of_ranks) in enumerate(launch(parallel.masks, 2, tmp_path)):
         assert found.num_samples == alone.num_samples
         for key, values in alone.quantities.items():
             torch.testing.assert_close(found[key], values, rtol=1e-9, atol=0)
         assert "must have shape (10, 2), one entry for each position, got (10, 4)" in said
+        forgotten, told = of_ranks
+        assert (len(forgotten), told) == (1 - rank, [])  # the first process speaks

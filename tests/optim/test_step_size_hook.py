@@ -724,3 +724,24 @@ def test_an_attached_hook_that_scales_and_moves_can_be_copied(follow):
     copied = pickle.loads(pickle.dumps(copy.deepcopy(hook)))
     assert not copied.is_attached
     assert hook.is_attached
+
+
+# Steps that somebody else tells.
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_each_step_counts_once_whoever_tells_it(make_network, automatic):
+    """An automatic hook hears its optimizer; another one hears only `end_step`."""
+    torch.manual_seed(0)
+    network, inputs = make_network(), torch.randn(4, 7, 3)
+    expected = copy.deepcopy(network)
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (network, expected)]
+    hook = StepSizeHook(network, every_n_steps=1).attach(optimizers[0], automatic=automatic)
+    other = StepSizeHook(expected, every_n_steps=1).attach(optimizers[1])
+    for batch in inputs:
+        train(expected, optimizers[1], [batch])
+        train(network, optimizers[0], [batch])
+        hook.end_step()
+        assert hook.num_steps == other.num_steps
+        assert torch.equal(network.step_sizes, expected.step_sizes)
+    assert float((network.step_sizes - 1 / len(network.step_sizes)).abs().max()) > 1e-4

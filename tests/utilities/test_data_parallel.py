@@ -49,6 +49,13 @@ def test_pieces_add_up(standings):
     assert standings([0, 0], [rows(4, 1), rows(3, 2)]) == [(False, True, 7), (False, False, 7)]
 
 
+@pytest.mark.parametrize("place", range(20))
+def test_pieces_that_differ_in_one_row_add_up(standings, place):
+    other = rows(20, 1)
+    other[place] = -other[place]
+    assert standings([0, 0], [rows(20, 1), other]) == [(False, True, 40), (False, False, 40)]
+
+
 def test_other_ranks_have_their_own_samples(standings):
     """Even if these are the same: a data set may repeat itself."""
     four = [rows(5, 1), rows(5, 1), rows(5, 1), rows(2, 3)]
