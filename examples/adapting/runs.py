@@ -61,7 +61,7 @@ class ShorterSetting(Setting):
     """A training of fewer steps, with a schedule of its own.
 
     Args:
-        share: The share of the steps after which it is taken.
+        share: The share of the usual steps that it takes.
     """
 
     share: float = 0.9

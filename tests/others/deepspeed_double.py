@@ -4,8 +4,8 @@
 DeepSpeedStrategy and DeepSpeedPrecision are the real ones, so that the order of hooks is Lightning's. What the engine
 does was seen in DeepSpeed 0.19.8, and `tests/gpu/deepspeed_check.py` compares with the real one. It is as there that
 
-- `trainer.optimizers[0]` is not a torch optimizer. The one inside it steps flat float32 copies, once a parameter group at
-  stages 1 and 2, once a sub-group at stage 3, and not at all if fp16 overflows;
+- `trainer.optimizers[0]` is not a torch optimizer. The one inside it steps flat float32 copies, once a parameter group
+  at stages 1 and 2, once a sub-group at stage 3, and not at all if fp16 overflows;
 - weights change through `.data`, so that their `_version` does not;
 - Lightning and the engine both divide the loss by the number of micro-batches, and fp16 multiplies it by a scale;
 - `on_before_optimizer_step` comes with every micro-batch, and `.grad` is then None, but at stage 1 before the last one;
